@@ -1,0 +1,135 @@
+"""The `LIGHTBUS` setting: typed, read lazily, checked with every problem named."""
+
+import difflib
+import os
+import random
+import re
+import secrets
+import socket
+import string
+from functools import lru_cache
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+from django.conf import settings as django_settings
+from django.core.signals import setting_changed
+from msgspec import Meta
+
+from .exceptions import ConfigurationError
+
+Name = Annotated[str, Meta(min_length=1, max_length=100)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
+    """What `settings.LIGHTBUS` may hold. Times are in seconds."""
+
+    service_name: Name
+    process_name: Name = "{random4}"
+    url: Annotated[str, Meta(pattern="^(redis|rediss|unix)://")] = "redis://localhost:6379/0"
+    stream_use: Literal["per_api", "per_event"] = "per_api"
+    batch_size: Annotated[int, Meta(ge=1, le=10_000)] = 100
+    acknowledgement_timeout: Seconds = 60.0
+    reclaim_interval: Seconds = 5.0
+    consumer_ttl: Seconds = 2_592_000.0
+    max_attempts: Annotated[int, Meta(ge=1, le=1_000)] = 5
+    retry_backoff: Seconds = 10.0
+    retry_backoff_max: Seconds = 3600.0
+    redis_timeout: Annotated[float, Meta(gt=0, le=60)] = 1.0
+
+
+class Problem(NamedTuple):
+    """One thing wrong with the setting, in words for its user."""
+
+    id: str
+    message: str
+    hint: str
+
+
+def get_settings() -> Settings:
+    """Return the settings now in force.
+
+    Raises:
+        ConfigurationError: the first problem of `settings.LIGHTBUS`, with the way out.
+    """
+    return _load()
+
+
+@lru_cache(maxsize=1)
+def _load() -> Settings:
+    raw = getattr(django_settings, "LIGHTBUS", None)
+    for problem in find_problems(raw):
+        raise ConfigurationError(f"{problem.message} {problem.hint}")
+    return msgspec.convert(raw, Settings)
+
+
+def _forget(*, setting: str, **kwargs: Any) -> None:
+    if setting == "LIGHTBUS":
+        _load.cache_clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="lightbus_django.conf")
+
+
+def find_problems(raw: Any) -> list[Problem]:
+    """Return all that is wrong with `raw`, the value of `settings.LIGHTBUS`."""
+    if not isinstance(raw, dict):
+        example = 'LIGHTBUS = {"SERVICE_NAME": "price-monitor"}'
+        return [Problem("E001", "settings.LIGHTBUS must be a dict.", f"For example: {example}")]
+    fields = {field.encode_name: field for field in msgspec.structs.fields(Settings)}
+    problems = []
+    if "SERVICE_NAME" not in raw:
+        problems.append(
+            Problem(
+                "E002",
+                'settings.LIGHTBUS["SERVICE_NAME"] is missing.',
+                "Name this service; all its processes share the name, such as 'price-monitor'.",
+            )
+        )
+    for key, value in raw.items():
+        if key not in fields:
+            near = difflib.get_close_matches(str(key).upper(), fields, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(fields)}."
+            problems.append(Problem("E003", f"settings.LIGHTBUS has no key {key!r}.", hint))
+            continue
+        try:
+            msgspec.convert(value, fields[key].type)
+            if key.endswith("_NAME"):
+                format_name(value)
+        except (msgspec.ValidationError, ConfigurationError) as error:
+            # Not the value itself: a URL may hold a password.
+            problems.append(
+                Problem("E004", f'settings.LIGHTBUS["{key}"] is not usable: {error}.', "See Settings in the README.")
+            )
+    return problems
+
+
+_ADJECTIVES = "brave bright calm clever eager gentle happy jolly kind lively proud quick quiet swift".split()
+_NOUNS = "badger beaver crane falcon fox heron ibex lynx marten otter owl raven swan wren".split()
+
+
+def format_name(template: str) -> str:
+    """Fill Lightbus's placeholders: {hostname} {pid} {random4} {random8} {random16} {friendly}.
+
+    Raises:
+        ConfigurationError: the template has another placeholder or is malformed.
+    """
+    letters = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(16))
+    placeholders = {
+        "hostname": socket.gethostname().lower(),
+        "pid": os.getpid(),
+        "random4": letters[:4],
+        "random8": letters[:8],
+        "random16": letters,
+        "friendly": f"{random.choice(_ADJECTIVES)}-{random.choice(_NOUNS)}-{random.randint(0, 999)}",
+    }
+    try:
+        return template.format(**placeholders)
+    except (LookupError, ValueError, AttributeError) as error:
+        known = " ".join(f"{{{name}}}" for name in placeholders)
+        raise ConfigurationError(f"the name {template!r} is not made of text and {known}") from error
+
+
+def is_random(template: str) -> bool:
+    """Whether each start of a process makes another name of `template`."""
+    return re.search(r"\{(random\d+|friendly|pid)\W", template) is not None

@@ -1,0 +1,41 @@
+"""One tree of errors; whatever this package raises on purpose is a LightbusError."""
+
+
+class LightbusError(Exception):
+    """Base of every error that lightbus_django raises."""
+
+
+class ConfigurationError(LightbusError):
+    """A setting or a listener is declared in a way that cannot work."""
+
+
+class InvalidEvent(LightbusError):
+    """An event that cannot be fired as it is: nothing was published and no row was written."""
+
+
+class InvalidEventName(InvalidEvent):
+    """The event name is not `api_name.event`."""
+
+
+class InvalidPayload(InvalidEvent):
+    """A payload key or value has no form on the bus."""
+
+
+class UnreadableEvent(LightbusError):
+    """An event that no retry can mend: it can't be read, or does not fit its handler."""
+
+
+class BusError(LightbusError):
+    """Redis answered with an error."""
+
+
+class GroupMissing(BusError):
+    """The stream or the consumer group that was read from is gone."""
+
+
+class BusUnavailable(BusError):
+    """Redis can't be reached, or can't serve for now."""
+
+
+class DatabaseUnavailable(LightbusError):
+    """The database can't be reached, or can't serve for now; nothing was committed."""

@@ -1,0 +1,236 @@
+"""`@listens_to` and the registry of listeners."""
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import Any, TypeVar, get_type_hints
+
+import msgspec
+from asgiref.sync import async_to_sync, iscoroutinefunction
+from django.utils import timezone
+
+from .exceptions import ConfigurationError, UnreadableEvent
+from .messages import MAX_NAME_LENGTH, EventMessage, split_name
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+_STREAM_ID = re.compile(r"\d{1,20}(-\d{1,20})?")
+
+
+@dataclass(frozen=True, eq=False)
+class Listener:
+    """A handler, the events it wants, and how."""
+
+    handler: Callable[..., Any]
+    events: tuple[str, ...]
+    listener_name: str
+    consumer_group: str | None = None
+    idempotent: bool = True
+    using: str | None = None
+    start: str | datetime = "new"
+
+    def group(self, service_name: str) -> str:
+        """Return the consumer group of this listener in the service `service_name`."""
+        return self.consumer_group or f"{service_name}-{self.listener_name}".replace("_", "-")
+
+    @property
+    def path(self) -> str:
+        """Where the handler is, for people."""
+        return f"{self.handler.__module__}.{self.handler.__qualname__}"
+
+    @property
+    def start_id(self) -> str:
+        """The stream id behind which a new consumer group starts."""
+        if isinstance(self.start, datetime):
+            start = self.start if timezone.is_aware(self.start) else timezone.make_aware(self.start)
+            milliseconds = (start - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+            return f"{milliseconds - 1}-{2**64 - 1}"
+        return {"new": "$", "beginning": "0"}.get(self.start, self.start)
+
+    def call(self, message: EventMessage) -> None:
+        """Run the handler.
+
+        Raises:
+            UnreadableEvent: the payload does not fit the handler's arguments.
+            Exception: whatever the handler raises.
+        """
+        arguments = self._arguments.read(message.payload)
+        self._call(message, **arguments)
+
+    @cached_property
+    def _call(self) -> Callable[..., Any]:
+        # async_to_sync runs the handler's ORM calls in this thread, so within the transaction
+        # that holds the idempotency key; an event loop of our own would not.
+        return async_to_sync(self.handler) if iscoroutinefunction(self.handler) else self.handler
+
+    @cached_property
+    def _arguments(self) -> "_Arguments":
+        return _Arguments(self.handler)
+
+    def check(self) -> None:
+        """Raise ConfigurationError if the handler can't be called with an event."""
+        self._arguments  # noqa: B018
+
+
+class _Arguments:
+    """How to make a handler's keyword arguments of a payload; worked out once."""
+
+    def __init__(self, handler: Callable[..., Any]) -> None:
+        path = f"{handler.__module__}.{handler.__qualname__}"
+        try:
+            hints = get_type_hints(handler, include_extras=True)
+        except (NameError, TypeError) as error:
+            raise ConfigurationError(f"The annotations of the handler {path} can't be read: {error}.") from error
+        parameters = list(inspect.signature(handler).parameters.values())
+        if not parameters or parameters[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
+            raise ConfigurationError(f"The handler {path} takes no event: its first argument must be one, as in (event, **kwargs).")
+        self.first = parameters[0].name if parameters[0].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD else None
+        self.types: dict[str, Any] = {}
+        self.required: list[str] = []
+        self.takes_all = False
+        self.rest: Any = Any
+        for parameter in parameters[1:]:
+            hint = hints.get(parameter.name, Any)
+            if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+                raise ConfigurationError(f"The handler {path} can't be given {parameter.name!r} by its name: take it from in front of the '/'.")
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                self.takes_all, self.rest = True, hint
+            elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
+                self.types[parameter.name] = hint
+                if parameter.default is inspect.Parameter.empty:
+                    self.required.append(parameter.name)
+        for name, hint in self.types.items():
+            try:
+                msgspec.json.Decoder(hint)
+            except TypeError as error:
+                raise ConfigurationError(f"The argument {name!r} of the handler {path} has a type that no JSON converts to: {error}") from error
+
+    def read(self, payload: dict[str, Any]) -> dict[str, Any]:
+        for name in self.required:
+            if name not in payload:
+                raise UnreadableEvent(f"the handler's argument {name!r} is missing from the event")
+        arguments = {}
+        for name, value in payload.items():
+            hint = self.types.get(name, self.rest)
+            if name == self.first or (name not in self.types and not self.takes_all):
+                continue
+            try:
+                arguments[name] = value if hint is Any else msgspec.convert(value, hint, strict=False, dec_hook=_from_bus)
+            except (msgspec.ValidationError, ValueError, TypeError) as error:
+                raise UnreadableEvent(f"the handler's argument {name!r} can't be made of the event: {error}") from error
+        return arguments
+
+
+def _from_bus(hint: Any, value: Any) -> Any:
+    """Convert to a type that msgspec does not know; `__from_bus__` is Lightbus's hook for it."""
+    if hasattr(hint, "__from_bus__"):
+        return hint.__from_bus__(value)
+    raise NotImplementedError(f"{hint!r} has no __from_bus__()")
+
+
+class Registry:
+    """The listeners of a process, in the order of their declaration."""
+
+    def __init__(self) -> None:
+        self._listeners: list[Listener] = []
+
+    def __iter__(self) -> Iterator[Listener]:
+        return iter(self._listeners)
+
+    def add(self, listener: Listener) -> None:
+        """Add a listener.
+
+        Raises:
+            ConfigurationError: another listener has its consumer group.
+        """
+        # In lower case, for a database that ignores case would take the groups for one.
+        group = listener.group("").lower()
+        for other in self._listeners:
+            if other.group("").lower() == group:
+                raise ConfigurationError(
+                    f"{other.path} and {listener.path} are of one consumer group "
+                    f"({listener.consumer_group or listener.listener_name!r}), so each would get only a part of the events. "
+                    f"Give one of them another listener_name."
+                )
+        self._listeners.append(listener)
+
+    def select(self, listener_names: Iterable[str] | None = None) -> list[Listener]:
+        """Return the listeners of these names, all without names.
+
+        Raises:
+            ConfigurationError: there is no listener of such a name; or a handler can't take an event.
+        """
+        by_name = {listener.listener_name: listener for listener in self}
+        for name in listener_names or ():
+            if name not in by_name:
+                raise ConfigurationError(f"There is no listener {name!r}. Known: {', '.join(by_name) or 'none'}.")
+        listeners = [by_name[name] for name in dict.fromkeys(listener_names)] if listener_names else list(self)
+        for listener in listeners:
+            listener.check()
+        return listeners
+
+    def remove(self, listener: Listener) -> None:
+        self._listeners.remove(listener)
+
+
+registry = Registry()
+
+
+def listens_to(
+    events: str | Iterable[str],
+    *,
+    listener_name: str | None = None,
+    consumer_group: str | None = None,
+    idempotent: bool = True,
+    using: str | None = None,
+    start: str | datetime = "new",
+) -> Callable[[Handler], Handler]:
+    """Register a function as the handler of one or more events; it comes back unchanged.
+
+    The handler is called as `handler(event, **payload)`: the EventMessage, and the payload keys it
+    names (all of them if it has `**kwargs`), converted to its annotations.
+
+    Args:
+        events: event name or names, such as "competitor_prices.changed".
+        listener_name: tells this listener from the service's others; the function's name if not given.
+        consumer_group: the whole name of the consumer group, instead of
+            `{service_name}-{listener_name}` with hyphens for underscores.
+        idempotent: commit an idempotency key together with the handler's writes, so that an event
+            has its effects in the database once. False gives that up for speed.
+        using: alias of the database that the handler writes to, where its keys are kept too.
+        start: where a consumer group that does not exist yet starts: "new", "beginning", a datetime
+            (events from then on) or a stream id (events after it).
+
+    Raises:
+        ConfigurationError: an argument can't work, or another listener has the same consumer group.
+        InvalidEventName: an event name is not `api_name.event`.
+    """
+    names = (events,) if isinstance(events, str) else tuple(dict.fromkeys(events))
+    if not names:
+        raise ConfigurationError("@listens_to needs at least one event name.")
+    for name in names:
+        split_name(name)
+    if isinstance(start, str) and start not in ("new", "beginning") and not _STREAM_ID.fullmatch(start):
+        raise ConfigurationError(f"start={start!r} is not 'new', 'beginning', a datetime or a stream id such as '1700000000000-0'.")
+    for argument in (listener_name, consumer_group):
+        if argument is not None and not (argument.strip() and argument.isprintable() and len(argument) <= MAX_NAME_LENGTH // 2):
+            raise ConfigurationError(f"{argument!r} can't name a listener: use up to {MAX_NAME_LENGTH // 2} printable characters.")
+
+    def register(handler: Handler) -> Handler:
+        registry.add(
+            Listener(
+                handler=handler,
+                events=names,
+                listener_name=listener_name or handler.__name__,
+                consumer_group=consumer_group,
+                idempotent=idempotent,
+                using=using,
+                start=start,
+            )
+        )
+        return handler
+
+    return register

@@ -1,0 +1,59 @@
+import argparse
+import logging
+import signal
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from lightbus_django.conf import format_name, get_settings
+from lightbus_django.exceptions import LightbusError
+from lightbus_django.listeners import registry
+from lightbus_django.processes import run_processes
+from lightbus_django.worker import Worker
+
+logger = logging.getLogger("lightbus_django")
+
+
+def positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+class Command(BaseCommand):
+    help = "Run the listeners of this service, and relay what is left in the outbox."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--service-name", help="instead of the setting SERVICE_NAME")
+        parser.add_argument("--process-name", help="instead of the setting PROCESS_NAME")
+        parser.add_argument("--listener", action="append", metavar="NAME", help="run only this listener; repeatable")
+        parser.add_argument("--processes", type=positive, default=1, metavar="N", help="run N processes, named NAME-1 to NAME-N")
+        parser.add_argument("--burst", action="store_true", help="end when nothing is left to do")
+        parser.add_argument(
+            "--stop-timeout", type=float, default=30.0, metavar="SECONDS", help="how long a stop waits for the event in hand (30)"
+        )
+
+    def handle(self, **options: Any) -> None:
+        if not logger.hasHandlers():  # the project's LOGGING says nothing of us
+            logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+            logger.setLevel(logging.INFO if options["verbosity"] else logging.WARNING)
+        try:
+            settings = get_settings()
+            service_name = format_name(options["service_name"] or settings.service_name)
+            process_name = format_name(options["process_name"] or settings.process_name)
+            if options["processes"] > 1:
+                code = run_processes(options["processes"], process_name, stop_timeout=options["stop_timeout"] + 5)
+                if code:
+                    raise CommandError("A process did not end well; see its log.", returncode=code)
+                return
+            listeners = registry.select(options["listener"])
+            worker = Worker(listeners, service_name=service_name, process_name=process_name, settings=settings)
+            for line in worker.describe():
+                logger.info(line)
+            worker.stop_on_signals(signal.SIGTERM, signal.SIGINT)
+            if options["burst"]:
+                worker.run_burst()
+            else:
+                worker.run(stop_timeout=options["stop_timeout"])
+        except LightbusError as error:
+            raise CommandError(str(error)) from error

@@ -1,0 +1,256 @@
+"""EventMessage and its form on the bus, the one that Lightbus gave it."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import re
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from functools import lru_cache
+from typing import Any, NoReturn
+
+import msgspec
+from django.utils.functional import Promise
+
+from .exceptions import InvalidEventName, InvalidPayload, UnreadableEvent
+
+Fields = dict[bytes, bytes]
+"""One entry of a stream, as Redis holds it."""
+
+MAX_NAME_LENGTH = 200
+NOOP: Fields = {b"": b""}
+_EVENT_NAME = re.compile(r"[\w-]+(\.[\w-]+)+")
+_SAFE_KEY = re.compile(r"[0-9a-z_:./*-]{1,72}")
+
+
+class EventMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """One fired event.
+
+    `payload` is what was fired; in a handler, as JSON knows it (the handler's arguments are
+    converted to its annotations). `stream_id` is None until the event is on the bus. `attempt`
+    counts the deliveries to this consumer group, from 1.
+    """
+
+    id: str
+    api_name: str
+    event_name: str
+    version: int = 1
+    payload: dict[str, Any]
+    stream_id: str | None = None
+    attempt: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.api_name}.{self.event_name}"
+
+    @property
+    def published_at(self) -> datetime | None:
+        """When Redis took the event, by its stream id; aware, in UTC."""
+        if self.stream_id is None:
+            return None
+        milliseconds = int(self.stream_id.partition("-")[0])
+        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds)
+
+
+def new_message(name: str, payload: dict[str, Any]) -> EventMessage:
+    """Return a message with a new id.
+
+    Raises:
+        InvalidEventName: `name` is not `api_name.event`.
+    """
+    api_name, event_name = split_name(name)
+    return EventMessage(id=str(uuid7()), api_name=api_name, event_name=event_name, payload=payload)
+
+
+@lru_cache(maxsize=4096)
+def split_name(name: str) -> tuple[str, str]:
+    """Return API name and event of an event name; the event is what follows the last dot."""
+    if not isinstance(name, str) or not _EVENT_NAME.fullmatch(name) or len(name) > MAX_NAME_LENGTH:
+        raise InvalidEventName(
+            f"{name!r} is not an event name: it takes an API name, a dot and an event, such as "
+            f"'competitor_prices.changed', of letters, digits, '_' and '-', {MAX_NAME_LENGTH} at most"
+        )
+    api_name, _, event_name = name.rpartition(".")
+    return api_name, event_name
+
+
+def stream_key(name: str, stream_use: str) -> str:
+    """Return the key of the stream that carries the event `name`, as Lightbus names it."""
+    if stream_use == "per_event":
+        return f"{name}:stream"
+    return f"{split_name(name)[0]}.*:stream"
+
+
+def event_key(event_id: str) -> str:
+    """Return the id as the database keys it: itself, or a digest of it.
+
+    Third parties may choose any string. Digested is what is longer than the column, and what some
+    database takes for another one: MariaDB, for instance, ignores case and trailing spaces.
+    """
+    if _SAFE_KEY.fullmatch(event_id):
+        return event_id
+    return "sha256:" + hashlib.sha256(event_id.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+# --- Encoding ---------------------------------------------------------------------------------
+
+
+def encode_payload(payload: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the JSON of each value.
+
+    Raises:
+        InvalidPayload: naming the key, and the type of a value that has no form on the bus.
+    """
+    encoded = {}
+    for key, value in payload.items():
+        if not isinstance(key, str) or not key or not key.isprintable():
+            raise InvalidPayload(f"payload key {key!r} can't be a field on the bus: use a plain, non-empty string")
+        try:
+            encoded[key] = _encode(value if type(value) in _PLAIN else _deform(value))
+        except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+            raise InvalidPayload(
+                f"payload key {key!r}: a {type(value).__qualname__} can't be put on the bus ({error})"
+            ) from error
+    return encoded
+
+
+def encode(message: EventMessage, payload: Mapping[str, bytes]) -> Fields:
+    """Return the fields of a message whose payload is encoded already."""
+    fields = {
+        b"id": message.id.encode(),
+        b"api_name": message.api_name.encode(),
+        b"event_name": message.event_name.encode(),
+        b"version": str(message.version).encode(),
+    }
+    for key, value in payload.items():
+        fields[b":" + key.encode()] = value
+    return fields
+
+
+def _deform(value: Any) -> Any:
+    """Bring to msgspec what it does not know, or writes otherwise than Lightbus does."""
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{value} is not a JSON number")
+        return float(value)
+    if hasattr(value, "__to_bus__"):
+        return _deform(value.__to_bus__())
+    if isinstance(value, Enum):
+        return _deform(value.value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, Mapping):
+        return {_deform(key): _deform(item) for key, item in value.items()}
+    if hasattr(value, "_asdict"):  # named tuples are objects on the bus
+        return _deform(value._asdict())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_deform(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _deform(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, (complex, Promise)):
+        return str(value)
+    return value
+
+
+def _refuse(value: Any) -> NoReturn:
+    raise TypeError(f"no JSON form for {type(value).__module__}.{type(value).__qualname__}")
+
+
+_PLAIN = frozenset({str, int, bool, type(None), Decimal, datetime, date, uuid.UUID, bytes})
+_encode = msgspec.json.Encoder(enc_hook=_refuse).encode
+
+
+# --- Decoding ---------------------------------------------------------------------------------
+
+
+def decode(fields: Mapping[bytes, bytes], stream_id: str, attempt: int = 1) -> EventMessage:
+    """Return the message that `fields` hold.
+
+    Raises:
+        UnreadableEvent: saying what is wrong with which field.
+    """
+    payload: dict[str, Any] = {}
+    metadata: dict[bytes, str] = {}
+    for name, value in fields.items():
+        try:
+            if name[:1] == b":":
+                payload[name[1:].decode()] = _decode_json(value)
+            else:
+                metadata[name] = value.decode()
+        except UnicodeDecodeError as error:
+            raise UnreadableEvent(f"field {name!r} is not UTF-8: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise UnreadableEvent(f"field {name!r} is not JSON: {error}") from error
+    for required in (b"id", b"api_name", b"event_name", b"version"):
+        if not metadata.get(required):
+            raise UnreadableEvent(f"the metadata field {required.decode()!r} is missing or empty")
+    try:
+        version = int(metadata[b"version"])
+    except ValueError:
+        raise UnreadableEvent(f"the version is not a whole number: {metadata[b'version']!r:.50}") from None
+    return EventMessage(
+        id=metadata[b"id"],
+        api_name=metadata[b"api_name"],
+        event_name=metadata[b"event_name"],
+        version=version,
+        payload=payload,
+        stream_id=stream_id,
+        attempt=attempt,
+    )
+
+
+def _decode_json(value: bytes) -> Any:
+    try:
+        return _msgspec_decode(value)
+    except msgspec.DecodeError:
+        # The standard library reads what Python writes beyond JSON, and Lightbus is written in
+        # Python: NaN and Infinity.
+        return json.loads(value.decode())
+
+
+_msgspec_decode = msgspec.json.Decoder().decode
+
+
+def dump_fields(fields: Mapping[bytes, bytes]) -> str:
+    """Return any fields as JSON text that every database stores; nothing of them is lost."""
+    pairs = [[name.decode(errors="surrogateescape"), value.decode(errors="surrogateescape")] for name, value in fields.items()]
+    return json.dumps(pairs)
+
+
+def load_fields(text: str) -> Fields:
+    """The reverse of `dump_fields`."""
+    return {name.encode(errors="surrogateescape"): value.encode(errors="surrogateescape") for name, value in json.loads(text)}
+
+
+# --- Event ids --------------------------------------------------------------------------------
+
+_uuid_lock = threading.Lock()
+_last_uuid_bits = 0
+
+
+def uuid7() -> uuid.UUID:
+    """Return a version 7 UUID (RFC 9562), greater than every earlier one of this process.
+
+    The standard library has it from Python 3.14 on.
+    """
+    global _last_uuid_bits
+    random_bits = int.from_bytes(os.urandom(10), "big") >> 6
+    with _uuid_lock:
+        bits = (time.time_ns() // 1_000_000) << 74 | random_bits
+        if bits >> 74 <= _last_uuid_bits >> 74:
+            bits = _last_uuid_bits + 1 + (random_bits & 0xFFFFFFFF)
+        _last_uuid_bits = bits
+    high, low = bits >> 62, bits & (1 << 62) - 1
+    timestamp, random_a = high >> 12, high & 0xFFF
+    return uuid.UUID(int=timestamp << 80 | 7 << 76 | random_a << 64 | 2 << 62 | low)

@@ -1,0 +1,141 @@
+"""The tables: what was processed, what failed, what waits to be published."""
+
+from datetime import datetime
+from typing import ClassVar
+
+from django.db import models, transaction
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from .messages import MAX_NAME_LENGTH, EventMessage, decode, load_fields, uuid7
+
+KEY_LENGTH = 80
+
+
+class ProcessedEvent(models.Model):
+    """An idempotency key: this consumer group has this event's effects, or its failure, in the database.
+
+    No index but two: rows come and go in the order of `id`, so age is found along it, and the unique
+    constraint starts with the event id, which comes in order too and is what people search for.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    event_id = models.CharField(_("event id"), max_length=KEY_LENGTH)
+    consumer_group = models.CharField(_("consumer group"), max_length=MAX_NAME_LENGTH + 1)
+    event_name = models.CharField(_("event"), max_length=MAX_NAME_LENGTH)
+    processed_at = models.DateTimeField(_("processed at"), default=timezone.now)
+
+    class Meta:
+        verbose_name = _("processed event")
+        verbose_name_plural = _("processed events")
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["event_id", "consumer_group"], name="lightbus_processed_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.event_name} {self.event_id}"
+
+
+class FailedEventQuerySet(models.QuerySet["FailedEvent"]):
+    def due(self, now: datetime) -> "FailedEventQuerySet":
+        return self.filter(next_attempt_at__lte=now)
+
+    def claim_due(self, consumer_group: str, now: datetime, lease_until: datetime) -> "FailedEvent | None":
+        """Take the retry that is due longest, counting its attempt before it is made."""
+        features = transaction.get_connection(self.db).features
+        with transaction.atomic(using=self.db):
+            failed = (
+                self.due(now)
+                .filter(consumer_group=consumer_group)
+                .select_for_update(skip_locked=features.has_select_for_update_skip_locked)
+                .order_by("next_attempt_at")
+                .first()
+            )
+            if failed is None:
+                return None
+            taken = self.filter(pk=failed.pk, attempts=failed.attempts, next_attempt_at=failed.next_attempt_at)
+            if not taken.update(attempts=failed.attempts + 1, next_attempt_at=lease_until):
+                return None  # where nothing can be locked, another process was faster
+        failed.attempts += 1
+        return failed
+
+
+class FailedEvent(models.Model):
+    """A handling that raised. With a next attempt it is *retrying*, without one it is a *dead letter*."""
+
+    id = models.BigAutoField(primary_key=True)
+    event_id = models.CharField(_("event id"), max_length=KEY_LENGTH)
+    consumer_group = models.CharField(_("consumer group"), max_length=MAX_NAME_LENGTH + 1)
+    event_name = models.CharField(_("event"), max_length=MAX_NAME_LENGTH)
+    stream = models.CharField(_("stream"), max_length=MAX_NAME_LENGTH + 20)
+    stream_id = models.CharField(_("stream id"), max_length=41)
+    fields = models.TextField(_("content"), help_text=_("The entry as it stood in the stream."))
+    error = models.TextField(_("error"))
+    traceback = models.TextField(_("traceback"), blank=True)
+    attempts = models.PositiveIntegerField(_("attempts"), default=1)
+    failed_at = models.DateTimeField(_("failed at"), default=timezone.now)
+    next_attempt_at = models.DateTimeField(_("next attempt at"), null=True, blank=True)
+
+    objects = FailedEventQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("failed event")
+        verbose_name_plural = _("failed events")
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["event_id", "consumer_group"], name="lightbus_failed_once"),
+        ]
+        indexes: ClassVar = [models.Index(fields=["next_attempt_at"], name="lightbus_failed_due")]
+        permissions: ClassVar = [
+            ("retry_failedevent", "Can retry failed events"),
+            ("discard_failedevent", "Can discard failed events"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.event_name} {self.event_id}"
+
+    @property
+    def is_dead_letter(self) -> bool:
+        return self.next_attempt_at is None
+
+    def message(self) -> EventMessage:
+        """Return the event as it is given to its handler; raises UnreadableEvent."""
+        return decode(load_fields(self.fields), self.stream_id, attempt=self.attempts)
+
+    def retry_now(self) -> None:
+        """Make the event due at once, with all its attempts before it."""
+        self.attempts, self.next_attempt_at = 0, timezone.now()
+        self.save(update_fields=["attempts", "next_attempt_at"])
+
+    def discard(self) -> None:
+        """Give the event up: for its consumer group it counts as processed from now on."""
+        with transaction.atomic(using=self._state.db):
+            manager = ProcessedEvent.objects.using(self._state.db)
+            key = ProcessedEvent(event_id=self.event_id, consumer_group=self.consumer_group, event_name=self.event_name)
+            manager.bulk_create([key], ignore_conflicts=True)
+            self.delete()
+
+
+class OutboxEvent(models.Model):
+    """An event of a committed transaction. It is waiting to be published until `due_at` is null.
+
+    The id is the event's own, and in time order: rows are relayed and found by age along it.
+    """
+
+    id = models.UUIDField(_("event id"), primary_key=True, default=uuid7, editable=False)
+    event_name = models.CharField(_("event"), max_length=MAX_NAME_LENGTH)
+    version = models.PositiveIntegerField(_("version"), default=1)
+    payload = models.TextField(_("payload"))
+    created_at = models.DateTimeField(_("created at"), default=timezone.now)
+    due_at = models.DateTimeField(
+        _("due at"), null=True, blank=True, help_text=_("From then on any relay may publish it; empty once published.")
+    )
+    published_at = models.DateTimeField(_("published at"), null=True, blank=True)
+    error = models.TextField(_("error"), blank=True)
+
+    class Meta:
+        verbose_name = _("outbox event")
+        verbose_name_plural = _("outbox events")
+        indexes: ClassVar = [models.Index(fields=["due_at"], name="lightbus_outbox_due")]
+
+    def __str__(self) -> str:
+        return f"{self.event_name} {self.id}"

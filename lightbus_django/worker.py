@@ -1,0 +1,162 @@
+"""A worker process: a thread for each listener, one for housekeeping, one that renews leases."""
+
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from types import FrameType
+
+from django.db import DatabaseError, connections
+
+from .conf import Settings
+from .consumer import BLOCK, Consumer
+from .exceptions import BusError, LightbusError
+from .housekeeping import Housekeeping
+from .listeners import Listener
+from .transport import Transport
+
+logger = logging.getLogger("lightbus_django")
+
+MAX_DELAY = 5.0
+"""Seconds at most until a thread tries again what failed."""
+
+
+class Worker:
+    """Runs listeners in this process, under one service and one process name."""
+
+    def __init__(
+        self, listeners: Iterable[Listener], *, service_name: str, process_name: str, settings: Settings
+    ) -> None:
+        self.service_name = service_name
+        self.process_name = process_name
+        self.settings = settings
+        self.transport = Transport(settings.url, timeout=settings.redis_timeout + BLOCK, retries=0)
+        self.consumers = [
+            Consumer(
+                listener,
+                service_name=service_name,
+                process_name=process_name,
+                settings=settings,
+                transport=self.transport,
+            )
+            for listener in listeners
+        ]
+        self.housekeeping = Housekeeping(self.consumers, settings=settings, transport=self.transport)
+        self._stopping = threading.Event()
+
+    def describe(self) -> list[str]:
+        """Return what this worker is about, in lines for its log."""
+        lines = [f"service {self.service_name}, process {self.process_name}, Redis {self.transport}"]
+        for consumer in self.consumers:
+            listener = consumer.listener
+            lines.append(f"{listener.path} listens to {', '.join(listener.events)} in group {consumer.group}")
+        if not self.consumers:
+            lines.append("no listeners: only the outbox is relayed")
+        return lines
+
+    def stop(self) -> None:
+        """Let `run` or `run_burst` return once the events in hand are settled; safe in a signal handler."""
+        self._stopping.set()
+        for consumer in self.consumers:
+            consumer.stopping.set()
+
+    def stop_on_signals(self, *signals: signal.Signals) -> None:
+        """Stop cleanly on the first of these signals, end at once on the second."""
+
+        def on_signal(signum: int, frame: FrameType | None) -> None:
+            if self._stopping.is_set():
+                os._exit(128 + signum)
+            self.stop()
+
+        for signum in signals:
+            signal.signal(signum, on_signal)
+
+    def run(self, *, stop_timeout: float = 30.0) -> bool:
+        """Run until `stop()`; return whether every thread ended within `stop_timeout` seconds from then."""
+        threads = [
+            threading.Thread(target=self._run_consumer, args=[consumer], name=consumer.group, daemon=True)
+            for consumer in self.consumers
+        ]
+        threads.append(threading.Thread(target=self._run_housekeeping, name="housekeeping", daemon=True))
+        leases = threading.Thread(target=self._run_leases, name="leases", daemon=True)
+        for thread in [*threads, leases]:
+            thread.start()
+        while not self._stopping.is_set():
+            time.sleep(0.1)  # not wait(), which a signal handler that calls stop() could lock up
+        deadline = time.monotonic() + stop_timeout
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        late = [thread.name for thread in threads if thread.is_alive()]
+        if late:
+            logger.warning("not ended within %g s: %s; what they have in hand is left to others", stop_timeout, ", ".join(late))
+        else:
+            self.transport.close()
+        return not late
+
+    def run_burst(self) -> None:
+        """Handle, retry and relay until there is nothing left to do, or `stop()` is called.
+
+        Raises:
+            LightbusError: Redis or the database is not available; nothing is lost.
+        """
+        try:
+            busy = True
+            while busy and not self._stopping.is_set():
+                busy = self.housekeeping.step(math.inf)
+                for consumer in self.consumers:
+                    busy |= consumer.step(block=0)
+        finally:
+            for consumer in self.consumers:
+                consumer.stop()
+
+    # --- Threads ------------------------------------------------------------------------------
+
+    def _run_consumer(self, consumer: Consumer) -> None:
+        try:
+            self._again_and_again(consumer.step, consumer.group)
+            consumer.stop()
+        except BusError as error:
+            logger.warning("%s: what is in hand is left to the timeout: %s", consumer.group, error)
+        finally:
+            connections.close_all()
+
+    def _run_housekeeping(self) -> None:
+        def step() -> None:
+            if not self.housekeeping.step():
+                self._stopping.wait(0.2)
+
+        try:
+            self._again_and_again(step, "housekeeping")
+        finally:
+            connections.close_all()
+
+    def _run_leases(self) -> None:
+        """Beside the rest, for no slow handler or database may keep leases from being renewed."""
+
+        def step() -> None:
+            if not self._stopping.wait(self.settings.acknowledgement_timeout / 4):
+                for consumer in self.consumers:
+                    consumer.renew()
+
+        self._again_and_again(step, "leases")
+
+    def _again_and_again(self, step: Callable[[], object], name: str) -> None:
+        delay = 0.0
+        while not self._stopping.is_set():
+            try:
+                step()
+            except (LightbusError, DatabaseError) as error:
+                if not delay:
+                    logger.warning("%s: waiting: %s", name, error)
+            except Exception:
+                logger.exception("%s: an error that should not be; trying again", name)
+            else:
+                if delay:
+                    logger.warning("%s: going on", name)
+                delay = 0.0
+                continue
+            delay = min(2 * delay or 0.1, MAX_DELAY)
+            self._stopping.wait(delay)

@@ -1,0 +1,145 @@
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from django.db import connection
+
+from lightbus_django.conf import get_settings
+from lightbus_django.consumer import Consumer
+from lightbus_django.embedded import embedded_server
+from lightbus_django.housekeeping import Housekeeping
+from lightbus_django.listeners import Listener, Registry, registry
+from lightbus_django.transport import Transport
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def lightbus_url() -> Iterator[str]:
+    """The Redis that LIGHTBUS_URL names, or an embedded Valkey."""
+    if url := os.environ.get("LIGHTBUS_URL"):
+        yield url
+    else:
+        with embedded_server() as url:
+            yield url
+
+
+@pytest.fixture(autouse=True)
+def lightbus(settings, lightbus_url: str) -> Callable[..., None]:
+    """Point LIGHTBUS at the tests' Redis; call it to change some of its keys."""
+
+    def change(**keys: object) -> None:
+        settings.LIGHTBUS = {**settings.LIGHTBUS, **keys}
+
+    change(URL=lightbus_url)
+    return change
+
+
+@pytest.fixture
+def r(lightbus_url: str) -> Iterator[redis.Redis]:
+    """A client of the tests' Redis, which is empty."""
+    with redis.Redis.from_url(lightbus_url, decode_responses=True) as client:
+        client.flushdb()
+        yield client
+        client.flushdb()
+
+
+@pytest.fixture
+def listeners() -> Iterator[Registry]:
+    """The registry, without any listeners; those that a test declares go with it."""
+    before = list(registry)
+    for listener in before:
+        registry.remove(listener)
+    yield registry
+    for listener in list(registry):
+        registry.remove(listener)
+    for listener in before:
+        registry.add(listener)
+
+
+@pytest.fixture
+def transport(lightbus_url: str, r: redis.Redis) -> Iterator[Transport]:
+    transport = Transport(lightbus_url, timeout=3)
+    yield transport
+    transport.close()
+
+
+@pytest.fixture
+def consume(transport: Transport) -> Callable[..., Consumer]:
+    """Make the consumer of a listener (by default the only one), a member of its group from now on."""
+
+    def make(listener: Listener | None = None, *, process_name: str = "worker", service_name: str = "price-monitor") -> Consumer:
+        if listener is None:
+            (listener,) = registry
+        consumer = Consumer(
+            listener, service_name=service_name, process_name=process_name, settings=get_settings(), transport=transport
+        )
+        consumer.step(block=0)
+        return consumer
+
+    return make
+
+
+@pytest.fixture
+def housekeeping(transport: Transport) -> Callable[..., Housekeeping]:
+    def make(*consumers: Consumer) -> Housekeeping:
+        return Housekeeping(consumers, settings=get_settings(), transport=transport)
+
+    return make
+
+
+def drain(consumer: Consumer) -> None:
+    """Step until nothing is left, and acknowledge."""
+    while consumer.step(block=0):
+        pass
+    consumer.flush()
+
+
+def eventually(condition: Callable[[], object], seconds: float = 30) -> None:
+    """Wait until a condition of another process holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def manage(lightbus_url: str, r: redis.Redis, transactional_db) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start `manage.py …` as a process of its own on the tests' servers."""
+    processes = []
+
+    def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "manage.py", *arguments],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "DJANGO_SETTINGS_MODULE": "tests.settings",
+                "DATABASE_URL": database_url(),
+                "LIGHTBUS_URL": lightbus_url,
+                **environment,
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def database_url() -> str:
+    """The DATABASE_URL of the database that the tests were given."""
+    name = connection.settings_dict["NAME"]
+    if connection.vendor == "sqlite":
+        return f"sqlite:///{name}"
+    return f"{os.environ['DATABASE_URL'].rpartition('/')[0]}/{name}"
