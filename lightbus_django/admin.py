@@ -33,21 +33,27 @@ class LimitedPaginator(Paginator):  # type: ignore[type-arg]
 class LatestValuesFilter(admin.FieldListFilter):
     """Offers the values of the latest rows, for a DISTINCT over all of them takes long."""
 
-    def __init__(self, field: Any, request: HttpRequest, params: Any, model: Any, model_admin: Any, path: str) -> None:
-        self.parameter = path
-        super().__init__(field, request, params, model, model_admin, path)
-        latest = model.objects.order_by("-pk").values_list(path, flat=True)[:SAMPLE]
-        self.chosen = self.used_parameters.get(path, [None])[-1]
+    def __init__(
+        self, field: Any, request: HttpRequest, params: Any, model: Any, model_admin: Any, field_path: str
+    ) -> None:
+        self.parameter = field_path
+        super().__init__(field, request, params, model, model_admin, field_path)
+        latest = model.objects.order_by("-pk").values_list(field_path, flat=True)[:SAMPLE]
+        self.chosen = request.GET.get(field_path)
         self.values = sorted({*latest, *([self.chosen] if self.chosen else [])})
 
-    def expected_parameters(self) -> list[str]:
+    def expected_parameters(self) -> list[str | None]:
         return [self.parameter]
 
     def has_output(self) -> bool:
         return len(self.values) > 1 or self.chosen is not None
 
     def choices(self, changelist: Any) -> Any:
-        yield {"selected": not self.chosen, "query_string": changelist.get_query_string(remove=[self.parameter]), "display": _("All")}
+        yield {
+            "selected": not self.chosen,
+            "query_string": changelist.get_query_string(remove=[self.parameter]),
+            "display": _("All"),
+        }
         for value in self.values:
             yield {
                 "selected": value == self.chosen,
@@ -65,6 +71,7 @@ class EventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     paginator = LimitedPaginator
     search_fields = ("event_id",)
     search_help_text = _("The whole id of an event")
+    show_facets = admin.ShowFacets.NEVER
     show_full_result_count = False
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -76,7 +83,9 @@ class EventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False
 
-    def get_search_results(self, request: HttpRequest, queryset: QuerySet[Any], search_term: str) -> tuple[QuerySet[Any], bool]:
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
         term = search_term.strip()
         return (queryset.filter(self.search_condition(term)) if term else queryset), False
 
@@ -95,7 +104,8 @@ class ProcessedEventAdmin(EventAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ProcessedEvent]:
         failed = FailedEvent.objects.filter(event_id=OuterRef("event_id"), consumer_group=OuterRef("consumer_group"))
-        return super().get_queryset(request).annotate(failed=Exists(failed))
+        processed: QuerySet[ProcessedEvent] = super().get_queryset(request)
+        return processed.annotate(failed=Exists(failed))
 
     @admin.display(boolean=True, description=_("succeeded"))
     def succeeded(self, event: Any) -> bool:
@@ -118,7 +128,16 @@ class StateFilter(admin.SimpleListFilter):
 @admin.register(FailedEvent)
 class FailedEventAdmin(EventAdmin):
     actions = ("retry", "discard")
-    list_display = ("event_id", "event_name", "consumer_group", "state", "attempts", "failed_at", "next_attempt_at", "error_line")
+    list_display = (
+        "event_id",
+        "event_name",
+        "consumer_group",
+        "state",
+        "error_line",
+        "attempts",
+        "failed_at",
+        "next_attempt_at",
+    )
     list_filter = (
         StateFilter,
         ("consumer_group", LatestValuesFilter),
@@ -152,13 +171,15 @@ class FailedEventAdmin(EventAdmin):
     def content(self, event: FailedEvent) -> str:
         """The entry's fields, one a line; bytes that are no text stand as escapes."""
         fields = load_fields(event.fields).items()
-        return "\n".join(f"{name.decode(errors='backslashreplace')} = {value.decode(errors='backslashreplace')}" for name, value in fields)
+        return "\n".join(
+            f"{name.decode(errors='backslashreplace')} = {value.decode(errors='backslashreplace')}"
+            for name, value in fields
+        )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[FailedEvent]:
-        queryset = super().get_queryset(request)
-        if request.resolver_match and request.resolver_match.url_name.endswith("changelist"):
-            return queryset.defer("fields", "traceback")
-        return queryset
+        events: QuerySet[FailedEvent] = super().get_queryset(request)
+        on_list = request.resolver_match is not None and str(request.resolver_match.url_name).endswith("changelist")
+        return events.defer("fields", "traceback") if on_list else events
 
     def has_retry_permission(self, request: HttpRequest) -> bool:
         return bool(request.user.has_perm("lightbus_django.retry_failedevent"))

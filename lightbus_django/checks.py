@@ -1,11 +1,12 @@
-"""System checks. Their ids are stable: E001–E099 for the setting, E100 on for listeners."""
+"""System checks. Their ids are stable: E001 to E099 for the setting, E100 on for listeners."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from django.apps import AppConfig
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Warning
+from django.core.checks import CheckMessage, Error
+from django.core.checks import Warning as CheckWarning
 from django.db import connections
 
 from .conf import find_problems, is_random
@@ -19,11 +20,13 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
     E001 not a dict, E002 no service name, E003 an unknown key, E004 a value of a wrong type or range,
     W001 a random process name where DEBUG is off, E005 a random service name.
     """
-    raw = getattr(settings, "LIGHTBUS", None)
-    messages: list[CheckMessage] = []
-    for problem in find_problems(raw):
-        messages.append(Error(problem.message, hint=problem.hint, id=f"lightbus_django.{problem.id}"))
-    if not messages and is_random(raw["SERVICE_NAME"]):
+    raw: Any = getattr(settings, "LIGHTBUS", None)
+    messages: list[CheckMessage] = [
+        Error(problem.message, hint=problem.hint, id=f"lightbus_django.{problem.id}") for problem in find_problems(raw)
+    ]
+    if messages:
+        return messages
+    if is_random(raw["SERVICE_NAME"]):
         messages.append(
             Error(
                 'settings.LIGHTBUS["SERVICE_NAME"] is another one at each start, and so are the consumer groups.',
@@ -31,9 +34,9 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
                 id="lightbus_django.E005",
             )
         )
-    if not messages and not settings.DEBUG and is_random(raw.get("PROCESS_NAME", "{random4}")):
+    elif not settings.DEBUG and is_random(raw.get("PROCESS_NAME", "{random4}")):
         messages.append(
-            Warning(
+            CheckWarning(
                 'settings.LIGHTBUS["PROCESS_NAME"] is another one at each start.',
                 hint="What a process leaves waits for ACKNOWLEDGEMENT_TIMEOUT. A name that stays, such as "
                 "'{hostname}', lets it go on with that at once when it comes back.",

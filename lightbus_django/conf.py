@@ -99,7 +99,11 @@ def find_problems(raw: Any) -> list[Problem]:
         except (msgspec.ValidationError, ConfigurationError) as error:
             # Not the value itself: a URL may hold a password.
             problems.append(
-                Problem("E004", f'settings.LIGHTBUS["{key}"] is not usable: {error}.', "See Settings in the README.")
+                Problem(
+                    "E004",
+                    f'settings.LIGHTBUS["{key}"] is not usable: {error}.',
+                    "The guide describes the settings: docs/guide.md.",
+                )
             )
     return problems
 

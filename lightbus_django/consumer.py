@@ -8,7 +8,7 @@ from collections import defaultdict, deque
 from django.utils import timezone
 
 from .conf import Settings
-from .exceptions import BusError, GroupMissing
+from .exceptions import BusError, GroupMissing, LightbusError
 from .inbox import Delivery, Inbox
 from .listeners import Listener
 from .messages import NOOP, Fields, stream_key
@@ -138,7 +138,9 @@ class Consumer:
             start_id = lost or self.listener.start_id
             if self.transport.create_group(stream, self.group, self.name, start_id):
                 if lost:
-                    logger.warning("%s: the group was gone from %s; made anew at %s, where it was", self.group, stream, lost)
+                    logger.warning(
+                        "%s: the group was gone from %s; made anew at %s, where it was", self.group, stream, lost
+                    )
                 else:
                     logger.info("%s: new consumer group of %s, start %s", self.group, stream, self.listener.start)
             self._positions[stream] = self.transport.position(stream, self.group)
@@ -154,6 +156,7 @@ class Consumer:
         return self._look_back
 
     def _take(self) -> bool:
+        self.flush()  # lest what is settled counts as in hand, should the next one kill us
         stream, stream_id = self._outstanding[0]
         entry = self.transport.take(stream, self.group, self.name, stream_id)
         self._outstanding.popleft()
@@ -166,9 +169,7 @@ class Consumer:
         count = 0
         for stream in self.streams:
             timeout = self.settings.acknowledgement_timeout
-            count += self.transport.reclaim(
-                stream, self.group, self.name, idle=timeout, count=self.settings.batch_size
-            )
+            count += self.transport.reclaim(stream, self.group, self.name, idle=timeout, count=self.settings.batch_size)
             self._positions[stream] = self.transport.position(stream, self.group)
         if count:
             logger.info("%s: reclaimed %d events from processes that exceeded the timeout", self.group, count)
@@ -198,7 +199,9 @@ class Consumer:
     def _receive(self, entry: Entry) -> None:
         fields = entry.fields
         if not fields:
-            logger.error("%s: lost %s of %s: it was trimmed before it was handled", self.group, entry.stream_id, entry.stream)
+            logger.error(
+                "%s: lost %s of %s: it was trimmed before it was handled", self.group, entry.stream_id, entry.stream
+            )
         elif fields != NOOP and self._wants(fields):
             self._held.append(Delivery.of(entry))
             return
@@ -217,11 +220,15 @@ class Consumer:
             self.inbox.bury(first, f"its process died {deaths} times while handling it, or exceeded the timeout")
             settled = 1
         else:
+            together = self._together()
             try:
-                settled = self.inbox.handle(self._together(), begin=self._begin, stopping=self.stopping.is_set)
-            except Exception:
+                settled = self.inbox.handle(together, begin=self._begin, stopping=self.stopping.is_set)
+            except Exception as error:
                 self._careful = True
-                raise
+                if isinstance(error, LightbusError) or len(together) == 1:
+                    raise
+                logger.info("%s: %d events go one by one: %s", self.group, len(together), type(error).__name__)
+                return True
             finally:
                 self._in_hand = None
         for _ in range(settled):

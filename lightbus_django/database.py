@@ -1,5 +1,7 @@
 """Which database errors are nobody's fault: the same work may well succeed a little later."""
 
+from typing import Any
+
 from django.db import InterfaceError, OperationalError, connections
 
 # Classes and codes of SQLSTATE: connection exceptions, insufficient resources, operator intervention,
@@ -17,11 +19,11 @@ def is_transient(error: BaseException) -> bool:
         return True
     if not isinstance(error, OperationalError):
         return False
-    cause = error.__cause__
+    cause: Any = error.__cause__
     if hasattr(cause, "sqlstate"):
-        return cause.sqlstate is None or cause.sqlstate.startswith(_POSTGRESQL)
+        return bool(cause.sqlstate is None or cause.sqlstate.startswith(_POSTGRESQL))
     if hasattr(cause, "sqlite_errorcode"):
-        return cause.sqlite_errorcode & 0xFF in _SQLITE
+        return bool(cause.sqlite_errorcode & 0xFF in _SQLITE)
     return bool(error.args) and error.args[0] in _MYSQL
 
 

@@ -84,7 +84,7 @@ def _start(directory: str, port: int | None, config: dict[str, str]):  # type: i
         try:
             server.start()
             return server
-        except ValkeyServerError as error:
+        except (ValkeyServerError, OSError) as error:
             # Another process may have taken the free port in between.
             if port or not tries_left or "already in use:" in str(error):
                 raise LightbusError(f"The embedded server does not start: {error}") from error
@@ -125,12 +125,15 @@ def _no_interrupt() -> Iterator[None]:
 def main() -> None:
     """Run a server until SIGINT or SIGTERM; its URL is printed."""
     parser = argparse.ArgumentParser(prog="python -m lightbus_django.embedded", description=main.__doc__)
-    parser.add_argument("--port", type=int, default=6379)
+    parser.add_argument("--port", type=int, default=6379, help="0 for a free one (6379)")
     parser.add_argument("--data-dir", help="keep the data here; without it nothing is kept")
     arguments = parser.parse_args()
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    with contextlib.suppress(KeyboardInterrupt), embedded_server(port=arguments.port, data_dir=arguments.data_dir) as url:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        embedded_server(port=arguments.port or None, data_dir=arguments.data_dir) as url,
+    ):
         print(url, flush=True)
         ended.wait()
 

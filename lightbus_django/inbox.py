@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
 
-from django.db import DatabaseError, IntegrityError, router, transaction
+from django.db import DatabaseError, IntegrityError, connections, router, transaction
+from django.db import Error as DatabaseOrInterfaceError
 from django.db.models import QuerySet
 from django.utils import timezone
 
 from .conf import Settings
 from .database import is_broken, is_transient
-from .exceptions import BusUnavailable, DatabaseUnavailable, LightbusError, UnreadableEvent
+from .exceptions import BusUnavailable, DatabaseUnavailable, UnreadableEvent
 from .listeners import Listener
 from .messages import MAX_NAME_LENGTH, EventMessage, decode, dump_fields, event_key
 from .models import FailedEvent, ProcessedEvent
@@ -93,7 +96,10 @@ class Inbox:
             except _KeyTaken:
                 with self._nobody_to_blame():
                     keys = self._keys(delivery.key for delivery in deliveries)
-                    known = set(keys.values_list("event_id", flat=True))
+                    found = set(keys.values_list("event_id", flat=True))
+                if found == known:
+                    raise DatabaseUnavailable(f"{self.group}: another process is at the same events") from None
+                known = found
 
     def _handle_with_keys(
         self,
@@ -107,36 +113,28 @@ class Inbox:
             if delivery.key not in known:
                 new.setdefault(delivery.key, delivery)
         settled = 0
-        committed = False
-
-        def note_commit() -> None:
-            nonlocal committed
-            committed = True
-
+        closed = False
         try:
             with self._nobody_to_blame(), transaction.atomic(using=self.using):
-                transaction.on_commit(note_commit, using=self.using)
                 self._insert_keys(new.values())
                 started = time.monotonic()
                 for delivery in deliveries:
                     settled += 1
-                    if new.get(delivery.key) is not delivery:
+                    if not new.pop(delivery.key, None):
                         continue
                     begin(delivery)
                     self._handle_one(delivery)
-                    if time.monotonic() - started > WINDOW or stopping():
+                    closed = time.monotonic() - started > WINDOW
+                    if closed or stopping():
                         break
-                unhandled = [item.key for item in deliveries[settled:] if new.get(item.key) is item]
-                if unhandled:
-                    self._keys(unhandled).delete()
-        except _FAILURES as error:
-            if committed:
-                logger.exception("%s: what a handler gave to transaction.on_commit() raised", self.group)
-            elif isinstance(error, (_KeyTaken, LightbusError)) or len(deliveries) > 1:
+                if new:  # left for another transaction
+                    self._keys(new).delete()
+        except DatabaseError as error:
+            # The commit was refused, by a deferred constraint for instance; of several, one by one tells by whose.
+            if len(deliveries) > 1:
                 raise
-            else:  # its commit was refused, by a deferred constraint for instance
-                self._record(deliveries[0], error, key=True)
-        self._share = settled if settled < len(deliveries) else min(2 * self._share, self.settings.batch_size)
+            self._record(deliveries[0], error, key=True)
+        self._share = settled if closed else min(2 * self._share, self.settings.batch_size)
         return settled
 
     def _handle_without_keys(
@@ -171,11 +169,27 @@ class Inbox:
     def _call(self, delivery: Delivery) -> None:
         if delivery.message is None:
             raise delivery.problem or UnreadableEvent("it holds no message")
-        self.listener.call(delivery.message)
+        with self._hooks_guarded():
+            self.listener.call(delivery.message)
 
     def bury(self, delivery: Delivery, reason: str) -> None:
-        """Make a delivery a dead letter without handling it."""
-        self._record(delivery, UnreadableEvent(reason), key=True)
+        """Make a delivery a dead letter without handling it, unless it was handled before."""
+        with self._nobody_to_blame():
+            known = self._keys([delivery.key]).exists()
+        if not known:
+            self._record(delivery, UnreadableEvent(reason), key=True)
+
+    @contextmanager
+    def _hooks_guarded(self) -> Iterator[None]:
+        """See to it that an event's commit hook that raises does not keep the next event's from running."""
+        connection: Any = connections[self.using]
+        first = len(connection.run_on_commit)
+        yield
+        hooks = connection.run_on_commit
+        for number in range(first, len(hooks)):
+            savepoints, hook, robust = hooks[number]
+            if not robust:
+                hooks[number] = savepoints, partial(_run_hook, hook, self.group), True
 
     # --- Failures -----------------------------------------------------------------------------
 
@@ -236,27 +250,26 @@ class Inbox:
     def _retry_claimed(self, failed: FailedEvent) -> BaseException | None:
         failures = FailedEvent.objects.using(self.using).filter(pk=failed.pk)
         if failed.attempts > self.settings.max_attempts:
-            return UnreadableEvent(f"its process died while handling it, at each of the last of {failed.attempts - 1} attempts")
-        committed = False
-
-        def note_commit() -> None:
-            nonlocal committed
-            committed = True
-
+            return UnreadableEvent(
+                f"its process died while handling it, at each of the last of {failed.attempts - 1} attempts"
+            )
         try:
-            with self._nobody_to_blame(), transaction.atomic(using=self.using):
-                transaction.on_commit(note_commit, using=self.using)
-                # First, so that of two processes that make this attempt one has nothing to delete.
-                if failures.delete()[0]:
+            with self._nobody_to_blame():
+                if not self.listener.idempotent:
                     self.listener.call(failed.message())
+                    failures.delete()
+                    return None
+                # First, so that of two processes that make this attempt one has nothing to delete.
+                with transaction.atomic(using=self.using):
+                    if failures.delete()[0]:
+                        with self._hooks_guarded():
+                            self.listener.call(failed.message())
         except (BusUnavailable, DatabaseUnavailable):
             with self._nobody_to_blame():
                 failures.update(attempts=failed.attempts - 1, next_attempt_at=timezone.now())
             raise
         except _FAILURES as error:
-            if not committed:
-                return error
-            logger.exception("%s: what a handler gave to transaction.on_commit() raised", self.group)
+            return error
         return None
 
     # --- Keys ---------------------------------------------------------------------------------
@@ -278,12 +291,20 @@ class Inbox:
     def _nobody_to_blame(self) -> Iterator[None]:
         try:
             yield
-        except LightbusError:
-            raise
-        except DatabaseError as error:
-            if is_transient(error) or is_broken(self.using):
+        except DatabaseOrInterfaceError as error:
+            if connections[self.using].in_atomic_block:
+                raise  # to the one who opened the transaction
+            broken = is_broken(self.using)
+            if broken or is_transient(error):
                 raise DatabaseUnavailable(f"database {self.using!r}: {type(error).__name__}: {error}") from error
             raise
+
+
+def _run_hook(hook: Callable[[], object], group: str) -> None:
+    try:
+        hook()
+    except Exception:
+        logger.exception("%s: what a handler gave to transaction.on_commit() raised", group)
 
 
 def _storable(text: str) -> str:

@@ -1,18 +1,17 @@
 """`@listens_to` and the registry of listeners."""
 
-import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
-import msgspec
 from asgiref.sync import async_to_sync, iscoroutinefunction
 from django.utils import timezone
 
-from .exceptions import ConfigurationError, UnreadableEvent
+from .arguments import Arguments
+from .exceptions import ConfigurationError
 from .messages import MAX_NAME_LENGTH, EventMessage, split_name
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -67,68 +66,12 @@ class Listener:
         return async_to_sync(self.handler) if iscoroutinefunction(self.handler) else self.handler
 
     @cached_property
-    def _arguments(self) -> "_Arguments":
-        return _Arguments(self.handler)
+    def _arguments(self) -> Arguments:
+        return Arguments(self.handler)
 
     def check(self) -> None:
         """Raise ConfigurationError if the handler can't be called with an event."""
         self._arguments  # noqa: B018
-
-
-class _Arguments:
-    """How to make a handler's keyword arguments of a payload; worked out once."""
-
-    def __init__(self, handler: Callable[..., Any]) -> None:
-        path = f"{handler.__module__}.{handler.__qualname__}"
-        try:
-            hints = get_type_hints(handler, include_extras=True)
-        except (NameError, TypeError) as error:
-            raise ConfigurationError(f"The annotations of the handler {path} can't be read: {error}.") from error
-        parameters = list(inspect.signature(handler).parameters.values())
-        if not parameters or parameters[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
-            raise ConfigurationError(f"The handler {path} takes no event: its first argument must be one, as in (event, **kwargs).")
-        self.first = parameters[0].name if parameters[0].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD else None
-        self.types: dict[str, Any] = {}
-        self.required: list[str] = []
-        self.takes_all = False
-        self.rest: Any = Any
-        for parameter in parameters[1:]:
-            hint = hints.get(parameter.name, Any)
-            if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
-                raise ConfigurationError(f"The handler {path} can't be given {parameter.name!r} by its name: take it from in front of the '/'.")
-            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                self.takes_all, self.rest = True, hint
-            elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
-                self.types[parameter.name] = hint
-                if parameter.default is inspect.Parameter.empty:
-                    self.required.append(parameter.name)
-        for name, hint in self.types.items():
-            try:
-                msgspec.json.Decoder(hint)
-            except TypeError as error:
-                raise ConfigurationError(f"The argument {name!r} of the handler {path} has a type that no JSON converts to: {error}") from error
-
-    def read(self, payload: dict[str, Any]) -> dict[str, Any]:
-        for name in self.required:
-            if name not in payload:
-                raise UnreadableEvent(f"the handler's argument {name!r} is missing from the event")
-        arguments = {}
-        for name, value in payload.items():
-            hint = self.types.get(name, self.rest)
-            if name == self.first or (name not in self.types and not self.takes_all):
-                continue
-            try:
-                arguments[name] = value if hint is Any else msgspec.convert(value, hint, strict=False, dec_hook=_from_bus)
-            except (msgspec.ValidationError, ValueError, TypeError) as error:
-                raise UnreadableEvent(f"the handler's argument {name!r} can't be made of the event: {error}") from error
-        return arguments
-
-
-def _from_bus(hint: Any, value: Any) -> Any:
-    """Convert to a type that msgspec does not know; `__from_bus__` is Lightbus's hook for it."""
-    if hasattr(hint, "__from_bus__"):
-        return hint.__from_bus__(value)
-    raise NotImplementedError(f"{hint!r} has no __from_bus__()")
 
 
 class Registry:
@@ -152,7 +95,7 @@ class Registry:
             if other.group("").lower() == group:
                 raise ConfigurationError(
                     f"{other.path} and {listener.path} are of one consumer group "
-                    f"({listener.consumer_group or listener.listener_name!r}), so each would get only a part of the events. "
+                    f"({listener.consumer_group or listener.listener_name!r}), so each would get a part of the events. "
                     f"Give one of them another listener_name."
                 )
         self._listeners.append(listener)
@@ -214,10 +157,16 @@ def listens_to(
     for name in names:
         split_name(name)
     if isinstance(start, str) and start not in ("new", "beginning") and not _STREAM_ID.fullmatch(start):
-        raise ConfigurationError(f"start={start!r} is not 'new', 'beginning', a datetime or a stream id such as '1700000000000-0'.")
+        raise ConfigurationError(
+            f"start={start!r} is not 'new', 'beginning', a datetime or a stream id such as '1700000000000-0'."
+        )
     for argument in (listener_name, consumer_group):
-        if argument is not None and not (argument.strip() and argument.isprintable() and len(argument) <= MAX_NAME_LENGTH // 2):
-            raise ConfigurationError(f"{argument!r} can't name a listener: use up to {MAX_NAME_LENGTH // 2} printable characters.")
+        if argument is not None and not (
+            argument.strip() and argument.isprintable() and len(argument) <= MAX_NAME_LENGTH // 2
+        ):
+            raise ConfigurationError(
+                f"{argument!r} can't name a listener: use up to {MAX_NAME_LENGTH // 2} printable characters."
+            )
 
     def register(handler: Handler) -> Handler:
         registry.add(

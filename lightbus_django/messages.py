@@ -65,7 +65,7 @@ def new_message(name: str, payload: dict[str, Any]) -> EventMessage:
     Raises:
         InvalidEventName: `name` is not `api_name.event`.
     """
-    api_name, event_name = split_name(name)
+    api_name, event_name = split_name(name if isinstance(name, str) else repr(name))
     return EventMessage(id=str(uuid7()), api_name=api_name, event_name=event_name, payload=payload)
 
 
@@ -224,13 +224,19 @@ _msgspec_decode = msgspec.json.Decoder().decode
 
 def dump_fields(fields: Mapping[bytes, bytes]) -> str:
     """Return any fields as JSON text that every database stores; nothing of them is lost."""
-    pairs = [[name.decode(errors="surrogateescape"), value.decode(errors="surrogateescape")] for name, value in fields.items()]
+    pairs = [
+        [name.decode(errors="surrogateescape"), value.decode(errors="surrogateescape")]
+        for name, value in fields.items()
+    ]
     return json.dumps(pairs)
 
 
 def load_fields(text: str) -> Fields:
     """The reverse of `dump_fields`."""
-    return {name.encode(errors="surrogateescape"): value.encode(errors="surrogateescape") for name, value in json.loads(text)}
+    return {
+        name.encode(errors="surrogateescape"): value.encode(errors="surrogateescape")
+        for name, value in json.loads(text)
+    }
 
 
 # --- Event ids --------------------------------------------------------------------------------
@@ -244,7 +250,7 @@ def uuid7() -> uuid.UUID:
 
     The standard library has it from Python 3.14 on.
     """
-    global _last_uuid_bits
+    global _last_uuid_bits  # noqa: PLW0603
     random_bits = int.from_bytes(os.urandom(10), "big") >> 6
     with _uuid_lock:
         bits = (time.time_ns() // 1_000_000) << 74 | random_bits

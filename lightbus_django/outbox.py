@@ -10,7 +10,8 @@ from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
-from django.db import DatabaseError, connections, router, transaction
+from django.db import Error as DatabaseError
+from django.db import connections, router, transaction
 from django.utils import timezone
 
 from .conf import get_settings
@@ -41,7 +42,9 @@ class Staged(NamedTuple):
 
 def current_database() -> str:
     """Return the alias of the transaction at hand: the one that is open, else where OutboxEvent is written."""
-    in_transaction = [connection.alias for connection in connections.all(initialized_only=True) if connection.in_atomic_block]
+    in_transaction = [
+        connection.alias for connection in connections.all(initialized_only=True) if connection.in_atomic_block
+    ]
     return in_transaction[0] if len(in_transaction) == 1 else router.db_for_write(OutboxEvent)
 
 
@@ -80,8 +83,8 @@ class _Batch:
     @classmethod
     def at_hand(cls, using: str) -> "_Batch":
         """Return the batch of the transaction that is open. A rollback takes it away with its hooks."""
-        for _, hook, _ in reversed(connections[using].run_on_commit):
-            batch = getattr(hook, "__self__", None)
+        for hook in reversed(connections[using].run_on_commit):
+            batch = getattr(hook[1], "__self__", None)
             if isinstance(batch, cls) and not batch.published:
                 return batch
         return cls(using)

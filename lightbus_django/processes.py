@@ -1,8 +1,10 @@
-"""`--processes N`: a parent that starts workers, each a process under a name of its own."""
+"""`--processes N`: a parent that runs N workers, each a process with a name of its own."""
 
 import logging
+import os
 import signal
 import subprocess
+import threading
 import time
 from types import FrameType
 
@@ -10,37 +12,95 @@ from django.utils.autoreload import get_child_arguments
 
 logger = logging.getLogger("lightbus_django")
 
+MAX_DELAY = 30.0
+"""Seconds at most until a process that was killed is started again; the delay grows if that goes on."""
+
+GOOD_WHILE = 60.0
+"""Seconds after which a process was not killed at once."""
+
 
 def run_processes(count: int, process_name: str, *, stop_timeout: float) -> int:
-    """Run this very command `count` times, as `{process_name}-1` and so on, until a signal ends them.
+    """Run this very command in `count` processes, named `{process_name}-1` and so on; return the exit code.
 
-    Returns the exit code: 0 if all ended well.
+    SIGTERM and SIGINT are passed on to them. One that is killed is started again under its name. One
+    that ends with an error, as it does when it can't start at all, ends all.
     """
-    children = [
-        subprocess.Popen([*get_child_arguments(), "--processes=1", f"--process-name={process_name}-{number}"])
-        for number in range(1, count + 1)
-    ]
-    stopping = False
+    return _Family([f"{process_name}-{number}" for number in range(1, count + 1)]).run(stop_timeout)
 
-    def stop(signum: int, frame: FrameType | None) -> None:
-        nonlocal stopping
-        stopping = True
-        for child in children:
-            if child.poll() is None:
-                child.send_signal(signum)
 
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, stop)
-    while any(child.poll() is None for child in children) and not stopping:
-        time.sleep(0.1)
-        for child in children:
-            if child.poll() and not stopping:
-                logger.error("a process ended with code %d; ending the others", child.returncode)
-                stop(signal.SIGTERM, None)
-    for child in children:
+def stop_with_parent() -> None:
+    """Make this process, a child of `run_processes`, stop when its parent is gone, however it went."""
+
+    def wait() -> None:
+        os.read(0, 1)  # returns when the parent's end of the pipe closes
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
+class _Family:
+    def __init__(self, names: list[str]) -> None:
+        self.children = [_Child(name) for name in names]
+        self.stopping = False
+
+    def run(self, stop_timeout: float) -> int:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, self._on_signal)
+        for child in self.children:
+            child.start()
+        while not self.stopping and [child for child in self.children if child.is_wanted()]:
+            time.sleep(0.1)
+            if any(child.failed() for child in self.children):
+                self._on_signal(signal.SIGTERM, None)
+        deadline = time.monotonic() + stop_timeout
+        return max(child.end(deadline) for child in self.children)
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self.stopping = True
+        for child in self.children:
+            child.process.send_signal(signum)
+
+
+class _Child:
+    process: subprocess.Popen[bytes]
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.started_at = 0.0
+        self.delay = 0.0
+
+    def start(self) -> None:
+        command = [*get_child_arguments(), "--processes=1", f"--process-name={self.name}", "--stop-with-parent"]
+        self.started_at = time.monotonic()
+        # The pipe stays open as long as this process lives.
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE)
+
+    def is_wanted(self) -> bool:
+        """Whether it runs, or will again; it is started again here."""
+        code = self.process.poll()
+        if code is None:
+            return True
+        if code >= 0:
+            return False
+        now = time.monotonic()
+        if now - self.started_at > GOOD_WHILE:
+            self.delay = 0.0
+        if now - self.started_at >= self.delay:
+            logger.error("%s was killed by signal %d; starting it again", self.name, -code)
+            self.delay = min(2 * self.delay or 0.5, MAX_DELAY)
+            self.start()
+        return True
+
+    def failed(self) -> bool:
+        return bool((code := self.process.poll()) and code > 0)
+
+    def end(self, deadline: float) -> int:
+        """Wait until it has ended, kill it at the deadline; return its exit code as a shell counts it."""
         try:
-            child.wait(stop_timeout)
+            code = self.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-    return max(abs(child.returncode) for child in children)
+            self.process.kill()
+            code = self.process.wait()
+        if self.process.stdin:
+            self.process.stdin.close()
+        return code if code >= 0 else 128 - code

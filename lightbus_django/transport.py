@@ -26,7 +26,17 @@ _UNAVAILABLE = (
     redis.OutOfMemoryError,
     redis.exceptions.ClusterDownError,
 )
-_UNAVAILABLE_CODES = ("LOADING", "READONLY", "OOM", "MISCONF", "NOAUTH", "WRONGPASS", "MASTERDOWN", "NOREPLICAS", "UNBLOCKED")
+_UNAVAILABLE_CODES = (
+    "LOADING",
+    "READONLY",
+    "OOM",
+    "MISCONF",
+    "NOAUTH",
+    "WRONGPASS",
+    "MASTERDOWN",
+    "NOREPLICAS",
+    "UNBLOCKED",
+)
 
 
 class Entry(NamedTuple):
@@ -56,7 +66,8 @@ class Transport:
         """
         self.url = url
         self.timeout = timeout
-        self.client = redis.Redis.from_url(
+        # Any, for redis-py's annotations speak of its asynchronous client in the same breath.
+        self.client: Any = redis.Redis.from_url(
             url,
             socket_timeout=timeout,
             socket_connect_timeout=timeout,
@@ -72,7 +83,8 @@ class Transport:
         where = self.client.connection_pool.connection_kwargs
         if "path" in where:
             return f"unix://{where['path']}"
-        return f"{self.url.partition('://')[0]}://{where.get('host', 'localhost')}:{where.get('port', 6379)}/{where.get('db', 0) or 0}"
+        scheme = self.url.partition("://")[0]
+        return f"{scheme}://{where.get('host', 'localhost')}:{where.get('port', 6379)}/{where.get('db') or 0}"
 
     def close(self) -> None:
         self.client.close()
@@ -82,7 +94,7 @@ class Transport:
     def publish(self, stream: str, fields: Fields) -> str:
         """Append one event; return its stream id."""
         with self._errors(stream):
-            stream_id: bytes = self.client.xadd(stream, fields)  # type: ignore[arg-type, assignment]
+            stream_id: bytes = self.client.xadd(stream, fields)
         return stream_id.decode()
 
     def publish_many(self, events: Iterable[tuple[str, Fields]]) -> list[str | BusError]:
@@ -91,7 +103,7 @@ class Transport:
         streams = []
         for stream, fields in events:
             streams.append(stream)
-            pipeline.xadd(stream, fields)  # type: ignore[arg-type]
+            pipeline.xadd(stream, fields)
         with self._errors():
             replies = pipeline.execute(raise_on_error=False)
         results: list[str | BusError] = []
@@ -121,7 +133,13 @@ class Transport:
         return not isinstance(created, Exception)
 
     def read(
-        self, streams: Sequence[str], group: str, consumer: str, *, count: int, block: float,
+        self,
+        streams: Sequence[str],
+        group: str,
+        consumer: str,
+        *,
+        count: int,
+        block: float,
         acknowledge: dict[str, list[str]],
     ) -> list[Entry]:
         """Acknowledge, then return up to `count` new entries of each stream, in one round trip.
@@ -135,7 +153,7 @@ class Transport:
         for stream, stream_ids in acknowledge.items():
             pipeline.xack(stream, group, *stream_ids)
         milliseconds = max(1, round(block * 1000)) if block else None
-        pipeline.xreadgroup(group, consumer, dict.fromkeys(streams, ">"), count=count, block=milliseconds)  # type: ignore[arg-type]
+        pipeline.xreadgroup(group, consumer, dict.fromkeys(streams, ">"), count=count, block=milliseconds)
         with self._errors(" ".join(streams)):
             reply = pipeline.execute(raise_on_error=False)[-1]
             if isinstance(reply, Exception):
@@ -204,13 +222,13 @@ class Transport:
     def position(self, stream: str, group: str) -> str:
         """Return the stream id up to which the group is done with everything."""
         with self._errors(stream):
-            pending = self.client.xpending_range(stream, group, min="-", max="+", count=1)
-            if pending:
-                milliseconds, _, sequence = pending[0]["message_id"].decode().partition("-")
-                return f"{milliseconds}-{int(sequence) - 1}" if int(sequence) else f"{int(milliseconds) - 1}-{2**64 - 1}"
+            for row in self._pending(stream, group, 1):
+                milliseconds, sequence = map(int, row["message_id"].decode().split("-"))
+                return f"{milliseconds}-{sequence - 1}" if sequence else f"{milliseconds - 1}-{2**64 - 1}"
             for row in self.client.xinfo_groups(stream):
                 if row["name"].decode() == group:
-                    return str(row["last-delivered-id"].decode())
+                    last_delivered_id: str = row["last-delivered-id"].decode()
+                    return last_delivered_id
         raise GroupMissing(f"Redis at {self}: the group {group!r} of {stream!r} is gone")
 
     def tidy_consumers(self, stream: str, group: str, *, idle: float) -> int:
@@ -237,10 +255,12 @@ class Transport:
         text = str(error)
         if isinstance(error, _UNAVAILABLE) or text.startswith(_UNAVAILABLE_CODES):
             return BusUnavailable(f"Redis at {self} is not available: {type(error).__name__}: {text}")
-        if text.startswith(("NOGROUP", "UNBLOCKED", "ERR no such key", "ERR The XGROUP")) or "NOGROUP" in text:
+        if text.startswith(("NOGROUP", "UNBLOCKED", "ERR The XGROUP")) or "NOGROUP" in text or "no such key" in text:
             return GroupMissing(f"Redis at {self}: {text}")
         if "WRONGTYPE" in text:
-            return BusError(f"Redis at {self}: the key {what!r} holds something other than a stream; rename or delete it")
+            return BusError(
+                f"Redis at {self}: the key {what!r} holds something other than a stream; rename or delete it"
+            )
         return BusError(f"Redis at {self}, {what}: {text}")
 
 

@@ -6,10 +6,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
-from django.db import DatabaseError, connections
+from django.db import Error as DatabaseError
+from django.db import connections
 
 from .conf import Settings
 from .consumer import BLOCK, Consumer
@@ -63,7 +65,8 @@ class Worker:
         for consumer in self.consumers:
             consumer.stopping.set()
 
-    def stop_on_signals(self, *signals: signal.Signals) -> None:
+    @contextmanager
+    def stopping_on(self, *signals: signal.Signals) -> Iterator[None]:
         """Stop cleanly on the first of these signals, end at once on the second."""
 
         def on_signal(signum: int, frame: FrameType | None) -> None:
@@ -71,8 +74,12 @@ class Worker:
                 os._exit(128 + signum)
             self.stop()
 
-        for signum in signals:
-            signal.signal(signum, on_signal)
+        before = {signum: signal.signal(signum, on_signal) for signum in signals}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
 
     def run(self, *, stop_timeout: float = 30.0) -> bool:
         """Run until `stop()`; return whether every thread ended within `stop_timeout` seconds from then."""
@@ -87,11 +94,13 @@ class Worker:
         while not self._stopping.is_set():
             time.sleep(0.1)  # not wait(), which a signal handler that calls stop() could lock up
         deadline = time.monotonic() + stop_timeout
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
+            time.sleep(0.02)  # nor join(), which sleeps through a second signal
         late = [thread.name for thread in threads if thread.is_alive()]
         if late:
-            logger.warning("not ended within %g s: %s; what they have in hand is left to others", stop_timeout, ", ".join(late))
+            logger.warning(
+                "not ended within %g s: %s; what they have in hand is left to others", stop_timeout, ", ".join(late)
+            )
         else:
             self.transport.close()
         return not late

@@ -6,68 +6,90 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
-    dependencies = [
-    ]
+    dependencies = []
 
     operations = [
         migrations.CreateModel(
-            name='FailedEvent',
+            name="FailedEvent",
             fields=[
-                ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('event_id', models.CharField(max_length=80, verbose_name='event id')),
-                ('consumer_group', models.CharField(max_length=201, verbose_name='consumer group')),
-                ('event_name', models.CharField(max_length=200, verbose_name='event')),
-                ('stream', models.CharField(max_length=220, verbose_name='stream')),
-                ('stream_id', models.CharField(max_length=41, verbose_name='stream id')),
-                ('fields', models.TextField(help_text='The entry as it stood in the stream.', verbose_name='content')),
-                ('error', models.TextField(verbose_name='error')),
-                ('traceback', models.TextField(blank=True, verbose_name='traceback')),
-                ('attempts', models.PositiveIntegerField(default=1, verbose_name='attempts')),
-                ('failed_at', models.DateTimeField(default=django.utils.timezone.now, verbose_name='failed at')),
-                ('next_attempt_at', models.DateTimeField(blank=True, null=True, verbose_name='next attempt at')),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("event_id", models.CharField(max_length=80, verbose_name="event id")),
+                ("consumer_group", models.CharField(max_length=201, verbose_name="consumer group")),
+                ("event_name", models.CharField(max_length=200, verbose_name="event")),
+                ("stream", models.CharField(max_length=220, verbose_name="stream")),
+                ("stream_id", models.CharField(max_length=41, verbose_name="stream id")),
+                ("fields", models.TextField(help_text="The entry as it stood in the stream.", verbose_name="content")),
+                ("error", models.TextField(verbose_name="error")),
+                ("traceback", models.TextField(blank=True, verbose_name="traceback")),
+                ("attempts", models.PositiveIntegerField(default=1, verbose_name="attempts")),
+                ("failed_at", models.DateTimeField(default=django.utils.timezone.now, verbose_name="failed at")),
+                ("next_attempt_at", models.DateTimeField(blank=True, null=True, verbose_name="next attempt at")),
             ],
             options={
-                'verbose_name': 'failed event',
-                'verbose_name_plural': 'failed events',
-                'permissions': [('retry_failedevent', 'Can retry failed events'), ('discard_failedevent', 'Can discard failed events')],
-                'indexes': [models.Index(fields=['next_attempt_at'], name='lightbus_failed_due')],
-                'constraints': [models.UniqueConstraint(fields=('event_id', 'consumer_group'), name='lightbus_failed_once')],
+                "verbose_name": "failed event",
+                "verbose_name_plural": "failed events",
+                "permissions": [
+                    ("retry_failedevent", "Can retry failed events"),
+                    ("discard_failedevent", "Can discard failed events"),
+                ],
+                "indexes": [models.Index(fields=["next_attempt_at"], name="lightbus_failed_due")],
+                "constraints": [
+                    models.UniqueConstraint(fields=("event_id", "consumer_group"), name="lightbus_failed_once")
+                ],
             },
         ),
         migrations.CreateModel(
-            name='OutboxEvent',
+            name="OutboxEvent",
             fields=[
-                ('id', models.UUIDField(default=lightbus_django.messages.uuid7, editable=False, primary_key=True, serialize=False, verbose_name='event id')),
-                ('event_name', models.CharField(max_length=200, verbose_name='event')),
-                ('version', models.PositiveIntegerField(default=1, verbose_name='version')),
-                ('payload', models.TextField(verbose_name='payload')),
-                ('created_at', models.DateTimeField(default=django.utils.timezone.now, verbose_name='created at')),
-                ('due_at', models.DateTimeField(blank=True, help_text='From then on any relay may publish it; empty once published.', null=True, verbose_name='due at')),
-                ('published_at', models.DateTimeField(blank=True, null=True, verbose_name='published at')),
-                ('error', models.TextField(blank=True, verbose_name='error')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=lightbus_django.messages.uuid7,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                        verbose_name="event id",
+                    ),
+                ),
+                ("event_name", models.CharField(max_length=200, verbose_name="event")),
+                ("version", models.PositiveIntegerField(default=1, verbose_name="version")),
+                ("payload", models.TextField(verbose_name="payload")),
+                ("created_at", models.DateTimeField(default=django.utils.timezone.now, verbose_name="created at")),
+                (
+                    "due_at",
+                    models.DateTimeField(
+                        blank=True,
+                        help_text="From then on any relay may publish it; empty once published.",
+                        null=True,
+                        verbose_name="due at",
+                    ),
+                ),
+                ("published_at", models.DateTimeField(blank=True, null=True, verbose_name="published at")),
+                ("error", models.TextField(blank=True, verbose_name="error")),
             ],
             options={
-                'verbose_name': 'outbox event',
-                'verbose_name_plural': 'outbox events',
-                'indexes': [models.Index(fields=['due_at'], name='lightbus_outbox_due')],
+                "verbose_name": "outbox event",
+                "verbose_name_plural": "outbox events",
+                "indexes": [models.Index(fields=["due_at"], name="lightbus_outbox_due")],
             },
         ),
         migrations.CreateModel(
-            name='ProcessedEvent',
+            name="ProcessedEvent",
             fields=[
-                ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('event_id', models.CharField(max_length=80, verbose_name='event id')),
-                ('consumer_group', models.CharField(max_length=201, verbose_name='consumer group')),
-                ('event_name', models.CharField(max_length=200, verbose_name='event')),
-                ('processed_at', models.DateTimeField(default=django.utils.timezone.now, verbose_name='processed at')),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("event_id", models.CharField(max_length=80, verbose_name="event id")),
+                ("consumer_group", models.CharField(max_length=201, verbose_name="consumer group")),
+                ("event_name", models.CharField(max_length=200, verbose_name="event")),
+                ("processed_at", models.DateTimeField(default=django.utils.timezone.now, verbose_name="processed at")),
             ],
             options={
-                'verbose_name': 'processed event',
-                'verbose_name_plural': 'processed events',
-                'constraints': [models.UniqueConstraint(fields=('event_id', 'consumer_group'), name='lightbus_processed_once')],
+                "verbose_name": "processed event",
+                "verbose_name_plural": "processed events",
+                "constraints": [
+                    models.UniqueConstraint(fields=("event_id", "consumer_group"), name="lightbus_processed_once")
+                ],
             },
         ),
     ]

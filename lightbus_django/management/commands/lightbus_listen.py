@@ -8,7 +8,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from lightbus_django.conf import format_name, get_settings
 from lightbus_django.exceptions import LightbusError
 from lightbus_django.listeners import registry
-from lightbus_django.processes import run_processes
+from lightbus_django.processes import run_processes, stop_with_parent
 from lightbus_django.worker import Worker
 
 logger = logging.getLogger("lightbus_django")
@@ -27,11 +27,19 @@ class Command(BaseCommand):
         parser.add_argument("--service-name", help="instead of the setting SERVICE_NAME")
         parser.add_argument("--process-name", help="instead of the setting PROCESS_NAME")
         parser.add_argument("--listener", action="append", metavar="NAME", help="run only this listener; repeatable")
-        parser.add_argument("--processes", type=positive, default=1, metavar="N", help="run N processes, named NAME-1 to NAME-N")
+        parser.add_argument(
+            "--processes", type=positive, default=1, metavar="N", help="run N processes, named NAME-1 to NAME-N"
+        )
         parser.add_argument("--burst", action="store_true", help="end when nothing is left to do")
         parser.add_argument(
-            "--stop-timeout", type=float, default=30.0, metavar="SECONDS", help="how long a stop waits for the event in hand (30)"
+            "--stop-timeout",
+            type=float,
+            default=30.0,
+            metavar="SECONDS",
+            help="how long a stop waits for the event in hand (30)",
         )
+
+        parser.add_argument("--stop-with-parent", action="store_true", help=argparse.SUPPRESS)
 
     def handle(self, **options: Any) -> None:
         if not logger.hasHandlers():  # the project's LOGGING says nothing of us
@@ -50,10 +58,12 @@ class Command(BaseCommand):
             worker = Worker(listeners, service_name=service_name, process_name=process_name, settings=settings)
             for line in worker.describe():
                 logger.info(line)
-            worker.stop_on_signals(signal.SIGTERM, signal.SIGINT)
-            if options["burst"]:
-                worker.run_burst()
-            else:
-                worker.run(stop_timeout=options["stop_timeout"])
+            if options["stop_with_parent"]:
+                stop_with_parent()
+            with worker.stopping_on(signal.SIGTERM, signal.SIGINT):
+                if options["burst"]:
+                    worker.run_burst()
+                else:
+                    worker.run(stop_timeout=options["stop_timeout"])
         except LightbusError as error:
             raise CommandError(str(error)) from error

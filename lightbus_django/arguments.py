@@ -1,0 +1,130 @@
+"""From a payload to a handler's arguments, by its annotations; worked out once per handler."""
+
+import inspect
+from collections.abc import Callable
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from .exceptions import ConfigurationError, UnreadableEvent
+
+
+class Arguments:
+    """How to make a handler's keyword arguments of a payload.
+
+    Raises:
+        ConfigurationError: the handler can't be called with an event, whatever is in it.
+    """
+
+    def __init__(self, handler: Callable[..., Any]) -> None:
+        path = f"{handler.__module__}.{handler.__qualname__}"
+        parameters = list(inspect.signature(handler).parameters.values())
+        if not parameters or parameters[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
+            raise ConfigurationError(
+                f"The handler {path} takes no event: its first argument must be one, as in (event, **kwargs)."
+            )
+        self._hints: dict[str, Any] = {}
+        self._required: list[str] = []
+        self._takes_all = False
+        self._rest: Any = Any
+        # A payload key of this name can't be given beside the event; it is in event.payload.
+        self._taken = parameters[0].name if parameters[0].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD else None
+        hints = _hints(handler, path)
+        for parameter in parameters[1:]:
+            hint = hints.get(parameter.name, Any)
+            if hint is not Any:
+                hint = _for_msgspec(hint, f"The argument {parameter.name!r} of the handler {path}")
+            if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+                raise ConfigurationError(
+                    f"The handler {path} can't be given {parameter.name!r} by name: take it from in front of the '/'."
+                )
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                self._takes_all, self._rest = True, hint
+            elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
+                # As Lightbus: `number: int = None` takes None too.
+                self._hints[parameter.name] = hint | None if parameter.default is None and hint is not Any else hint
+                if parameter.default is inspect.Parameter.empty:
+                    self._required.append(parameter.name)
+
+    def read(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments that the handler takes of `payload`.
+
+        Raises:
+            UnreadableEvent: one is missing, or can't be converted.
+        """
+        for name in self._required:
+            if name not in payload:
+                raise UnreadableEvent(f"the handler's argument {name!r} is missing from the event")
+        arguments = {}
+        for name, value in payload.items():
+            if name == self._taken or (name not in self._hints and not self._takes_all):
+                continue
+            hint = self._hints.get(name, self._rest)
+            try:
+                arguments[name] = value if hint is Any else _convert(value, hint)
+            except Exception as error:
+                raise UnreadableEvent(f"the handler's argument {name!r} can't be made of the event: {error}") from error
+        return arguments
+
+
+def _hints(handler: Callable[..., Any], path: str) -> dict[str, Any]:
+    try:
+        return get_type_hints(handler, include_extras=True)
+    except (NameError, TypeError) as error:
+        raise ConfigurationError(f"The annotations of the handler {path} can't be read: {error}.") from error
+
+
+def _for_msgspec(hint: Any, what: str) -> Any:
+    """Return a type that msgspec converts to as Lightbus does, also within list[...], ... | None and the like.
+
+    It knows named tuples, but as arrays, where the bus has objects; and it lets a class of its own kinds,
+    such as a dataclass, not have a `__from_bus__()`, Lightbus's hook.
+    """
+    if isinstance(hint, type) and (hasattr(hint, "__from_bus__") or hasattr(hint, "_fields")):
+        return _stand_in(hint, what)
+    arguments = get_args(hint)
+    if not arguments or get_origin(hint) in (Literal, Annotated):
+        return _known(hint, what)
+    converted = tuple(item if item in (..., NoneType) else _for_msgspec(item, what) for item in arguments)
+    if converted == arguments:
+        return _known(hint, what)
+    origin = get_origin(hint)
+    return Union[converted] if origin in (Union, UnionType) else origin[converted]  # noqa: UP007
+
+
+class _StandIn(type):
+    """A type that msgspec does not know, so that it asks `_from_bus` for a value."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return True  # msgspec checks what it got
+
+
+def _stand_in(cls: Any, what: str) -> type:
+    if hasattr(cls, "__from_bus__"):
+        return _StandIn(cls.__name__, (), {"make": staticmethod(cls.__from_bus__)})
+    hints = {name: _for_msgspec(cls.__annotations__.get(name, Any), what) for name in cls._fields}
+
+    def make(value: Any) -> Any:
+        # A new field of the producer does no harm.
+        return cls(**{name: _convert(value[name], hint) for name, hint in hints.items() if name in value})
+
+    return _StandIn(cls.__name__, (), {"make": staticmethod(make)})
+
+
+def _known(hint: Any, what: str) -> Any:
+    try:
+        known = msgspec.inspect.type_info(hint)
+    except TypeError as error:
+        raise ConfigurationError(f"{what} has a type that no JSON converts to: {error}") from error
+    if isinstance(known, msgspec.inspect.CustomType):
+        raise ConfigurationError(f"{what} has a type that no JSON converts to; give {hint!r} a __from_bus__().")
+    return hint
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    return msgspec.convert(value, hint, strict=False, dec_hook=_from_bus)
+
+
+def _from_bus(stand_in: Any, value: Any) -> Any:
+    return stand_in.make(value)
