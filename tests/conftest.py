@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -64,7 +65,7 @@ def listeners() -> Iterator[Registry]:
 
 @pytest.fixture
 def transport(lightbus_url: str, r: redis.Redis) -> Iterator[Transport]:
-    transport = Transport(lightbus_url, timeout=3)
+    transport = Transport(lightbus_url, timeout=60, retries=0)
     yield transport
     transport.close()
 
@@ -73,7 +74,9 @@ def transport(lightbus_url: str, r: redis.Redis) -> Iterator[Transport]:
 def consume(transport: Transport) -> Callable[..., Consumer]:
     """Make the consumer of a listener (by default the only one), a member of its group from now on."""
 
-    def make(listener: Listener | None = None, *, process_name: str = "worker", service_name: str = "price-monitor") -> Consumer:
+    def make(
+        listener: Listener | None = None, *, process_name: str = "worker", service_name: str = "price-monitor"
+    ) -> Consumer:
         if listener is None:
             (listener,) = registry
         consumer = Consumer(
@@ -100,12 +103,13 @@ def drain(consumer: Consumer) -> None:
     consumer.flush()
 
 
-def eventually(condition: Callable[[], object], seconds: float = 30) -> None:
-    """Wait until a condition of another process holds."""
+def eventually(condition: Callable[[], Any], seconds: float = 30) -> Any:
+    """Wait until a condition of another thread or process holds; return its value."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (value := condition()):
         assert time.monotonic() < deadline, "it did not come about in time"
         time.sleep(0.02)
+    return value
 
 
 @pytest.fixture
@@ -134,7 +138,8 @@ def manage(lightbus_url: str, r: redis.Redis, transactional_db) -> Iterator[Call
     yield start
     for process in processes:
         process.kill()
-        process.communicate()
+    for process in processes:
+        process.communicate(timeout=30)
 
 
 def database_url() -> str:

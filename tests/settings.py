@@ -1,5 +1,6 @@
 """Settings of the tests. DATABASE_URL and LIGHTBUS_URL point them at other servers; that Redis database is flushed."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -14,8 +15,8 @@ DATABASES = {
 }
 for alias, database in DATABASES.items():
     if database["ENGINE"] == "django.db.backends.sqlite3":
-        # A file, for other processes share it.
-        database["TEST"] = {"NAME": f"{scratch}/test-lightbus-{alias}.sqlite3"}
+        # A file, for other processes share it; one for each run of the tests.
+        database["TEST"] = {"NAME": f"{scratch}/test-lightbus-{alias}-{os.getpid()}.sqlite3"}
         database["OPTIONS"] = {
             "timeout": 20,
             "transaction_mode": "IMMEDIATE",
@@ -69,4 +70,5 @@ ROOT_URLCONF = "example_project.urls"
 STATIC_URL = "static/"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+TIME_ZONE = "UTC"
 USE_TZ = True

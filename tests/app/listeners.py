@@ -17,7 +17,9 @@ def book(event: EventMessage, number: int, **kwargs: Any) -> None:
 
 
 @listens_to("shop.parcel_delivered", listener_name="fragile", start="beginning")
-def fragile(event: EventMessage, number: int, dies: bool = False, sleep: float = 0, once: str = "", **kwargs: Any) -> None:
+def fragile(
+    event: EventMessage, number: int, dies: bool = False, sleep: float = 0, once: str = "", **kwargs: Any
+) -> None:
     """Does what the event says: sleep, or die. With `once`, a path, only the first time."""
     Effect.objects.create(name="fragile", number=number)
     if once and Path(once).exists():

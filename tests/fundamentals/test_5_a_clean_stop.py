@@ -1,0 +1,39 @@
+"""SIGTERM and Ctrl-C let the event in hand be finished and acknowledged. The rest of the batch is handed
+back, so that another process has it without waiting for a timeout.
+"""
+
+import signal
+
+import pytest
+
+from lightbus_django import fire
+from tests.conftest import eventually
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_the_event_in_hand_is_finished_and_the_rest_handed_back(manage, effects, pending, signum, tmp_path):
+    started = tmp_path / "started"
+    for number in range(5):
+        fire("shop.parcel_delivered", number=number, sleep=1, once=str(started))
+    first = manage("lightbus_listen", "--process-name", "web-1")
+    eventually(started.exists)
+    first.send_signal(signum)
+    assert first.wait(30) == 0
+    handled = effects("fragile")
+    assert 1 <= len(handled) < 5
+    assert pending("price-monitor-fragile") == 5 - len(handled)
+
+    # The acknowledgement timeout is a minute, but nothing waits for it.
+    assert manage("lightbus_listen", "--process-name", "web-2", "--burst").wait(30) == 0
+    assert effects("fragile") == [0, 1, 2, 3, 4]
+    assert pending("price-monitor-fragile") == 0
+
+
+def test_a_second_signal_ends_it_now(manage, tmp_path):
+    started = tmp_path / "started"
+    fire("shop.parcel_delivered", number=1, sleep=60, once=str(started))
+    process = manage("lightbus_listen")
+    eventually(started.exists)
+    process.send_signal(signal.SIGTERM)
+    eventually(lambda: process.send_signal(signal.SIGTERM) or process.poll() is not None)
+    assert process.returncode == 128 + signal.SIGTERM

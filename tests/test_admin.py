@@ -1,0 +1,161 @@
+"""The admin pages: what they say, how many queries they take, and that they only show."""
+
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.models import Permission
+from django.urls import reverse
+from django.utils import timezone
+from model_bakery import baker
+
+from lightbus_django.messages import dump_fields
+from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent
+
+pytestmark = pytest.mark.django_db
+
+LISTS = {
+    model: reverse(f"admin:lightbus_django_{model.__name__.lower()}_changelist")
+    for model in (ProcessedEvent, FailedEvent, OutboxEvent)
+}
+NASTY = "<script>alert('x')</script>"
+
+
+def page(client, url, **parameters):
+    response = client.get(url, parameters)
+    assert response.status_code == 200
+    return response.content.decode()
+
+
+def failed(**values):
+    fields = {b"id": b"1", b":name": f'"{NASTY}"'.encode(), b"\xff": b"\x00"}
+    return baker.make(
+        FailedEvent,
+        **{
+            "fields": dump_fields(fields),
+            "event_name": "shop.order_placed",
+            "consumer_group": "billing-book",
+            "error": f"ValueError: {NASTY}",
+            "traceback": f"Traceback {NASTY}",
+            **values,
+        },
+    )
+
+
+@pytest.mark.parametrize("model", LISTS)
+def test_a_list_takes_as_many_queries_for_many_rows_as_for_one(model, admin_client, django_assert_max_num_queries):
+    baker.make(model, event_name="a.b", _quantity=1)
+    with django_assert_max_num_queries(12) as one:
+        page(admin_client, LISTS[model])
+    baker.make(model, event_name="c.d", _quantity=50)
+    with django_assert_max_num_queries(len(one)):
+        page(admin_client, LISTS[model])
+
+
+def test_nothing_counts_all_rows(admin_client, django_assert_max_num_queries):
+    baker.make(ProcessedEvent, _quantity=3)
+    with django_assert_max_num_queries(12) as queries:
+        page(admin_client, LISTS[ProcessedEvent])
+    counts = [query["sql"] for query in queries if "COUNT(" in query["sql"].upper()]
+    assert counts
+    assert all("LIMIT" in sql for sql in counts)
+
+
+def test_filters_by_listener_event_and_date(admin_client):
+    baker.make(ProcessedEvent, event_id="one", consumer_group="billing-book", event_name="shop.order_placed")
+    baker.make(ProcessedEvent, event_id="two", consumer_group="stock-count", event_name="shop.parcel_delivered")
+    baker.make(ProcessedEvent, event_id="old", processed_at=timezone.now() - timedelta(days=400))
+
+    def shown(**parameters):
+        text = page(admin_client, LISTS[ProcessedEvent], **parameters)
+        return {event_id for event_id in ("one", "two", "old") if f">{event_id}<" in text}
+
+    assert shown() == {"one", "two", "old"}
+    assert shown(consumer_group="billing-book") == {"one"}
+    assert shown(event_name="shop.parcel_delivered") == {"two"}
+    assert shown(consumer_group="gone") == set()
+    assert shown(processed_at__gte=(timezone.now() - timedelta(days=7)).isoformat()) == {"one", "two"}
+
+
+def test_an_event_is_found_by_its_id_whatever_that_is(admin_client):
+    from lightbus_django.messages import event_key
+
+    baker.make(ProcessedEvent, event_id="one")
+    baker.make(ProcessedEvent, event_id=event_key("An Id Of Theirs"))
+    assert ">one<" in page(admin_client, LISTS[ProcessedEvent], q=" one ")
+    assert ">one<" not in page(admin_client, LISTS[ProcessedEvent], q="on")
+    assert "sha256:" in page(admin_client, LISTS[ProcessedEvent], q="An Id Of Theirs")
+    event = baker.make(OutboxEvent, event_name="shop.order_placed")
+    assert str(event.id) in page(admin_client, LISTS[OutboxEvent], q=str(event.id))
+    assert str(event.id) not in page(admin_client, LISTS[OutboxEvent], q="nonsense")
+
+
+def test_a_processed_event_that_failed_says_so(admin_client):
+    baker.make(ProcessedEvent, event_id="one", consumer_group="billing-book")
+    assert "icon-yes" in page(admin_client, LISTS[ProcessedEvent])
+    failed(event_id="one")
+    assert "icon-no" in page(admin_client, LISTS[ProcessedEvent])
+
+
+def test_content_and_traceback_are_escaped(admin_client):
+    event = failed()
+    for url in (LISTS[FailedEvent], reverse("admin:lightbus_django_failedevent_change", args=[event.pk])):
+        text = page(admin_client, url)
+        assert NASTY not in text
+        assert "&lt;script&gt;" in text
+    assert "\\xff = \x00" in text
+
+
+@pytest.mark.parametrize("model", LISTS)
+def test_rows_can_be_looked_at_and_nothing_else(model, admin_client):
+    row = failed() if model is FailedEvent else baker.make(model)
+    name = f"admin:lightbus_django_{model.__name__.lower()}"
+    assert admin_client.get(reverse(f"{name}_change", args=[row.pk])).status_code == 200
+    assert admin_client.get(reverse(f"{name}_add")).status_code == 403
+    assert admin_client.post(reverse(f"{name}_change", args=[row.pk]), {"event_name": "x"}).status_code == 403
+    assert admin_client.post(reverse(f"{name}_delete", args=[row.pk]), {"post": "yes"}).status_code == 403
+    response = admin_client.post(LISTS[model], {"action": "delete_selected", "_selected_action": [row.pk]}, follow=True)
+    assert b"delete" not in response.content.lower()
+    assert model.objects.filter(pk=row.pk).exists()
+
+
+def act(client, action, *events):
+    return client.post(
+        LISTS[FailedEvent], {"action": action, "_selected_action": [event.pk for event in events]}, follow=True
+    )
+
+
+def test_retry_now_makes_events_due(admin_client):
+    events = [failed(event_id=str(number), attempts=5, next_attempt_at=None) for number in range(2)]
+    assert b"2 events are due for a retry." in act(admin_client, "retry", *events).content
+    assert FailedEvent.objects.due(timezone.now()).filter(attempts=0).count() == 2
+
+
+def test_discard_removes_them_and_counts_them_as_processed(admin_client):
+    assert b"1 event discarded." in act(admin_client, "discard", failed(event_id="one")).content
+    assert not FailedEvent.objects.exists()
+    assert ProcessedEvent.objects.get().event_id == "one"
+
+
+def test_the_actions_need_permissions_of_their_own(client, django_user_model):
+    user = django_user_model.objects.create_user("eva", is_staff=True)
+    client.force_login(user)
+    user.user_permissions.add(Permission.objects.get(codename="view_failedevent"))
+    event = failed(next_attempt_at=None)
+    assert "Retry now" not in page(client, LISTS[FailedEvent])
+    act(client, "discard", event)
+    assert FailedEvent.objects.exists()
+    user.user_permissions.add(Permission.objects.get(codename="retry_failedevent"))
+    text = page(client, LISTS[FailedEvent])
+    assert "Retry now" in text
+    assert "Discard" not in text
+
+
+def test_state_filters(admin_client):
+    failed(event_id="dead", next_attempt_at=None)
+    failed(event_id="retrying", next_attempt_at=timezone.now())
+    assert ">dead<" not in page(admin_client, LISTS[FailedEvent], state="retrying")
+    assert ">retrying<" not in page(admin_client, LISTS[FailedEvent], state="dead")
+    waiting = baker.make(OutboxEvent, due_at=timezone.now())
+    published = baker.make(OutboxEvent, due_at=None)
+    assert str(published.id) not in page(admin_client, LISTS[OutboxEvent], state="waiting")
+    assert str(waiting.id) not in page(admin_client, LISTS[OutboxEvent], state="published")

@@ -1,0 +1,52 @@
+import threading
+
+from django.core.checks import run_checks
+from django.test import override_settings
+
+from lightbus_django import listens_to
+
+
+def check(lightbus, *, debug=True):
+    with override_settings(LIGHTBUS=lightbus, DEBUG=debug):
+        return [message.id for message in run_checks(tags=["lightbus"])]
+
+
+def test_good_settings_pass():
+    assert check({"SERVICE_NAME": "shop", "PROCESS_NAME": "{hostname}"}, debug=False) == []
+
+
+def test_settings_errors_are_checks():
+    assert check(None) == ["lightbus_django.E001"]
+    assert check({"PROCESS_NAME": 5, "X": 1}) == [
+        "lightbus_django.E002",
+        "lightbus_django.E004",
+        "lightbus_django.E003",
+    ]
+
+
+def test_a_random_process_name_is_a_warning_in_production():
+    assert check({"SERVICE_NAME": "shop"}, debug=False) == ["lightbus_django.W001"]
+    assert check({"SERVICE_NAME": "shop"}, debug=True) == []
+
+
+def test_a_random_service_name_is_an_error():
+    assert check({"SERVICE_NAME": "shop-{random4}"}) == ["lightbus_django.E005"]
+
+
+def test_a_handler_that_cannot_take_an_event_is_an_error(listeners):
+    @listens_to("a.b")
+    def no_event() -> None: ...
+
+    @listens_to("a.b")
+    def unknown_annotation(event, x: "Nowhere"): ...  # noqa: F821
+
+    @listens_to("a.b")
+    def positional(event, x, /): ...
+
+    @listens_to("a.b")
+    def no_json_makes_one(event, x: list[threading.Thread]): ...
+
+    @listens_to("a.b", using="moon")
+    def nowhere(event): ...
+
+    assert check({"SERVICE_NAME": "shop"}) == ["lightbus_django.E100"] * 4 + ["lightbus_django.E101"]

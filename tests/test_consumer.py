@@ -1,0 +1,508 @@
+"""One listener's loop, stepped by hand on a real server."""
+
+import threading
+
+import pytest
+from django.db import connection
+
+from lightbus_django import BusError, BusUnavailable, fire, listens_to
+from lightbus_django.consumer import Consumer
+from lightbus_django.listeners import registry
+from lightbus_django.models import FailedEvent, ProcessedEvent
+from lightbus_django.transport import Transport
+from tests.app.models import Child, Effect
+
+from .conftest import drain, eventually
+
+KEY = "shop.*:stream"
+GROUP = "price-monitor-record"
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("listeners")]
+
+
+@pytest.fixture
+def record(listeners):
+    """A listener that writes down the numbers of events."""
+
+    @listens_to("shop.order_placed")
+    def record(event, number: int, **kwargs):
+        Effect.objects.create(number=number)
+
+    return record
+
+
+def effects():
+    return list(Effect.objects.order_by("id").values_list("number", flat=True))
+
+
+def pending(r, group=GROUP, key=KEY):
+    return r.xpending(key, group)["pending"]
+
+
+def fetch(r, consumer, count=100, group=GROUP, key=KEY):
+    """Read as a process does that dies before it handles anything; return the stream ids."""
+    ((_, entries),) = r.xreadgroup(group, consumer, {key: ">"}, count=count)
+    return [stream_id for stream_id, _ in entries]
+
+
+def age(r, stream_ids, consumer, seconds=3600, group=GROUP, key=KEY):
+    r.xclaim(key, group, consumer, 0, stream_ids, idle=seconds * 1000, justid=True)
+
+
+def test_events_are_handled_in_order_and_acknowledged_with_the_next_read(r, record, consume):
+    consumer = consume()
+    for number in range(5):
+        fire("shop.order_placed", number=number)
+    assert consumer.step(block=0) is True
+    assert effects() == [0, 1, 2, 3, 4]
+    assert pending(r) == 5
+    assert consumer.step(block=0) is False
+    assert pending(r) == 0
+
+
+def test_a_new_group_gets_what_is_new(r, record, consume):
+    fire("shop.order_placed", number=1)
+    consumer = consume()
+    fire("shop.order_placed", number=2)
+    drain(consumer)
+    assert effects() == [2]
+
+
+def test_a_new_group_can_start_at_the_beginning_and_an_old_one_goes_on(r, listeners, consume, caplog):
+    @listens_to("shop.order_placed", start="beginning")
+    def record(event, number):
+        Effect.objects.create(number=number)
+
+    caplog.set_level("INFO")
+    fire("shop.order_placed", number=1)
+    drain(consume())
+    assert "start beginning" in caplog.text
+    drain(consume())
+    assert effects() == [1]
+    assert caplog.text.count("new consumer group") == 1
+
+
+def test_a_new_group_can_start_at_a_time_or_behind_an_entry(r, listeners, consume):
+    first = fire("shop.order_placed", number=1)
+
+    @listens_to("shop.order_placed", start=first.published_at)
+    def from_then_on(event, number):
+        Effect.objects.create(name="time", number=number)
+
+    @listens_to("shop.order_placed", start=first.stream_id)
+    def behind(event, number):
+        Effect.objects.create(name="id", number=number)
+
+    fire("shop.order_placed", number=2)
+    for listener in registry:
+        drain(consume(listener))
+    assert set(Effect.objects.values_list("name", "number")) == {("time", 1), ("time", 2), ("id", 2)}
+
+
+def test_every_listener_gets_every_event_and_processes_share_them(r, listeners, consume):
+    @listens_to("shop.order_placed")
+    def one(event, number):
+        Effect.objects.create(name="one", number=number)
+
+    @listens_to("shop.order_placed")
+    def two(event, number):
+        Effect.objects.create(name="two", number=number)
+
+    consumers = [consume(listener, process_name=name) for listener in registry for name in ("p1", "p2")]
+    for number in range(20):
+        fire("shop.order_placed", number=number)
+    for consumer in consumers:
+        drain(consumer)
+    for name in ("one", "two"):
+        assert sorted(Effect.objects.filter(name=name).values_list("number", flat=True)) == list(range(20))
+
+
+def test_events_of_others_in_the_stream_are_passed_over(r, record, consume):
+    consumer = consume()
+    fire("shop.parcel_delivered", number=1)
+    fire("shop.order_placed", number=2)
+    drain(consumer)
+    assert effects() == [2]
+    assert ProcessedEvent.objects.count() == 1
+    assert pending(r) == 0
+
+
+def test_one_listener_can_have_events_of_several_streams(r, listeners, consume):
+    @listens_to(["shop.order_placed", "stock.article_ran_out"])
+    def record(event, number):
+        Effect.objects.create(name=event.name, number=number)
+
+    consumer = consume()
+    fire("shop.order_placed", number=1)
+    fire("stock.article_ran_out", number=2)
+    drain(consumer)
+    assert set(Effect.objects.values_list("name", "number")) == {
+        ("shop.order_placed", 1),
+        ("stock.article_ran_out", 2),
+    }
+    assert pending(r) == pending(r, key="stock.*:stream") == 0
+
+
+class TestAnyBytes:
+    """What stands in a stream that anybody may write to."""
+
+    def add(self, r, **fields):
+        r.xadd(KEY, fields)
+
+    @pytest.fixture
+    def consumer(self, r, record, consume):
+        return consume()
+
+    def test_what_cannot_be_read_is_a_dead_letter_and_the_rest_is_handled(self, r, consumer, lightbus_url):
+        good = {"id": "1", "api_name": "shop", "event_name": "order_placed", "version": "1", ":number": "1"}
+        fire("shop.order_placed", number=1)
+        for change in [{"version": "2.0"}, {":number": "{"}, {"id": ""}, {":number": '"much"'}]:
+            r.xadd(KEY, {**good, **change})
+        r.xadd(KEY, {":number": b'"\xff\xfe"', **{k: v for k, v in good.items() if k != ":number"}})
+        for name in ("id", "api_name", "event_name", "version", ":number"):
+            r.xadd(KEY, {key: value for key, value in good.items() if key != name})
+        r.xadd(KEY, {"": "x"})
+        r.xadd(KEY, {b"\xff": b"\x00"})
+        fire("shop.order_placed", number=2)
+        drain(consumer)
+        assert effects() == [1, 2]
+        # The two whose metadata is good, and the id the same, are one event that failed once.
+        assert FailedEvent.objects.count() == 11
+        assert all(failed.is_dead_letter for failed in FailedEvent.objects.all())
+        assert pending(r) == 0
+
+    def test_noop_entries_are_acknowledged_silently(self, r, consumer, caplog):
+        r.xadd(KEY, {"": ""})
+        drain(consumer)
+        assert pending(r) == 0
+        assert not FailedEvent.objects.exists()
+        assert not caplog.records
+
+    def test_an_entry_that_was_trimmed_is_a_loss_said_loudly(self, r, consumer, caplog):
+        fire("shop.order_placed", number=1)
+        (stream_id,) = fetch(r, "worker")
+        r.xtrim(KEY, maxlen=0, approximate=False)
+        consumer._look_back = True
+        drain(consumer)
+        assert f"lost {stream_id}" in caplog.text
+        assert pending(r) == 0
+
+
+class TestOutstanding:
+    def test_what_a_process_left_comes_before_anything_new(self, r, record, consume):
+        consume()
+        fire("shop.order_placed", number=1)
+        fire("shop.order_placed", number=2)
+        fetch(r, "worker")
+        fire("shop.order_placed", number=3)
+        drain(consume())
+        assert effects() == [1, 2, 3]
+        assert pending(r) == 0
+
+    def test_is_handled_one_at_a_time_counting_one_delivery_at_a_time(self, r, record, consume):
+        consume()
+        for number in range(3):
+            fire("shop.order_placed", number=number)
+        fetch(r, "worker")
+        back = consume()  # its first step takes the first of them
+        while not effects():
+            back.step(block=0)
+        counts = [row["times_delivered"] for row in r.xpending_range(KEY, GROUP, "-", "+", 10)]
+        assert counts == [2, 1, 1]
+
+    def test_an_event_that_killed_each_of_its_processes_is_set_aside_and_only_that_one(
+        self, r, record, consume, lightbus
+    ):
+        lightbus(MAX_ATTEMPTS=3)
+        consume()
+        for number in range(3):
+            fire("shop.order_placed", number=number)
+        _, poison, _ = fetch(r, "worker")
+        for _ in range(2):  # died twice more with it in hand
+            r.xclaim(KEY, GROUP, "worker", 0, [poison])
+        drain(consume())
+        assert effects() == [0, 2]
+        failed = FailedEvent.objects.get()
+        assert failed.is_dead_letter
+        assert "its process died 3 times while handling it" in failed.error
+        assert pending(r) == 0
+
+    def test_a_lost_answer_of_redis_does_not_lose_its_events(self, r, record, consume):
+        consumer = consume()
+        drain(consumer)
+
+        def break_the_connection():
+            (client,) = eventually(lambda: [row for row in r.client_list() if "b" in row["flags"]])
+            r.client_kill_filter(_id=client["id"])
+
+        thread = threading.Thread(target=break_the_connection)
+        thread.start()
+        with pytest.raises(BusUnavailable):
+            consumer.step(block=30)
+        thread.join()
+        fire("shop.order_placed", number=1)
+        fetch(r, "worker")  # as if it had been in the answer that was lost
+        drain(consumer)
+        assert effects() == [1]
+
+    def test_what_was_handled_is_not_set_aside_however_often_it_was_delivered(self, r, record, consume, lightbus):
+        lightbus(MAX_ATTEMPTS=2)
+        consumer = consume()
+        fire("shop.order_placed", number=1)
+        consumer.step(block=0)  # handled, and never acknowledged
+        ((stream_id, _),) = r.xrange(KEY)
+        for _ in range(5):
+            r.xclaim(KEY, GROUP, "worker", 0, [stream_id])
+        drain(consume())
+        assert effects() == [1]
+        assert not FailedEvent.objects.exists()
+        assert pending(r) == 0
+
+
+class TestReclaim:
+    def test_events_of_a_process_that_exceeded_the_timeout_go_to_another(self, r, record, consume):
+        consumer = consume()
+        fire("shop.order_placed", number=1)
+        fire("shop.order_placed", number=2)
+        one, _ = fetch(r, "dead")
+        age(r, [one], "dead", seconds=61)
+        drain(consumer)
+        assert effects() == []
+        while consumer.step(now=1e9, block=0):
+            pass
+        assert effects() == [1]
+        assert pending(r) == 1
+
+    def test_is_looked_for_each_reclaim_interval(self, r, record, consume, lightbus):
+        lightbus(RECLAIM_INTERVAL=7)
+        consumer = consume()
+        consumer.step(now=1e9, block=0)
+        fire("shop.order_placed", number=1)
+        age(r, fetch(r, "dead"), "dead")
+        assert consumer.step(now=1e9 + 6.9, block=0) is False
+        while consumer.step(now=1e9 + 7, block=0):
+            pass
+        assert effects() == [1]
+
+    def test_more_than_a_batch_is_reclaimed(self, r, record, consume, lightbus):
+        lightbus(BATCH_SIZE=10)
+        consumer = consume()
+        for number in range(35):
+            fire("shop.order_placed", number=number)
+        age(r, fetch(r, "dead"), "dead")
+        while consumer.step(now=1e9, block=0):
+            pass
+        assert effects() == list(range(35))
+        assert pending(r) == 0
+
+    def test_what_was_handled_and_not_acknowledged_is_not_handled_again(self, r, record, consume):
+        consumer = consume()
+        fire("shop.order_placed", number=1)
+        consumer.step(block=0)
+        ((stream_id, _),) = r.xrange(KEY)
+        age(r, [stream_id], "worker")
+        while consumer.step(now=1e9, block=0):
+            pass
+        assert effects() == [1]
+
+
+class TestLeases:
+    def test_the_clock_of_waiting_events_and_of_the_one_in_hand_starts_anew(self, r, listeners, consume):
+        seen = []
+
+        @listens_to("shop.order_placed")
+        def record(event, number):
+            if number == 0:
+                age(r, [row["message_id"] for row in r.xpending_range(KEY, GROUP, "-", "+", 10)], "worker")
+                consumer.renew()
+                seen.extend(row["time_since_delivered"] < 60_000 for row in r.xpending_range(KEY, GROUP, "-", "+", 10))
+
+        consumer = consume()
+        for number in range(3):
+            fire("shop.order_placed", number=number)
+        drain(consumer)
+        assert seen == [True, True, True]
+
+    def test_an_event_that_exceeds_the_timeout_is_not_renewed_but_those_behind_it_are(
+        self, r, listeners, consume, caplog
+    ):
+        seen = []
+
+        @listens_to("shop.order_placed")
+        def record(event, number):
+            if number == 0:
+                age(r, [row["message_id"] for row in r.xpending_range(KEY, GROUP, "-", "+", 10)], "worker")
+                consumer.renew(now=1e9)
+                seen.extend(row["time_since_delivered"] < 60_000 for row in r.xpending_range(KEY, GROUP, "-", "+", 10))
+
+        consumer = consume()
+        for number in range(3):
+            fire("shop.order_placed", number=number)
+        drain(consumer)
+        assert seen == [False, True, True]
+        assert "exceeds ACKNOWLEDGEMENT_TIMEOUT" in caplog.text
+
+    def test_a_lease_that_another_process_has_by_now_is_left_to_it(self, r, record, consume):
+        consumer = consume()
+        fire("shop.order_placed", number=1)
+        (stream_id,) = fetch(r, "other")
+        consumer._leased = ((KEY, stream_id),)
+        consumer.renew()
+        assert r.xpending_range(KEY, GROUP, "-", "+", 1)[0]["consumer"] == "other"
+        assert consumer.transport.take(KEY, GROUP, "worker", stream_id) is None
+
+
+class TestStop:
+    def test_what_is_settled_is_acknowledged_and_the_rest_is_another_process_at_once(self, r, listeners, consume):
+        @listens_to("shop.order_placed")
+        def record(event, number):
+            Effect.objects.create(number=number)
+            consumer.stopping.set()
+
+        consumer = consume(process_name="first")
+        second = consume(process_name="second")
+        for number in range(5):
+            fire("shop.order_placed", number=number)
+        consumer.step(block=0)
+        consumer.stop()
+        assert effects() == [0]
+        assert pending(r) == 4
+        while second.step(now=1e9, block=0):
+            pass
+        assert effects() == [0, 1, 2, 3, 4]
+        assert pending(r) == 1 or second.flush() is None
+
+    def test_what_is_handed_back_untouched_was_never_delivered(self, r, record, consume, monkeypatch):
+        consumer = consume()
+        for number in range(2):
+            fire("shop.order_placed", number=number)
+        consumer.inbox.handle = lambda *args, **kwargs: 1
+        consumer.step(block=0)
+        consumer.stop()
+        assert [row["times_delivered"] for row in r.xpending_range(KEY, GROUP, "-", "+", 10)] == [0]
+
+
+class TestInfrastructure:
+    def test_a_group_that_vanished_comes_back_where_it_was(self, r, record, consume, caplog):
+        fire("shop.order_placed", number=0)  # before the group: not for it
+        consumer = consume()
+        fire("shop.order_placed", number=1)
+        drain(consumer)
+        fire("shop.order_placed", number=2)
+        r.xgroup_destroy(KEY, GROUP)
+        fire("shop.order_placed", number=3)
+        drain(consumer)
+        assert effects() == [1, 2, 3]
+        assert "made anew" in caplog.text
+
+    def test_a_stream_that_vanished_comes_back(self, r, record, consume):
+        consumer = consume()
+        fire("shop.order_placed", number=1)
+        drain(consumer)
+        r.flushdb()
+        fire("shop.order_placed", number=2)
+        drain(consumer)
+        assert effects() == [1, 2]
+
+    def test_a_key_that_is_no_stream_is_named_and_done_with_when_it_is_gone(self, r, record, make_consumer):
+        r.set(KEY, "a string")
+        consumer = make_consumer()
+        with pytest.raises(BusError, match="holds something other than a stream"):
+            consumer.step(block=0)
+        r.delete(KEY)
+        consumer.step(block=0)
+        fire("shop.order_placed", number=1)
+        drain(consumer)
+        assert effects() == [1]
+
+    def test_trouble_is_nobodys_fault_and_costs_no_delivery(self, r, listeners, consume):
+        trouble = [BusUnavailable("away")] * 3
+
+        @listens_to("shop.order_placed")
+        def record(event, number):
+            if number == 1 and trouble:
+                raise trouble.pop()
+            Effect.objects.create(number=number)
+
+        consumer = consume()
+        for number in range(3):
+            fire("shop.order_placed", number=number)
+        for _ in range(3):
+            with pytest.raises(BusUnavailable):
+                while True:
+                    consumer.step(block=0)
+        drain(consumer)
+        assert effects() == [0, 1, 2]
+        assert not FailedEvent.objects.exists()
+
+    def test_of_a_batch_whose_commit_is_refused_one_event_fails(self, r, listeners, consume):
+        @listens_to("shop.order_placed")
+        def record(event, number):
+            Effect.objects.create(number=number)
+            if number == 1:
+                Child.objects.create(parent_id=4711)
+
+        consumer = consume()
+        for number in range(3):
+            fire("shop.order_placed", number=number)
+        drain(consumer)
+        assert effects() == [0, 2]
+        assert "IntegrityError" in FailedEvent.objects.get().error
+
+    def test_retries_that_are_due_are_made_in_the_consumers_own_thread(self, r, listeners, consume, housekeeping):
+        threads = []
+
+        @listens_to("shop.order_placed")
+        def record(event, number):
+            threads.append(threading.get_ident())
+            if event.attempt == 1:
+                raise ValueError
+
+        consumer = consume()
+        fire("shop.order_placed", number=1)
+        drain(consumer)
+        FailedEvent.objects.get().retry_now()
+        keeper = housekeeping(consumer)
+
+        def flag():
+            keeper.flag_due_retries()
+            connection.close()
+
+        thread = threading.Thread(target=flag)
+        thread.start()
+        thread.join()
+        drain(consumer)
+        # "Retry now" counts from the start, so this was attempt 1 once more.
+        assert threads == [threading.get_ident()] * 2
+
+
+@pytest.fixture
+def make_consumer(transport: Transport):
+    """The consumer of the only listener, before its first step."""
+    from lightbus_django.conf import get_settings
+
+    def make():
+        (listener,) = registry
+        return Consumer(
+            listener,
+            service_name="price-monitor",
+            process_name="worker",
+            settings=get_settings(),
+            transport=transport,
+        )
+
+    return make
+
+
+def test_consumers_long_gone_are_deleted_only_with_nothing_pending(r, record, consume, housekeeping, lightbus):
+    lightbus(CONSUMER_TTL=1e-9)
+    consumer = consume()
+    r.xgroup_createconsumer(KEY, GROUP, "gone")
+    r.xgroup_createconsumer(KEY, GROUP, "owes")
+    fire("shop.order_placed", number=1)
+    fetch(r, "owes")
+    drain(consumer)
+    housekeeping(consumer).tidy_consumers()
+    names = {row["name"] for row in r.xinfo_consumers(KEY, GROUP)}
+    assert "owes" in names
+    assert "gone" not in names

@@ -1,0 +1,289 @@
+"""`fire` and `on_commit`, the outbox behind it, and its relay."""
+
+import asyncio
+import json
+import time
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.contrib.auth.models import Group
+from django.db import connections, transaction
+from django.utils import timezone
+
+from lightbus_django import (
+    BusError,
+    BusUnavailable,
+    InvalidEventName,
+    InvalidPayload,
+    afire,
+    aon_commit,
+    fire,
+    on_commit,
+)
+from lightbus_django.messages import uuid7
+from lightbus_django.models import OutboxEvent
+from lightbus_django.outbox import GRACE
+from tests.app.models import Effect
+
+KEY = "shop.*:stream"
+NOWHERE = "redis://:secret@127.0.0.1:1/0"
+
+pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
+
+
+def numbers(r, key=KEY):
+    """The `number` of each event on the bus."""
+    return [json.loads(fields[":number"]) for _, fields in r.xrange(key)]
+
+
+def waiting():
+    return OutboxEvent.objects.filter(due_at__isnull=False).count()
+
+
+class TestFire:
+    def test_publishes_now(self, r):
+        message = fire("shop.order_placed", number=5, price=Decimal("9.99"))
+        assert r.xrange(KEY) == [
+            (
+                message.stream_id,
+                {
+                    "id": message.id,
+                    "api_name": "shop",
+                    "event_name": "order_placed",
+                    "version": "1",
+                    ":number": "5",
+                    ":price": '"9.99"',
+                },
+            )
+        ]
+        assert message.payload == {"number": 5, "price": Decimal("9.99")}
+        assert abs(message.published_at - timezone.now()) < timedelta(minutes=1)
+
+    def test_stream_per_event(self, r, lightbus):
+        lightbus(STREAM_USE="per_event")
+        fire("shop.order_placed", number=1)
+        assert numbers(r, "shop.order_placed:stream") == [1]
+
+    def test_takes_any_payload_key(self, r):
+        fire("shop.order_placed", name=1, payload=2, self=3, using=4, event=5)
+        ((_, fields),) = r.xrange(KEY)
+        assert fields.keys() >= {":name", ":payload", ":self", ":using", ":event"}
+
+    def test_from_async_code(self, r):
+        message = asyncio.run(afire("shop.order_placed", number=1))
+        assert message.stream_id
+        assert numbers(r) == [1]
+
+    def test_what_cannot_be_fired_is_not(self, r):
+        with pytest.raises(InvalidEventName):
+            fire("order_placed")
+        with pytest.raises(InvalidPayload, match="'number': a object"):
+            fire("shop.order_placed", fine=1, number=object())
+        assert not r.exists(KEY)
+
+    def test_redis_out_of_reach_is_one_clear_error_without_password_within_2_seconds(self, lightbus):
+        lightbus(URL=NOWHERE)
+        started = time.monotonic()
+        with pytest.raises(BusUnavailable, match=r"127\.0\.0\.1:1") as caught:
+            fire("shop.order_placed")
+        assert time.monotonic() - started < 2
+        assert "secret" not in str(caught.value)
+        assert caught.value.__cause__ is None
+
+    def test_a_key_that_is_no_stream_is_named(self, r):
+        r.set(KEY, "a string")
+        with pytest.raises(BusError, match=r"'shop\.\*:stream' holds something other than a stream"):
+            fire("shop.order_placed")
+
+
+class TestOnCommit:
+    def test_nothing_is_published_before_the_commit_and_all_in_order_after_it(self, r):
+        with transaction.atomic():
+            messages = [on_commit("shop.order_placed", number=number) for number in range(5)]
+            assert not r.exists(KEY)
+            assert waiting() == 5
+        assert numbers(r) == [0, 1, 2, 3, 4]
+        assert [fields["id"] for _, fields in r.xrange(KEY)] == [message.id for message in messages]
+        assert waiting() == 0
+        assert OutboxEvent.objects.exclude(published_at=None).count() == 5
+
+    def test_all_events_of_a_transaction_go_in_one_pipeline(self, r, transport):
+        # Redis says how often it read from a socket; an older one does not.
+        reads = [r.info("stats").get("total_reads_processed", 0)]
+        with transaction.atomic():
+            for number in range(50):
+                on_commit("shop.order_placed", number=number)
+            assert not r.exists(KEY)
+        reads.append(r.info("stats").get("total_reads_processed", 0))
+        assert numbers(r) == list(range(50))
+        assert reads[1] - reads[0] < 20
+
+    def test_a_rollback_takes_the_events_with_it(self, r):
+        with pytest.raises(ZeroDivisionError), transaction.atomic():
+            on_commit("shop.order_placed", number=1)
+            raise ZeroDivisionError
+        assert not r.exists(KEY)
+        assert not OutboxEvent.objects.exists()
+        with transaction.atomic():
+            on_commit("shop.order_placed", number=2)
+        assert numbers(r) == [2]
+
+    def test_a_savepoint_that_is_rolled_back_takes_its_events_with_it(self, r):
+        with transaction.atomic():
+            on_commit("shop.order_placed", number=1)
+            with transaction.atomic():
+                on_commit("shop.order_placed", number=2)
+            with pytest.raises(ZeroDivisionError), transaction.atomic():
+                on_commit("shop.order_placed", number=3)
+                with transaction.atomic():
+                    on_commit("shop.order_placed", number=4)
+                raise ZeroDivisionError
+            transaction.on_commit(lambda: None)
+        assert numbers(r) == [1, 2]
+        assert waiting() == 0
+
+    def test_the_first_of_the_hooks_may_be_rolled_back(self, r):
+        with transaction.atomic():
+            with pytest.raises(ZeroDivisionError), transaction.atomic():
+                on_commit("shop.order_placed", number=1)
+                raise ZeroDivisionError
+            on_commit("shop.order_placed", number=2)
+        assert numbers(r) == [2]
+
+    def test_in_autocommit_mode_at_once(self, r):
+        message = on_commit("shop.order_placed", number=1)
+        assert numbers(r) == [1]
+        assert str(OutboxEvent.objects.get().id) == message.id
+
+    def test_an_event_that_cannot_be_leaves_the_transaction_alone(self, r):
+        with transaction.atomic():
+            Effect.objects.create(name="before")
+            for name, payload in [("nodot", {}), ("shop.order_placed", {"number": object()}), ("a.b", {"": 1})]:
+                with pytest.raises((InvalidEventName, InvalidPayload)):
+                    on_commit(name, **payload)
+            on_commit("shop.order_placed", number=1)
+        assert numbers(r) == [1]
+        assert Effect.objects.count() == OutboxEvent.objects.count() == 1
+
+    def test_takes_any_payload_key(self, r):
+        on_commit("shop.order_placed", name=1, using=2, self=3, alias=4)
+        ((_, fields),) = r.xrange(KEY)
+        assert fields[":using"] == "2"
+
+    def test_from_async_code(self, r):
+        message = async_to_sync(aon_commit)("shop.order_placed", number=1)
+        assert numbers(r) == [1]
+        assert message.id
+
+    def test_the_database_of_the_open_transaction_is_taken(self, r):
+        with transaction.atomic(using="other"):
+            on_commit("shop.order_placed", number=1)
+            assert OutboxEvent.objects.using("other").count() == 1
+        assert OutboxEvent.objects.count() == 0
+        assert numbers(r) == [1]
+
+    def test_the_database_can_be_named(self, r):
+        with transaction.atomic(), pytest.raises(ZeroDivisionError), transaction.atomic(using="other"):
+            on_commit("shop.order_placed", number=1)
+            on_commit.using("other")("shop.order_placed", number=2)
+            raise ZeroDivisionError
+        async_to_sync(aon_commit.using("other"))("shop.order_placed", number=3)
+        assert numbers(r) == [1, 3]
+
+    def test_raising_hooks_of_others_take_nothing_away(self, r):
+        def fail():
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError), transaction.atomic():
+            transaction.on_commit(fail)
+            on_commit("shop.order_placed", number=1)
+        assert waiting() == 1  # for the relay
+
+    def test_in_a_test_case_the_hooks_can_be_captured(self, r, django_capture_on_commit_callbacks):
+        with django_capture_on_commit_callbacks(execute=True):
+            on_commit("shop.order_placed", number=1)
+        assert numbers(r) == [1]
+
+
+class TestRelay:
+    def stage(self, lightbus, lightbus_url, count=1):
+        """Commit events while Redis is away."""
+        lightbus(URL=NOWHERE)
+        with transaction.atomic():
+            for number in range(count):
+                on_commit("shop.order_placed", number=number)
+        lightbus(URL=lightbus_url)
+        assert waiting() == count
+
+    def grow_old(self):
+        OutboxEvent.objects.exclude(due_at=None).update(due_at=timezone.now() - GRACE)
+
+    def test_publishes_what_was_committed_while_redis_was_away(self, r, lightbus, lightbus_url, housekeeping):
+        self.stage(lightbus, lightbus_url, 2500)
+        self.grow_old()
+        keeper = housekeeping()
+        while keeper.step():
+            pass
+        assert numbers(r) == list(range(2500))
+        assert waiting() == 0
+
+    def test_leaves_to_the_committing_process_what_is_fresh(self, r, lightbus, lightbus_url, housekeeping):
+        self.stage(lightbus, lightbus_url)
+        assert housekeeping().relay() is False
+        assert waiting() == 1
+
+    def test_what_one_relay_has_claimed_is_not_anothers(self, r, lightbus, lightbus_url, housekeeping):
+        self.stage(lightbus, lightbus_url)
+        self.grow_old()
+        keeper = housekeeping()
+        r.set(KEY, "in the way")
+        assert keeper.relay() is True
+        assert keeper.relay() is False
+
+    def test_an_event_that_is_refused_keeps_its_error_and_holds_nobody_up(
+        self, r, lightbus, lightbus_url, housekeeping
+    ):
+        r.set("bad.*:stream", "in the way")
+        on_commit("bad.thing_happened")
+        self.stage_row(number=7)
+        assert housekeeping().relay() is True
+        bad = OutboxEvent.objects.get(event_name="bad.thing_happened")
+        assert "other than a stream" in bad.error
+        assert bad.published_at is None
+        assert bad.due_at > timezone.now()
+        assert numbers(r) == [7]
+
+    def stage_row(self, *, number):
+        OutboxEvent.objects.create(
+            id=uuid7(), event_name="shop.order_placed", payload=json.dumps({"number": number}), due_at=timezone.now()
+        )
+
+    def test_goes_on_while_redis_is_away(self, r, lightbus, lightbus_url, housekeeping, caplog):
+        self.stage(lightbus, lightbus_url)
+        self.grow_old()
+        keeper = housekeeping()
+        keeper.transport.client.connection_pool.connection_kwargs["port"] = 1
+        keeper.transport.client.connection_pool.disconnect()
+        assert keeper.step(now=1.0) is False
+        assert "relay: Redis" in caplog.text
+        assert waiting() == 1
+
+
+def test_no_transaction_is_open_while_redis_is_waited_for(r, monkeypatch):
+    from lightbus_django.transport import Transport
+
+    seen = []
+    publish_many = Transport.publish_many
+
+    def watch(self, events):
+        seen.append([connection.in_atomic_block for connection in connections.all(initialized_only=True)])
+        return publish_many(self, events)
+
+    monkeypatch.setattr(Transport, "publish_many", watch)
+    with transaction.atomic():
+        Group.objects.create(name="x")
+        on_commit("shop.order_placed", number=1)
+    assert len(seen) == 1
+    assert not any(seen[0])
