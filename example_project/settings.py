@@ -23,7 +23,7 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
 
 LIGHTBUS = {
     "SERVICE_NAME": env("LIGHTBUS_SERVICE_NAME", default="price-monitor"),
-    "PROCESS_NAME": env("LIGHTBUS_PROCESS_NAME", default="{random4}"),
+    "PROCESS_NAME": env("LIGHTBUS_PROCESS_NAME", default="{hostname}"),
     "URL": env("LIGHTBUS_URL", default="redis://localhost:6379/0"),
     "STREAM_USE": env("LIGHTBUS_STREAM_USE", default="per_api"),
 }
@@ -60,4 +60,5 @@ TEMPLATES = [
 ROOT_URLCONF = "example_project.urls"
 STATIC_URL = "static/"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+TIME_ZONE = "UTC"
 USE_TZ = True

@@ -4,28 +4,26 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
-    dependencies = [
-    ]
+    dependencies = []
 
     operations = [
         migrations.CreateModel(
-            name='CompetitorPrice',
+            name="CompetitorPrice",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('sku', models.CharField(max_length=20)),
-                ('price', models.DecimalField(decimal_places=2, max_digits=10)),
-                ('change', models.PositiveIntegerField(help_text='The number of the change, as the crawler counts.')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("sku", models.CharField(max_length=20)),
+                ("price", models.DecimalField(decimal_places=2, max_digits=10)),
+                ("change", models.PositiveIntegerField(help_text="The number of the change, as the crawler counts.")),
             ],
         ),
         migrations.CreateModel(
-            name='PriceAlert',
+            name="PriceAlert",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('change', models.PositiveIntegerField()),
-                ('text', models.CharField(max_length=200)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("change", models.PositiveIntegerField()),
+                ("text", models.CharField(max_length=200)),
             ],
         ),
     ]
