@@ -11,7 +11,8 @@ from django.utils.functional import cached_property
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from .messages import event_key, load_fields
+from .ids import event_key
+from .messages import load_fields
 from .models import FailedEvent, OutboxEvent, ProcessedEvent
 
 COUNT_LIMIT = 10_000

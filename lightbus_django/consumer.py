@@ -9,7 +9,8 @@ from django.utils import timezone
 
 from .conf import Settings
 from .exceptions import BusError, GroupMissing, LightbusError
-from .inbox import Delivery, Inbox
+from .failures import Delivery
+from .inbox import Inbox
 from .listeners import Listener
 from .messages import NOOP, Fields, stream_key
 from .transport import Entry, Transport
@@ -92,6 +93,7 @@ class Consumer:
     def stop(self) -> None:
         """Acknowledge what is settled, and hand the rest back to the other processes."""
         idle = self.settings.acknowledgement_timeout + 1
+        self.inbox.give_back()
         self.flush()
         for delivery in self._held:
             entry = delivery.entry

@@ -1,8 +1,16 @@
-"""Which database errors are nobody's fault: the same work may well succeed a little later."""
+"""The database's bad days, which are nobody's fault, and its commit hooks."""
 
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from django.db import InterfaceError, OperationalError, connections
+from django.db import Error, InterfaceError, OperationalError, connections
+
+from .exceptions import DatabaseUnavailable
+
+logger = logging.getLogger("lightbus_django")
 
 # Classes and codes of SQLSTATE: connection exceptions, insufficient resources, operator intervention,
 # serialization failure, deadlock, lock not available. Not 57014, for a handler may be too slow by itself.
@@ -27,10 +35,47 @@ def is_transient(error: BaseException) -> bool:
     return bool(error.args) and error.args[0] in _MYSQL
 
 
-def is_broken(using: str) -> bool:
-    """Whether the connection to the database `using` can't go on; it is closed then, and opens anew."""
+def close_if_broken(using: str) -> bool:
+    """Close the connection if it can't go on, so that the next query opens a new one; return whether it was so."""
     connection = connections[using]
     if connection.connection is not None and connection.is_usable():
         return False
     connection.close()
     return True
+
+
+@contextmanager
+def nobody_to_blame(using: str) -> Iterator[None]:
+    """Raise DatabaseUnavailable instead of errors of the database `using` that the same work may not meet later.
+
+    Within a transaction all errors go as they are to the one who opened it.
+    """
+    try:
+        yield
+    except Error as error:
+        if connections[using].in_atomic_block:
+            raise
+        broken = close_if_broken(using)
+        if broken or is_transient(error):
+            raise DatabaseUnavailable(f"database {using!r}: {type(error).__name__}: {error}") from error
+        raise
+
+
+@contextmanager
+def independent_hooks(using: str, group: str) -> Iterator[None]:
+    """Let a commit hook that is added in this block and raises not keep the hooks behind it from running."""
+    connection: Any = connections[using]
+    first = len(connection.run_on_commit)
+    yield
+    hooks = connection.run_on_commit
+    for number in range(first, len(hooks)):
+        savepoints, hook, robust = hooks[number]
+        if not robust:
+            hooks[number] = savepoints, partial(_run_hook, hook, group), True
+
+
+def _run_hook(hook: Callable[[], object], group: str) -> None:
+    try:
+        hook()
+    except Exception:
+        logger.exception("%s: what a handler gave to transaction.on_commit() raised", group)

@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from .conf import Settings
 from .consumer import Consumer
-from .database import is_broken
+from .database import close_if_broken
 from .exceptions import BusError, GroupMissing
 from .models import FailedEvent, OutboxEvent
 from .outbox import relay
@@ -76,7 +76,7 @@ class Housekeeping:
             try:
                 count += relay(alias, timezone.now(), self.transport, self.settings.stream_use)
             except DatabaseError:
-                is_broken(alias)
+                close_if_broken(alias)
                 raise
         if count:
             logger.info("relay: %d events had been left in the outbox", count)
@@ -93,7 +93,7 @@ class Housekeeping:
             try:
                 names = set(due.values_list("consumer_group", flat=True).distinct())
             except DatabaseError:
-                is_broken(alias)
+                close_if_broken(alias)
                 raise
             for name in names:
                 consumers[name].retries_due.set()

@@ -1,13 +1,9 @@
 """EventMessage and its form on the bus, the one that Lightbus gave it."""
 
 import dataclasses
-import hashlib
 import json
 import math
-import os
 import re
-import threading
-import time
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
@@ -20,6 +16,7 @@ import msgspec
 from django.utils.functional import Promise
 
 from .exceptions import InvalidEventName, InvalidPayload, UnreadableEvent
+from .ids import uuid7
 
 Fields = dict[bytes, bytes]
 """One entry of a stream, as Redis holds it."""
@@ -27,7 +24,6 @@ Fields = dict[bytes, bytes]
 MAX_NAME_LENGTH = 200
 NOOP: Fields = {b"": b""}
 _EVENT_NAME = re.compile(r"[\w-]+(\.[\w-]+)+")
-_SAFE_KEY = re.compile(r"[0-9a-z_:./*-]{1,72}")
 
 
 class EventMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,17 +82,6 @@ def stream_key(name: str, stream_use: str) -> str:
     if stream_use == "per_event":
         return f"{name}:stream"
     return f"{split_name(name)[0]}.*:stream"
-
-
-def event_key(event_id: str) -> str:
-    """Return the id as the database keys it: itself, or a digest of it.
-
-    Third parties may choose any string. Digested is what is longer than the column, and what some
-    database takes for another one: MariaDB, for instance, ignores case and trailing spaces.
-    """
-    if _SAFE_KEY.fullmatch(event_id):
-        return event_id
-    return "sha256:" + hashlib.sha256(event_id.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 # --- Encoding ---------------------------------------------------------------------------------
@@ -237,26 +222,3 @@ def load_fields(text: str) -> Fields:
         name.encode(errors="surrogateescape"): value.encode(errors="surrogateescape")
         for name, value in json.loads(text)
     }
-
-
-# --- Event ids --------------------------------------------------------------------------------
-
-_uuid_lock = threading.Lock()
-_last_uuid_bits = 0
-
-
-def uuid7() -> uuid.UUID:
-    """Return a version 7 UUID (RFC 9562), greater than every earlier one of this process.
-
-    The standard library has it from Python 3.14 on.
-    """
-    global _last_uuid_bits  # noqa: PLW0603
-    random_bits = int.from_bytes(os.urandom(10), "big") >> 6
-    with _uuid_lock:
-        bits = (time.time_ns() // 1_000_000) << 74 | random_bits
-        if bits >> 74 <= _last_uuid_bits >> 74:
-            bits = _last_uuid_bits + 1 + (random_bits & 0xFFFFFFFF)
-        _last_uuid_bits = bits
-    high, low = bits >> 62, bits & (1 << 62) - 1
-    timestamp, random_a = high >> 12, high & 0xFFF
-    return uuid.UUID(int=timestamp << 80 | 7 << 76 | random_a << 64 | 2 << 62 | low)

@@ -7,7 +7,8 @@ from django.db import models, transaction
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from .messages import MAX_NAME_LENGTH, EventMessage, decode, load_fields, uuid7
+from .ids import uuid7
+from .messages import MAX_NAME_LENGTH, EventMessage, decode, load_fields
 
 KEY_LENGTH = 80
 

@@ -16,6 +16,7 @@ from redis.retry import Retry
 
 from .exceptions import BusError, BusUnavailable, GroupMissing
 from .messages import Fields
+from .scripts import TAKE, TIDY, TOUCH
 
 logger = logging.getLogger("lightbus_django")
 
@@ -74,9 +75,9 @@ class Transport:
             # Timeouts are not tried again.
             retry=Retry(NoBackoff(), retries, supported_errors=(redis.ConnectionError,)),
         )
-        self._touch = self.client.register_script(_TOUCH)
-        self._take = self.client.register_script(_TAKE)
-        self._tidy = self.client.register_script(_TIDY)
+        self._touch = self.client.register_script(TOUCH)
+        self._take = self.client.register_script(TAKE)
+        self._tidy = self.client.register_script(TIDY)
 
     def __str__(self) -> str:
         """The address, without user and password."""
@@ -262,42 +263,6 @@ class Transport:
                 f"Redis at {self}: the key {what!r} holds something other than a stream; rename or delete it"
             )
         return BusError(f"Redis at {self}, {what}: {text}")
-
-
-# XCLAIM takes entries from whoever has them; these two leave alone what is another's by now.
-_TOUCH = """
-for i = 5, #ARGV do
-  local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2])
-  if #pending == 1 then
-    local claim = {'XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'IDLE', ARGV[3]}
-    if ARGV[4] ~= '-1' then
-      claim[#claim + 1] = 'RETRYCOUNT'
-      claim[#claim + 1] = ARGV[4]
-    end
-    claim[#claim + 1] = 'JUSTID'
-    redis.call(unpack(claim))
-  end
-end
-"""
-
-_TAKE = """
-local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2])
-if #pending == 0 then return false end
-return {pending[1][4], redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3])}
-"""
-
-_TIDY = """
-local deleted = 0
-for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
-  local row = {}
-  for i = 1, #consumer, 2 do row[consumer[i]] = consumer[i + 1] end
-  if row['pending'] == 0 and row['idle'] >= tonumber(ARGV[2]) then
-    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], row['name'])
-    deleted = deleted + 1
-  end
-end
-return deleted
-"""
 
 
 @lru_cache(maxsize=16)

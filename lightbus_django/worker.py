@@ -15,7 +15,7 @@ from django.db import connections
 
 from .conf import Settings
 from .consumer import BLOCK, Consumer
-from .exceptions import BusError, LightbusError
+from .exceptions import LightbusError
 from .housekeeping import Housekeeping
 from .listeners import Listener
 from .transport import Transport
@@ -127,7 +127,7 @@ class Worker:
         try:
             self._again_and_again(consumer.step, consumer.group)
             consumer.stop()
-        except BusError as error:
+        except LightbusError as error:
             logger.warning("%s: what is in hand is left to the timeout: %s", consumer.group, error)
         finally:
             connections.close_all()

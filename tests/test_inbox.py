@@ -11,7 +11,8 @@ from django.utils import timezone
 from lightbus_django import BusUnavailable, fire, listens_to, on_commit
 from lightbus_django.conf import get_settings
 from lightbus_django.exceptions import DatabaseUnavailable
-from lightbus_django.inbox import Delivery, Inbox
+from lightbus_django.failures import Delivery
+from lightbus_django.inbox import Inbox
 from lightbus_django.listeners import registry
 from lightbus_django.messages import encode, encode_payload, load_fields, new_message
 from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent
@@ -413,8 +414,8 @@ class TestRetry:
         box, failed = self.fail()
         self.error = None
         other = FailedEvent.objects.get()
-        assert box._retry_claimed(failed) is None
-        assert box._retry_claimed(other) is None
+        assert box._attempt(failed) is None
+        assert box._attempt(other) is None
         assert effects() == [1]
 
     def test_the_bus_being_away_costs_no_attempt(self):
@@ -422,9 +423,21 @@ class TestRetry:
         self.error = BusUnavailable("away")
         with pytest.raises(BusUnavailable):
             box.retry(failed.next_attempt_at)
+        box.give_back()
         failed.refresh_from_db()
         assert failed.attempts == 1
         assert failed.next_attempt_at is not None
+
+    def test_a_retry_that_could_not_be_tried_is_tried_again_as_the_same_attempt(self):
+        box, failed = self.fail()
+        self.error = BusUnavailable("away")
+        for _ in range(3):
+            with pytest.raises(BusUnavailable):
+                box.retry(failed.next_attempt_at)
+        self.error = None
+        assert box.retry(failed.next_attempt_at) is True
+        assert self.attempts == [1, 2, 2, 2, 2]
+        assert effects() == [1]
 
     def test_retry_now_gives_a_dead_letter_all_its_attempts_again(self, lightbus):
         lightbus(MAX_ATTEMPTS=1)

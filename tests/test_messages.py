@@ -15,17 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightbus_django.exceptions import InvalidEventName, InvalidPayload, UnreadableEvent
+from lightbus_django.ids import event_key, uuid7
 from lightbus_django.messages import (
     decode,
     dump_fields,
     encode,
     encode_payload,
-    event_key,
     load_fields,
     new_message,
     split_name,
     stream_key,
-    uuid7,
 )
 
 

@@ -22,7 +22,7 @@ from lightbus_django import (
     fire,
     on_commit,
 )
-from lightbus_django.messages import uuid7
+from lightbus_django.ids import uuid7
 from lightbus_django.models import OutboxEvent
 from lightbus_django.outbox import GRACE
 from tests.app.models import Effect

@@ -1,0 +1,106 @@
+"""Failed events: how a failure is recorded, when it is tried again, and whose turn that is."""
+
+import logging
+import random
+import traceback
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.utils import timezone
+
+from .conf import Settings
+from .exceptions import UnreadableEvent
+from .ids import event_key
+from .messages import MAX_NAME_LENGTH, EventMessage, decode, dump_fields
+from .models import FailedEvent
+from .transport import Entry
+
+logger = logging.getLogger("lightbus_django")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Delivery:
+    """An entry to handle: the message that it holds, or the reason why it holds none."""
+
+    entry: Entry
+    key: str
+    event_name: str
+    message: EventMessage | None = None
+    problem: UnreadableEvent | None = None
+
+    @classmethod
+    def of(cls, entry: Entry) -> "Delivery":
+        try:
+            message = decode(entry.fields, entry.stream_id, entry.deliveries)
+        except UnreadableEvent as problem:
+            # Keyed by its place: a readable event that comes under the same id later is another matter.
+            names = [entry.fields.get(name, b"?").decode(errors="replace") for name in (b"api_name", b"event_name")]
+            name = _storable(".".join(names))[:MAX_NAME_LENGTH]
+            return cls(entry, event_key(f"{entry.stream}/{entry.stream_id}"), name, problem=problem)
+        return cls(entry, event_key(message.id), message.name, message)
+
+
+class Failures:
+    """The failed events of one consumer group. Its methods raise Django's database errors."""
+
+    def __init__(self, group: str, using: str, settings: Settings) -> None:
+        self.group = group
+        self.settings = settings
+        self.rows = FailedEvent.objects.using(using)
+
+    def record(self, delivery: Delivery, error: BaseException) -> None:
+        """Write down that `delivery` failed, unless that is written already."""
+        entry = delivery.entry
+        failed = FailedEvent(
+            event_id=delivery.key,
+            consumer_group=self.group,
+            event_name=delivery.event_name,
+            stream=entry.stream,
+            stream_id=entry.stream_id,
+            fields=dump_fields(entry.fields),
+            attempts=entry.deliveries,
+        )
+        self._describe(failed, error)
+        self.rows.bulk_create([failed], ignore_conflicts=True)
+
+    def claim_due(self, now: datetime) -> FailedEvent | None:
+        """Take the retry that is due longest; it is this process's for the acknowledgement timeout."""
+        lease = max(self.settings.acknowledgement_timeout, self.settings.retry_backoff)
+        return self.rows.claim_due(self.group, now, now + timedelta(seconds=lease))
+
+    def record_again(self, failed: FailedEvent, error: BaseException) -> None:
+        """Write down that an attempt failed that was claimed before."""
+        self._describe(failed, error)
+        # By its count of attempts the row shows whether it is still this process's.
+        self.rows.filter(pk=failed.pk, attempts=failed.attempts).update(
+            error=failed.error, traceback=failed.traceback, next_attempt_at=failed.next_attempt_at
+        )
+
+    def give_back(self, failed: FailedEvent) -> None:
+        """Undo a claim: the attempt was not made."""
+        self.rows.filter(pk=failed.pk, attempts=failed.attempts).update(
+            attempts=failed.attempts - 1, next_attempt_at=timezone.now()
+        )
+
+    def _describe(self, failed: FailedEvent, error: BaseException) -> None:
+        failed.error = _storable(f"{type(error).__name__}: {error}")[:10_000]
+        failed.traceback = _storable("".join(traceback.format_exception(error)))[-100_000:]
+        failed.next_attempt_at = None
+        if failed.attempts < self.settings.max_attempts and not isinstance(error, UnreadableEvent):
+            delay = min(self.settings.retry_backoff * 2 ** (failed.attempts - 1), self.settings.retry_backoff_max)
+            # Jitter, lest what failed together fails together again.
+            failed.next_attempt_at = timezone.now() + timedelta(seconds=delay * random.uniform(0.5, 1))
+        logger.warning(
+            "%s: %s %s failed, attempt %d; %s: %s",
+            self.group,
+            failed.event_name,
+            failed.event_id,
+            failed.attempts,
+            f"next {failed.next_attempt_at:%H:%M:%S}" if failed.next_attempt_at else "it is a dead letter now",
+            type(error).__name__,
+        )
+
+
+def _storable(text: str) -> str:
+    """Return text that every database takes: PostgreSQL has no NUL, and no encoding has surrogates."""
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
