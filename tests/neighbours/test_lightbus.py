@@ -5,6 +5,7 @@ and listens to an API of ours, `prices`.
 """
 
 import json
+import sys
 import logging
 from datetime import date, datetime
 from decimal import Decimal
@@ -115,7 +116,10 @@ def test_lightbus_handles_what_we_fire(publish, lightbus_service, stream_use, r)
     lightbus_service.wait_until(lambda: lightbus_service.handled)
     (line,) = lightbus_service.handled
     assert (line["id"], line["name"], line["version"]) == (message.id, "prices.changed", 1)
-    assert line["types"] == {name: type(value).__name__ for name, value in VALUES.items()}
+    types = {name: type(value).__name__ for name, value in VALUES.items()}
+    if sys.version_info >= (3, 13):
+        types["price"] = "str"  # there Lightbus itself casts no Decimal, whoever fires
+    assert line["types"] == types
     assert line["values"] == ON_THE_BUS
     # It acknowledges the event, and lives to handle another.
     lightbus_service.wait_until(lambda: finished(r, PRICES[stream_use], lightbus_service.group))
