@@ -5,8 +5,8 @@ and listens to an API of ours, `prices`.
 """
 
 import json
-import sys
 import logging
+import sys
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
