@@ -4,6 +4,7 @@ from typing import Any
 from uuid import UUID
 
 from django.contrib import admin, messages
+from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.core.paginator import Paginator
 from django.db.models import Exists, Model, OuterRef, Q, QuerySet
 from django.http import HttpRequest
@@ -75,6 +76,9 @@ class EventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     show_facets = admin.ShowFacets.NEVER
     show_full_result_count = False
 
+    class Media:
+        css = {"all": ["lightbus_django/admin.css"]}
+
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
@@ -96,7 +100,7 @@ class EventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
 @admin.register(ProcessedEvent)
 class ProcessedEventAdmin(EventAdmin):
-    list_display = ("event_id", "event_name", "consumer_group", "processed_at", "succeeded")
+    list_display = ("event_id", "event_name", "consumer_group", "processed_at", "succeeded", "discarded")
     list_filter = (
         ("consumer_group", LatestValuesFilter),
         ("event_name", LatestValuesFilter),
@@ -109,8 +113,8 @@ class ProcessedEventAdmin(EventAdmin):
         return processed.annotate(failed=Exists(failed))
 
     @admin.display(boolean=True, description=_("succeeded"))
-    def succeeded(self, event: Any) -> bool:
-        return not event.failed
+    def succeeded(self, event: Any) -> bool | None:
+        return None if event.discarded else not event.failed
 
 
 class StateFilter(admin.SimpleListFilter):
@@ -166,7 +170,7 @@ class FailedEventAdmin(EventAdmin):
 
     @admin.display(description=_("error"))
     def error_line(self, event: FailedEvent) -> str:
-        return event.error.partition("\n")[0][:120]
+        return event.error.partition("\n")[0][:60]
 
     @admin.display(description=_("content"))
     def content(self, event: FailedEvent) -> str:
@@ -188,12 +192,16 @@ class FailedEventAdmin(EventAdmin):
     def has_discard_permission(self, request: HttpRequest) -> bool:
         return bool(request.user.has_perm("lightbus_django.discard_failedevent"))
 
+    def note(self, request: HttpRequest, events: QuerySet[FailedEvent], flag: int, message: str) -> None:
+        """Write into the admin's history who did it."""
+        LogEntry.objects.log_actions(request.user.pk, events, flag, message)  # type: ignore[arg-type]
+
     @admin.action(description=_("Retry now"), permissions=["retry"])
     def retry(self, request: HttpRequest, queryset: QuerySet[FailedEvent]) -> None:
-        count = 0
-        for event in queryset.iterator():
-            event.retry_now()
-            count += 1
+        # By key, for the queryset of the page may be ordered or annotated.
+        events = FailedEvent.objects.filter(pk__in=list(queryset.values_list("pk", flat=True)))
+        self.note(request, events, CHANGE, "Retry now")
+        count = events.retry_now()
         self.message_user(
             request,
             ngettext("%d event is due for a retry.", "%d events are due for a retry.", count) % count,
@@ -202,6 +210,7 @@ class FailedEventAdmin(EventAdmin):
 
     @admin.action(description=_("Discard"), permissions=["discard"])
     def discard(self, request: HttpRequest, queryset: QuerySet[FailedEvent]) -> None:
+        self.note(request, queryset, DELETION, "Discard")
         count = 0
         for event in queryset.iterator():
             event.discard()

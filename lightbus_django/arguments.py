@@ -6,6 +6,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
+from django.db import Error as DatabaseError
 
 from .exceptions import ConfigurationError, UnreadableEvent
 
@@ -63,6 +64,8 @@ class Arguments:
             hint = self._hints.get(name, self._rest)
             try:
                 arguments[name] = value if hint is Any else _convert(value, hint)
+            except DatabaseError:
+                raise  # a __from_bus__() may ask the database
             except Exception as error:
                 raise UnreadableEvent(f"the handler's argument {name!r} can't be made of the event: {error}") from error
         return arguments

@@ -47,8 +47,16 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
 
 
 def check_listeners(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """Check each listener: E100 a handler that can't be called with an event, E101 an unknown database."""
+    """Check each listener: E100 a handler that can't be called with an event, E101 an unknown database,
+    E102 two listeners of one consumer group.
+    """
     messages: list[CheckMessage] = []
+    raw: Any = getattr(settings, "LIGHTBUS", None)
+    if not find_problems(raw):
+        try:
+            registry.check_groups(raw["SERVICE_NAME"])
+        except ConfigurationError as error:
+            messages.append(Error(str(error), id="lightbus_django.E102"))
     for listener in registry:
         try:
             listener.check()

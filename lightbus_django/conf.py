@@ -9,6 +9,7 @@ import socket
 import string
 from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 from django.conf import settings as django_settings
@@ -16,6 +17,8 @@ from django.core.signals import setting_changed
 from msgspec import Meta
 
 from .exceptions import ConfigurationError
+
+URL_HELP = "The URL of Redis can't be read; special characters in its password must be percent-encoded."
 
 Name = Annotated[str, Meta(min_length=1, max_length=100)]
 Seconds = Annotated[float, Meta(gt=0)]
@@ -36,6 +39,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     retry_backoff: Seconds = 10.0
     retry_backoff_max: Seconds = 3600.0
     redis_timeout: Annotated[float, Meta(gt=0, le=60)] = 1.0
+
+    def __repr__(self) -> str:
+        # Error pages and trackers show local variables, and the URL may hold a password.
+        return f"<Settings of {self.service_name!r}>"
 
 
 class Problem(NamedTuple):
@@ -96,6 +103,8 @@ def find_problems(raw: Any) -> list[Problem]:
             msgspec.convert(value, fields[key].type)
             if key.endswith("_NAME"):
                 format_name(value)
+            elif key == "URL":
+                check_url(value)
         except (msgspec.ValidationError, ConfigurationError) as error:
             # Not the value itself: a URL may hold a password.
             problems.append(
@@ -106,6 +115,13 @@ def find_problems(raw: Any) -> list[Problem]:
                 )
             )
     return problems
+
+
+def check_url(url: str) -> None:
+    try:
+        urlsplit(url).port  # noqa: B018
+    except ValueError:
+        raise ConfigurationError(URL_HELP) from None
 
 
 _ADJECTIVES = "brave bright calm clever eager gentle happy jolly kind lively proud quick quiet swift".split()

@@ -77,23 +77,22 @@ class Consumer:
         if not self._joined:
             self._join()
         if self._held:
+            self.flush()  # what is settled is not leased any more
             return self._handle()
         if self._outstanding:
             return self._take()
         if self._look_back and self._list_outstanding():
             return True
-        if self.retries_due.is_set():
-            if self.inbox.retry(timezone.now()):
-                return True
-            self.retries_due.clear()
         if now >= self._reclaim_at and self._reclaim(now):
             return True
-        return self._read(block)
+        # A retry and what is new take turns.
+        retried = self.retries_due.is_set() and self._retry()
+        return self._read(0 if retried else block) or retried
 
     def stop(self) -> None:
         """Acknowledge what is settled, and hand the rest back to the other processes."""
         idle = self.settings.acknowledgement_timeout + 1
-        self.inbox.give_back()
+        self._leased = ()
         self.flush()
         for delivery in self._held:
             entry = delivery.entry
@@ -104,7 +103,7 @@ class Consumer:
             self.transport.hand_back(stream, self.group, self.name, [stream_id], idle=idle, deliveries=-1)
         self._held.clear()
         self._outstanding.clear()
-        self._leased = ()
+        self.inbox.give_back()
 
     def flush(self) -> None:
         """Acknowledge what is settled now, instead of with the next read."""
@@ -137,6 +136,8 @@ class Consumer:
     def _join(self) -> None:
         for stream in self.streams:
             lost = self._positions.get(stream)
+            if lost and _id_key(self.transport.last_id(stream)) < _id_key(lost):
+                lost = "0"  # another stream under the same name
             start_id = lost or self.listener.start_id
             if self.transport.create_group(stream, self.group, self.name, start_id):
                 if lost:
@@ -170,14 +171,29 @@ class Consumer:
         self.flush()
         count = 0
         for stream in self.streams:
-            timeout = self.settings.acknowledgement_timeout
-            count += self.transport.reclaim(stream, self.group, self.name, idle=timeout, count=self.settings.batch_size)
+            claimed, lost = self.transport.reclaim(
+                stream,
+                self.group,
+                self.name,
+                idle=self.settings.acknowledgement_timeout,
+                count=self.settings.batch_size,
+            )
+            count += claimed
+            for stream_id in lost:
+                self._say_lost(stream, stream_id)
             self._positions[stream] = self.transport.position(stream, self.group)
         if count:
             logger.info("%s: reclaimed %d events from processes that exceeded the timeout", self.group, count)
             self._look_back = True
             return True
         self._reclaim_at = now + self.settings.reclaim_interval
+        return False
+
+    def _retry(self) -> bool:
+        self.flush()
+        if self.inbox.retry(timezone.now()):
+            return True
+        self.retries_due.clear()
         return False
 
     def _read(self, block: float) -> bool:
@@ -201,13 +217,14 @@ class Consumer:
     def _receive(self, entry: Entry) -> None:
         fields = entry.fields
         if not fields:
-            logger.error(
-                "%s: lost %s of %s: it was trimmed before it was handled", self.group, entry.stream_id, entry.stream
-            )
+            self._say_lost(entry.stream, entry.stream_id)
         elif fields != NOOP and self._wants(fields):
             self._held.append(Delivery.of(entry))
             return
         self._settle(entry)
+
+    def _say_lost(self, stream: str, stream_id: str) -> None:
+        logger.error("%s: lost %s of %s: it was trimmed before it was handled", self.group, stream_id, stream)
 
     def _wants(self, fields: Fields) -> bool:
         api_name, event_name = fields.get(b"api_name"), fields.get(b"event_name")
@@ -255,3 +272,7 @@ class Consumer:
     def _lease(self) -> None:
         held = [(delivery.entry.stream, delivery.entry.stream_id) for delivery in self._held]
         self._leased = (*held, *self._outstanding)
+
+
+def _id_key(stream_id: str) -> tuple[int, ...]:
+    return tuple(map(int, stream_id.split("-")))

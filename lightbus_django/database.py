@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from django.db import Error, InterfaceError, OperationalError, connections
+from django.db import Error, OperationalError, connections
 
 from .exceptions import DatabaseUnavailable
 
@@ -16,47 +16,54 @@ logger = logging.getLogger("lightbus_django")
 # serialization failure, deadlock, lock not available. Not 57014, for a handler may be too slow by itself.
 _POSTGRESQL = ("08", "53", "57P", "40001", "40P01", "55P03")
 # Lock wait timeout, deadlock, gone away, lost, can't connect, too many connections, shutdown, killed,
-# read-only (a failover), disk full.
-_MYSQL = {1205, 1213, 2002, 2003, 2006, 2013, 2055, 1040, 1053, 1927, 1290, 1021}
+# read-only (a failover), disk full, changed since last read, node not ready.
+_MYSQL = {1205, 1213, 2002, 2003, 2006, 2013, 2055, 1040, 1053, 1927, 1290, 1021, 1020, 1047}
 _SQLITE = {5, 6, 10, 13, 14}  # busy, locked, I/O error, full, can't open
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether `error` says that the database is away, overloaded or busy with others."""
-    if isinstance(error, InterfaceError):
-        return True
-    if not isinstance(error, OperationalError):
+def is_transient(error: BaseException, using: str) -> bool:
+    """Whether `error` says that a database is away, overloaded or busy with others."""
+    if not isinstance(error, Error):
         return False
     cause: Any = error.__cause__
-    if hasattr(cause, "sqlstate"):
-        return bool(cause.sqlstate is None or cause.sqlstate.startswith(_POSTGRESQL))
-    if hasattr(cause, "sqlite_errorcode"):
-        return bool(cause.sqlite_errorcode & 0xFF in _SQLITE)
-    return bool(error.args) and error.args[0] in _MYSQL
+    if isinstance(error, OperationalError):
+        if hasattr(cause, "sqlite_errorcode"):
+            return bool(cause.sqlite_errorcode & 0xFF in _SQLITE)
+        if hasattr(cause, "sqlstate") or hasattr(cause, "pgcode"):
+            code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+            return code is None or code.startswith(_POSTGRESQL)
+        if error.args and error.args[0] in _MYSQL:
+            return True
+    return not is_usable(using)
 
 
-def close_if_broken(using: str) -> bool:
-    """Close the connection if it can't go on, so that the next query opens a new one; return whether it was so."""
+def is_usable(using: str) -> bool:
+    """Whether the open connection to the database `using` answers."""
     connection = connections[using]
-    if connection.connection is not None and connection.is_usable():
-        return False
-    connection.close()
-    return True
+    return connection.connection is not None and connection.is_usable()
+
+
+def close_broken() -> None:
+    """Close this thread's connections that do not answer, whichever database's; the next query opens new ones."""
+    for connection in connections.all(initialized_only=True):
+        if connection.connection is not None and not connection.in_atomic_block and not connection.is_usable():
+            connection.close()
 
 
 @contextmanager
 def nobody_to_blame(using: str) -> Iterator[None]:
-    """Raise DatabaseUnavailable instead of errors of the database `using` that the same work may not meet later.
+    """Raise DatabaseUnavailable instead of errors of a database that the same work may not meet later.
 
-    Within a transaction all errors go as they are to the one who opened it.
+    Within a transaction of `using` all errors go as they are to the one who opened it.
     """
     try:
         yield
     except Error as error:
         if connections[using].in_atomic_block:
             raise
-        broken = close_if_broken(using)
-        if broken or is_transient(error):
+        transient = is_transient(error, using)
+        close_broken()
+        if transient:
             raise DatabaseUnavailable(f"database {using!r}: {type(error).__name__}: {error}") from error
         raise
 

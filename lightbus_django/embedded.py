@@ -130,12 +130,14 @@ def main() -> None:
     arguments = parser.parse_args()
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    with (
-        contextlib.suppress(KeyboardInterrupt),
-        embedded_server(port=arguments.port or None, data_dir=arguments.data_dir) as url,
-    ):
-        print(url, flush=True)
-        ended.wait()
+    try:
+        with embedded_server(port=arguments.port or None, data_dir=arguments.data_dir) as url:
+            print(url, flush=True)
+            ended.wait()
+    except KeyboardInterrupt:
+        pass
+    except LightbusError as error:
+        parser.exit(1, f"{error}\n")
 
 
 if __name__ == "__main__":

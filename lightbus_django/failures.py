@@ -65,8 +65,14 @@ class Failures:
 
     def claim_due(self, now: datetime) -> FailedEvent | None:
         """Take the retry that is due longest; it is this process's for the acknowledgement timeout."""
-        lease = max(self.settings.acknowledgement_timeout, self.settings.retry_backoff)
-        return self.rows.claim_due(self.group, now, now + timedelta(seconds=lease))
+        return self.rows.claim_due(self.group, now, self._lease(now))
+
+    def renew(self, failed: FailedEvent, now: datetime) -> bool:
+        """Claim the same attempt for longer; return whether it is still this process's."""
+        return bool(self.rows.filter(pk=failed.pk, attempts=failed.attempts).update(next_attempt_at=self._lease(now)))
+
+    def _lease(self, now: datetime) -> datetime:
+        return now + timedelta(seconds=max(self.settings.acknowledgement_timeout, self.settings.retry_backoff))
 
     def record_again(self, failed: FailedEvent, error: BaseException) -> None:
         """Write down that an attempt failed that was claimed before."""
@@ -83,22 +89,30 @@ class Failures:
         )
 
     def _describe(self, failed: FailedEvent, error: BaseException) -> None:
-        failed.error = _storable(f"{type(error).__name__}: {error}")[:10_000]
+        failed.error = _storable(f"{type(error).__name__}: {_text(error)}")[:10_000]
         failed.traceback = _storable("".join(traceback.format_exception(error)))[-100_000:]
         failed.next_attempt_at = None
         if failed.attempts < self.settings.max_attempts and not isinstance(error, UnreadableEvent):
             delay = min(self.settings.retry_backoff * 2 ** (failed.attempts - 1), self.settings.retry_backoff_max)
             # Jitter, lest what failed together fails together again.
             failed.next_attempt_at = timezone.now() + timedelta(seconds=delay * random.uniform(0.5, 1))
-        logger.warning(
-            "%s: %s %s failed, attempt %d; %s: %s",
+        logger.log(
+            logging.WARNING if failed.next_attempt_at else logging.ERROR,
+            "%s: %s %s failed, attempt %d: %s; %s",
             self.group,
             failed.event_name,
             failed.event_id,
             failed.attempts,
-            f"next {failed.next_attempt_at:%H:%M:%S}" if failed.next_attempt_at else "it is a dead letter now",
-            type(error).__name__,
+            failed.error.partition("\n")[0][:200],
+            f"next attempt at {failed.next_attempt_at:%H:%M:%S}" if failed.next_attempt_at else "it is a dead letter",
         )
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "its text can't be had"
 
 
 def _storable(text: str) -> str:

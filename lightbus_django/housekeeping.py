@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from .conf import Settings
 from .consumer import Consumer
-from .database import close_if_broken
+from .database import close_broken
 from .exceptions import BusError, GroupMissing
 from .models import FailedEvent, OutboxEvent
 from .outbox import relay
@@ -44,7 +44,7 @@ class Housekeeping:
             _Job(self.flag_due_retries, 1.0),
             _Job(self.tidy_consumers, 3600.0),
         ]
-        self._outboxes: list[str] | None = None
+        self._has_outbox: dict[str, bool] = {}
 
     def step(self, now: float | None = None) -> bool:
         """Run what is due at `now`, seconds on the monotonic clock; return whether there was something to do.
@@ -70,17 +70,26 @@ class Housekeeping:
     def relay(self) -> bool:
         """Publish what was left in the outboxes."""
         count = 0
-        if self._outboxes is None:
-            self._outboxes = find_outboxes()
-        for alias in self._outboxes:
+        for alias in self._outboxes():
             try:
                 count += relay(alias, timezone.now(), self.transport, self.settings.stream_use)
-            except DatabaseError:
-                close_if_broken(alias)
-                raise
+            except DatabaseError as error:
+                close_broken()
+                logger.warning("relay: database %r: %s", alias, error)
         if count:
             logger.info("relay: %d events had been left in the outbox", count)
         return bool(count)
+
+    def _outboxes(self) -> list[str]:
+        """Return the aliases of the databases that have an outbox, as far as they answer."""
+        for alias in connections:
+            if alias not in self._has_outbox:
+                try:
+                    self._has_outbox[alias] = has_outbox(alias)
+                except DatabaseError as error:
+                    close_broken()
+                    logger.warning("relay: database %r: %s", alias, error)
+        return [alias for alias, has in self._has_outbox.items() if has]
 
     def flag_due_retries(self) -> bool:
         """Tell the consumers that have retries due; each makes them in its own thread."""
@@ -93,7 +102,7 @@ class Housekeeping:
             try:
                 names = set(due.values_list("consumer_group", flat=True).distinct())
             except DatabaseError:
-                close_if_broken(alias)
+                close_broken()
                 raise
             for name in names:
                 consumers[name].retries_due.set()
@@ -113,7 +122,7 @@ class Housekeeping:
         return False
 
 
-def find_outboxes() -> list[str]:
-    """Return the aliases of the databases that have an outbox."""
-    aliases = (alias for alias in connections if router.allow_migrate_model(alias, OutboxEvent))
-    return [alias for alias in aliases if OutboxEvent._meta.db_table in connections[alias].introspection.table_names()]
+def has_outbox(alias: str) -> bool:
+    """Whether the outbox's table is in this database; where several are configured, it need not be in all."""
+    table = OutboxEvent._meta.db_table
+    return router.allow_migrate_model(alias, OutboxEvent) and table in connections[alias].introspection.table_names()

@@ -1,12 +1,13 @@
 """Handling events once: the idempotency key commits with the handler's own writes."""
 
-import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
-from django.db import DatabaseError, IntegrityError, router, transaction
+from django.db import DatabaseError, IntegrityError, connections, router, transaction
 from django.db.models import QuerySet
+from django.utils import timezone
 
 from .conf import Settings
 from .database import independent_hooks, is_transient, nobody_to_blame
@@ -19,8 +20,8 @@ from .models import FailedEvent, ProcessedEvent
 WINDOW = 0.1
 """Seconds for which events share a transaction: fast handlers share a commit, slow ones do not."""
 
-# What a handler may raise and its process goes on: sys.exit() and a cancelled coroutine raise no Exception.
-_FAILURES = (Exception, SystemExit, asyncio.CancelledError)
+TROUBLES = 20
+"""How often one event alone may meet trouble of the database, which answers else, before it is its own."""
 
 
 class _KeyTaken(Exception):
@@ -42,6 +43,7 @@ class Inbox:
         self._max_attempts = settings.max_attempts
         self._batch_size = self._share = settings.batch_size
         self._claimed: FailedEvent | None = None
+        self._troubles: Counter[str] = Counter()
 
     def handle(
         self,
@@ -63,6 +65,11 @@ class Inbox:
         while True:
             try:
                 return self._handle_with_keys(deliveries, known, begin, stopping)
+            except DatabaseUnavailable as error:
+                if len(deliveries) > 1 or not self._is_to_blame(deliveries[0].key):
+                    raise
+                self._record_with_key(deliveries[0], error)
+                return 1
             except _KeyTaken:
                 with nobody_to_blame(self.using):
                     keys = self._keys(delivery.key for delivery in deliveries)
@@ -94,6 +101,9 @@ class Inbox:
                         continue
                     begin(delivery)
                     self._handle_one(delivery)
+                    if transaction.get_rollback(self.using):
+                        # Else Django would roll all back at the end, and say nothing.
+                        raise DatabaseUnavailable("the transaction was lost with an error that the handler caught")
                     closed = time.monotonic() - started > WINDOW
                     if closed or stopping():
                         break
@@ -115,14 +125,13 @@ class Inbox:
             begin(delivery)
             try:
                 with nobody_to_blame(self.using):
-                    self._call(delivery.message, delivery.problem)
-            except (BusUnavailable, DatabaseUnavailable):
+                    self._handle_one_without_key(delivery)
+            except (BusUnavailable, DatabaseUnavailable) as error:
                 if settled:
                     return settled  # these are; the next call meets the trouble again
-                raise
-            except _FAILURES as error:
-                with nobody_to_blame(self.using):
-                    self._failures.record(delivery, error)
+                if isinstance(error, BusUnavailable) or not self._is_to_blame(delivery.key):
+                    raise
+                self._record_with_key(delivery, error)
             settled += 1
             if stopping():
                 break
@@ -132,8 +141,18 @@ class Inbox:
         try:
             with transaction.atomic(using=self.using):
                 self._call(delivery.message, delivery.problem)
-        except _FAILURES as error:
-            if isinstance(error, BusUnavailable) or is_transient(error):
+                self._check_rollback()
+        except BaseException as error:
+            if not self._is_failure(error):
+                raise
+            self._failures.record(delivery, error)
+
+    def _handle_one_without_key(self, delivery: Delivery) -> None:
+        connections[self.using].ensure_connection()
+        try:
+            self._call(delivery.message, delivery.problem)
+        except BaseException as error:
+            if not self._is_failure(error):
                 raise
             self._failures.record(delivery, error)
 
@@ -142,6 +161,26 @@ class Inbox:
             raise problem or UnreadableEvent("it holds no message")
         with independent_hooks(self.using, self.group):
             self.listener.call(message)
+
+    def _check_rollback(self) -> None:
+        if transaction.get_rollback(self.using):
+            raise transaction.TransactionManagementError(
+                "the handler caught a database error that had broken its transaction: let it go, or wrap what "
+                "may fail in transaction.atomic()"
+            )
+
+    def _is_failure(self, error: BaseException) -> bool:
+        """Whether what a handler raised is its own failure; what it raises may be no Exception, as sys.exit()'s is."""
+        if isinstance(error, (KeyboardInterrupt, BusUnavailable)):
+            return False
+        return not is_transient(error, self.using)
+
+    def _is_to_blame(self, key: str) -> bool:
+        """Whether an event that has met trouble of the database, again, seems to be the cause of it."""
+        with nobody_to_blame(self.using):
+            connections[self.using].ensure_connection()
+        self._troubles = Counter({key: self._troubles[key] + 1})
+        return self._troubles[key] > TROUBLES
 
     def bury(self, delivery: Delivery, reason: str) -> None:
         """Make a delivery a dead letter without handling it, unless it was handled before."""
@@ -161,11 +200,20 @@ class Inbox:
         """Make the one retry that is due longest at `now`; return whether there was one."""
         with nobody_to_blame(self.using):
             # What was claimed, and not tried for want of a server, comes first: no attempt is lost.
+            if self._claimed is not None and not self._failures.renew(self._claimed, now):
+                self._claimed = None
             self._claimed = self._claimed or self._failures.claim_due(now)
-            if self._claimed is None:
-                return False
-            error = self._attempt(self._claimed)
-            if error is not None:
+        if self._claimed is None:
+            return False
+        try:
+            with nobody_to_blame(self.using):
+                error = self._attempt(self._claimed)
+        except DatabaseUnavailable as unavailable:
+            if not self._is_to_blame(self._claimed.event_id):
+                raise
+            error = unavailable
+        if error is not None:
+            with nobody_to_blame(self.using):
                 self._failures.record_again(self._claimed, error)
         self._claimed = None
         return True
@@ -181,6 +229,7 @@ class Inbox:
         if failed.attempts > self._max_attempts:
             return UnreadableEvent(f"its process died in the last of {failed.attempts - 1} attempts")
         row = self._failures.rows.filter(pk=failed.pk)
+        connections[self.using].ensure_connection()
         try:
             if not self.listener.idempotent:
                 self._call(failed.message())
@@ -190,8 +239,10 @@ class Inbox:
             with transaction.atomic(using=self.using):
                 if row.delete()[0]:
                     self._call(failed.message())
-        except _FAILURES as error:
-            if isinstance(error, BusUnavailable) or is_transient(error):
+                    self._check_rollback()
+                    self._keys([failed.event_id]).update(processed_at=timezone.now())
+        except BaseException as error:
+            if not self._is_failure(error):
                 raise
             return error
         return None

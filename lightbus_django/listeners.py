@@ -1,7 +1,8 @@
 """`@listens_to` and the registry of listeners."""
 
+import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -46,7 +47,7 @@ class Listener:
         if isinstance(self.start, datetime):
             start = self.start if timezone.is_aware(self.start) else timezone.make_aware(self.start)
             milliseconds = (start - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
-            return f"{milliseconds - 1}-{2**64 - 1}"
+            return f"{milliseconds - 1}-{2**64 - 1}" if milliseconds > 0 else "0"
         return {"new": "$", "beginning": "0"}.get(self.start, self.start)
 
     def call(self, message: EventMessage) -> None:
@@ -57,7 +58,11 @@ class Listener:
             Exception: whatever the handler raises.
         """
         arguments = self._arguments.read(message.payload)
-        self._call(message, **arguments)
+        result = self._call(message, **arguments)
+        if inspect.iscoroutine(result):
+            result.close()
+        if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+            raise TypeError(f"the handler {self.path} returned a {type(result).__name__}, which nobody runs")
 
     @cached_property
     def _call(self) -> Callable[..., Any]:
@@ -71,6 +76,8 @@ class Listener:
 
     def check(self) -> None:
         """Raise ConfigurationError if the handler can't be called with an event."""
+        if inspect.isgeneratorfunction(self.handler) or inspect.isasyncgenfunction(self.handler):
+            raise ConfigurationError(f"The handler {self.path} is a generator, and nobody takes what it yields.")
         self._arguments  # noqa: B018
 
 
@@ -89,28 +96,36 @@ class Registry:
         Raises:
             ConfigurationError: another listener has its consumer group.
         """
+        self._check_group(listener, "")
+        self._listeners.append(listener)
+
+    def check_groups(self, service_name: str) -> None:
+        """Raise ConfigurationError if two listeners of the service are of one consumer group after all."""
+        for listener in self:
+            self._check_group(listener, service_name)
+
+    def _check_group(self, listener: Listener, service_name: str) -> None:
         # In lower case, for a database that ignores case would take the groups for one.
-        group = listener.group("").lower()
-        for other in self._listeners:
-            if other.group("").lower() == group:
+        group = listener.group(service_name).lower()
+        for other in self:
+            if other is not listener and other.group(service_name).lower() == group:
                 raise ConfigurationError(
                     f"{other.path} and {listener.path} are of one consumer group "
                     f"({listener.consumer_group or listener.listener_name!r}), so each would get a part of the events. "
                     f"Give one of them another listener_name."
                 )
-        self._listeners.append(listener)
 
-    def select(self, listener_names: Iterable[str] | None = None) -> list[Listener]:
+    def select(self, listener_names: Collection[str] | None = None) -> list[Listener]:
         """Return the listeners of these names, all without names.
 
         Raises:
             ConfigurationError: there is no listener of such a name; or a handler can't take an event.
         """
-        by_name = {listener.listener_name: listener for listener in self}
+        known = {listener.listener_name for listener in self}
         for name in listener_names or ():
-            if name not in by_name:
-                raise ConfigurationError(f"There is no listener {name!r}. Known: {', '.join(by_name) or 'none'}.")
-        listeners = [by_name[name] for name in dict.fromkeys(listener_names)] if listener_names else list(self)
+            if name not in known:
+                raise ConfigurationError(f"There is no listener {name!r}. Known: {', '.join(sorted(known)) or 'none'}.")
+        listeners = [item for item in self if not listener_names or item.listener_name in listener_names]
         for listener in listeners:
             listener.check()
         return listeners
@@ -151,6 +166,8 @@ def listens_to(
         ConfigurationError: an argument can't work, or another listener has the same consumer group.
         InvalidEventName: an event name is not `api_name.event`.
     """
+    if callable(events):
+        raise ConfigurationError('@listens_to takes event names: @listens_to("competitor_prices.changed").')
     names = (events,) if isinstance(events, str) else tuple(dict.fromkeys(events))
     if not names:
         raise ConfigurationError("@listens_to needs at least one event name.")

@@ -25,6 +25,7 @@ class ProcessedEvent(models.Model):
     consumer_group = models.CharField(_("consumer group"), max_length=MAX_NAME_LENGTH + 1)
     event_name = models.CharField(_("event"), max_length=MAX_NAME_LENGTH)
     processed_at = models.DateTimeField(_("processed at"), default=timezone.now)
+    discarded = models.BooleanField(_("discarded"), default=False)
 
     class Meta:
         verbose_name = _("processed event")
@@ -40,6 +41,10 @@ class ProcessedEvent(models.Model):
 class FailedEventQuerySet(models.QuerySet["FailedEvent"]):
     def due(self, now: datetime) -> "FailedEventQuerySet":
         return self.filter(next_attempt_at__lte=now)
+
+    def retry_now(self) -> int:
+        """Make the events due at once, with all their attempts before them; return how many."""
+        return self.update(attempts=0, next_attempt_at=timezone.now())
 
     def claim_due(self, consumer_group: str, now: datetime, lease_until: datetime) -> "FailedEvent | None":
         """Take the retry that is due longest, counting its attempt before it is made."""
@@ -104,15 +109,16 @@ class FailedEvent(models.Model):
 
     def retry_now(self) -> None:
         """Make the event due at once, with all its attempts before it."""
-        self.attempts, self.next_attempt_at = 0, timezone.now()
-        self.save(update_fields=["attempts", "next_attempt_at"])
+        FailedEvent.objects.using(self._state.db).filter(pk=self.pk).retry_now()
 
     def discard(self) -> None:
         """Give the event up: for its consumer group it counts as processed from now on."""
         with transaction.atomic(using=self._state.db):
-            manager = ProcessedEvent.objects.using(self._state.db)
-            key = ProcessedEvent(event_id=self.event_id, consumer_group=self.consumer_group, event_name=self.event_name)
-            manager.bulk_create([key], ignore_conflicts=True)
+            ProcessedEvent.objects.using(self._state.db).update_or_create(
+                event_id=self.event_id,
+                consumer_group=self.consumer_group,
+                defaults={"event_name": self.event_name, "discarded": True, "processed_at": timezone.now()},
+            )
             self.delete()
 
 

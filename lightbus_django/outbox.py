@@ -15,7 +15,7 @@ from django.db import connections, router, transaction
 from django.utils import timezone
 
 from .conf import get_settings
-from .exceptions import BusError
+from .exceptions import BusError, BusUnavailable
 from .messages import EventMessage, Fields, encode, encode_payload, split_name, stream_key
 from .models import OutboxEvent
 from .transport import Transport, get_transport
@@ -23,7 +23,7 @@ from .transport import Transport, get_transport
 logger = logging.getLogger("lightbus_django")
 
 GRACE = timedelta(seconds=10)
-"""How long the process that committed an event has for publishing it, before a relay does."""
+"""How long a process has for committing an event and publishing it, before a relay does."""
 
 RELAY_SIZE = 1000
 """How many rows a relay claims at a time."""
@@ -77,7 +77,7 @@ class _Batch:
     def __init__(self, using: str) -> None:
         self.using = using
         self.events: list[Staged] = []
-        self.in_savepoint = False
+        self.in_transaction = False
         self.published = False
 
     @classmethod
@@ -91,7 +91,7 @@ class _Batch:
 
     def add(self, event: Staged) -> None:
         self.events.append(event)
-        self.in_savepoint |= any(connections[self.using].savepoint_ids)
+        self.in_transaction |= connections[self.using].in_atomic_block
 
     def publish(self) -> None:
         if self.published:
@@ -105,7 +105,8 @@ class _Batch:
             logger.warning("outbox: %d events wait for the relay: %s", len(self.events), error)
 
     def _committed(self) -> list[Staged]:
-        if not self.in_savepoint:
+        """Return the events whose rows are there: a savepoint may have been rolled back without Django's knowing."""
+        if not self.in_transaction:
             return self.events
         ids = OutboxEvent.objects.using(self.using).filter(pk__in=[event.id for event in self.events])
         committed = set(ids.values_list("pk", flat=True))
@@ -116,7 +117,7 @@ def publish(events: Sequence[Staged], using: str, transport: Transport, stream_u
     """Publish events of committed rows in order, and mark the rows; return how many were published.
 
     Raises:
-        BusUnavailable: the rows are as they were.
+        BusUnavailable: the rows of what was not published are as they were.
     """
     outbox = OutboxEvent.objects.using(using)
     count = 0
@@ -127,6 +128,8 @@ def publish(events: Sequence[Staged], using: str, transport: Transport, stream_u
         outbox.filter(pk__in=published).update(due_at=None, published_at=timezone.now(), error="")
         count += len(published)
         for event, result in zip(some, results, strict=True):
+            if isinstance(result, BusUnavailable):
+                raise result
             if isinstance(result, BusError):
                 logger.error("outbox: %s %s can't be published yet: %s", event.event_name, event.id, result)
                 outbox.filter(pk=event.id).update(due_at=timezone.now() + 6 * GRACE, error=str(result))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 from django.utils.autoreload import get_child_arguments
@@ -22,18 +23,22 @@ GOOD_WHILE = 60.0
 def run_processes(count: int, process_name: str, *, stop_timeout: float) -> int:
     """Run this very command in `count` processes, named `{process_name}-1` and so on; return the exit code.
 
-    SIGTERM and SIGINT are passed on to them. One that is killed is started again under its name. One
-    that ends with an error, as it does when it can't start at all, ends all.
+    SIGTERM or SIGINT stops them all cleanly, a second one ends them at once. One that is killed is
+    started again under its name. One that ends with an error, as it does when it can't start at all,
+    ends all.
     """
     return _Family([f"{process_name}-{number}" for number in range(1, count + 1)]).run(stop_timeout)
 
 
-def stop_with_parent() -> None:
-    """Make this process, a child of `run_processes`, stop when its parent is gone, however it went."""
+def stop_with_parent(stop: Callable[[], None]) -> None:
+    """Call `stop` in this process, a child of `run_processes`, when its parent says so or is gone, however it went.
+
+    No signal says so: a terminal and systemd signal the children as well, and the second signal is a hard one.
+    """
 
     def wait() -> None:
         os.read(0, 1)  # returns when the parent's end of the pipe closes
-        os.kill(os.getpid(), signal.SIGTERM)
+        stop()
 
     threading.Thread(target=wait, name="parent", daemon=True).start()
 
@@ -41,24 +46,29 @@ def stop_with_parent() -> None:
 class _Family:
     def __init__(self, names: list[str]) -> None:
         self.children = [_Child(name) for name in names]
-        self.stopping = False
+        self.signals = 0
 
     def run(self, stop_timeout: float) -> int:
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._on_signal)
         for child in self.children:
             child.start()
-        while not self.stopping and [child for child in self.children if child.is_wanted()]:
-            time.sleep(0.1)
+        while not self.signals and [child for child in self.children if child.is_wanted()]:
             if any(child.failed() for child in self.children):
-                self._on_signal(signal.SIGTERM, None)
+                break
+            time.sleep(0.1)
+        for child in self.children:
+            child.stop()
         deadline = time.monotonic() + stop_timeout
-        return max(child.end(deadline) for child in self.children)
+        while any(child.runs() for child in self.children):
+            if self.signals > 1 or time.monotonic() > deadline:
+                for child in self.children:
+                    child.process.kill()
+            time.sleep(0.05)
+        return max(child.exit_code() for child in self.children)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        self.stopping = True
-        for child in self.children:
-            child.process.send_signal(signum)
+        self.signals += 1
 
 
 class _Child:
@@ -72,8 +82,11 @@ class _Child:
     def start(self) -> None:
         command = [*get_child_arguments(), "--processes=1", f"--process-name={self.name}", "--stop-with-parent"]
         self.started_at = time.monotonic()
-        # The pipe stays open as long as this process lives.
+        # The pipe stays open as long as this process lives and wants the child to.
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE)
+
+    def runs(self) -> bool:
+        return self.process.poll() is None
 
     def is_wanted(self) -> bool:
         """Whether it runs, or will again; it is started again here."""
@@ -94,13 +107,11 @@ class _Child:
     def failed(self) -> bool:
         return bool((code := self.process.poll()) and code > 0)
 
-    def end(self, deadline: float) -> int:
-        """Wait until it has ended, kill it at the deadline; return its exit code as a shell counts it."""
-        try:
-            code = self.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            code = self.process.wait()
+    def stop(self) -> None:
         if self.process.stdin:
             self.process.stdin.close()
+
+    def exit_code(self) -> int:
+        """Its exit code as a shell counts it."""
+        code = self.process.wait()
         return code if code >= 0 else 128 - code

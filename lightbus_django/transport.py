@@ -14,9 +14,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from .exceptions import BusError, BusUnavailable, GroupMissing
+from .conf import URL_HELP
+from .exceptions import BusError, BusUnavailable, ConfigurationError, GroupMissing
 from .messages import Fields
-from .scripts import TAKE, TIDY, TOUCH
+from .scripts import RECLAIM, TAKE, TIDY, TOUCH
 
 logger = logging.getLogger("lightbus_django")
 
@@ -68,15 +69,19 @@ class Transport:
         self.url = url
         self.timeout = timeout
         # Any, for redis-py's annotations speak of its asynchronous client in the same breath.
-        self.client: Any = redis.Redis.from_url(
-            url,
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
-            # Timeouts are not tried again.
-            retry=Retry(NoBackoff(), retries, supported_errors=(redis.ConnectionError,)),
-        )
+        try:
+            self.client: Any = redis.Redis.from_url(
+                url,
+                socket_timeout=timeout,
+                socket_connect_timeout=timeout,
+                # Timeouts are not tried again.
+                retry=Retry(NoBackoff(), retries, supported_errors=(redis.ConnectionError,)),
+            )
+        except ValueError:
+            raise ConfigurationError(URL_HELP) from None  # its text may hold a part of the password
         self._touch = self.client.register_script(TOUCH)
         self._take = self.client.register_script(TAKE)
+        self._reclaim = self.client.register_script(RECLAIM)
         self._tidy = self.client.register_script(TIDY)
 
     def __str__(self) -> str:
@@ -148,7 +153,7 @@ class Transport:
         Waits up to `block` seconds for the first entry; 0 does not wait.
 
         Raises:
-            GroupMissing: a stream or its group is gone; the acknowledgements were carried out.
+            GroupMissing: a stream or its group is gone.
         """
         pipeline = self.client.pipeline(transaction=False)
         for stream, stream_ids in acknowledge.items():
@@ -189,19 +194,28 @@ class Transport:
         flat = entries[0][1] if entries and entries[0] else []
         return Entry(stream, stream_id, dict(zip(flat[::2], flat[1::2], strict=True)), deliveries + 1)
 
-    def reclaim(self, stream: str, group: str, consumer: str, *, idle: float, count: int) -> int:
+    def reclaim(self, stream: str, group: str, consumer: str, *, idle: float, count: int) -> tuple[int, list[str]]:
         """Make pending entries that nobody has touched for `idle` seconds outstanding for `consumer`.
 
-        Their deliveries are not counted up. Returns how many there were.
+        Their deliveries are not counted up. Returns how many there were, and the stream ids of those
+        that somebody has trimmed away, which are acknowledged.
         """
         milliseconds = round(idle * 1000)
         with self._errors(stream):
             stream_ids = [row["message_id"] for row in self._pending(stream, group, count, idle=milliseconds)]
             if not stream_ids:
-                return 0
-            # Redis checks the idle time again: of several processes one gets the entry.
-            claimed = self.client.xclaim(stream, group, consumer, milliseconds, stream_ids, justid=True)
-        return len(claimed)
+                return 0, []
+            claimed, lost = self._reclaim(keys=[stream], args=[group, consumer, milliseconds, *stream_ids])
+        return claimed, [stream_id.decode() for stream_id in lost]
+
+    def last_id(self, stream: str) -> str:
+        """Return the last stream id that the stream has given, 0-0 if there is no stream."""
+        try:
+            with self._errors(stream):
+                last_id: str = self.client.xinfo_stream(stream)["last-generated-id"].decode()
+        except GroupMissing:
+            return "0-0"
+        return last_id
 
     def renew(self, stream: str, group: str, consumer: str, stream_ids: Sequence[str]) -> None:
         """Start the clock of outstanding entries anew, of those that are still the consumer's."""
@@ -254,9 +268,12 @@ class Transport:
 
     def _translate(self, error: Exception, what: str) -> BusError:
         text = str(error)
+        if isinstance(error, redis.ReadOnlyError):
+            # After a failover the address may stand for another server, which only a new connection reaches.
+            self.client.connection_pool.disconnect()
         if isinstance(error, _UNAVAILABLE) or text.startswith(_UNAVAILABLE_CODES):
             return BusUnavailable(f"Redis at {self} is not available: {type(error).__name__}: {text}")
-        if text.startswith(("NOGROUP", "UNBLOCKED", "ERR The XGROUP")) or "NOGROUP" in text or "no such key" in text:
+        if text.startswith("The XGROUP") or "NOGROUP" in text or "no such key" in text:
             return GroupMissing(f"Redis at {self}: {text}")
         if "WRONGTYPE" in text:
             return BusError(

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from types import FrameType
 
 from django.db import Error as DatabaseError
-from django.db import connections
+from django.db import connections, router
 
 from .conf import Settings
 from .consumer import BLOCK, Consumer
-from .exceptions import LightbusError
-from .housekeeping import Housekeeping
+from .exceptions import BusError, ConfigurationError, LightbusError
+from .housekeeping import Housekeeping, has_outbox
 from .listeners import Listener
+from .models import OutboxEvent
 from .transport import Transport
 
 logger = logging.getLogger("lightbus_django")
@@ -59,6 +60,16 @@ class Worker:
             lines.append("no listeners: only the outbox is relayed")
         return lines
 
+    def check_tables(self) -> None:
+        """Raise ConfigurationError if the tables are not there; a database that does not answer is no reason."""
+        alias = router.db_for_write(OutboxEvent)
+        try:
+            there = has_outbox(alias)
+        except DatabaseError:
+            return
+        if not there:
+            raise ConfigurationError(f"The database {alias!r} has no tables of lightbus_django: run manage.py migrate.")
+
     def stop(self) -> None:
         """Let `run` or `run_burst` return once the events in hand are settled; safe in a signal handler."""
         self._stopping.set()
@@ -82,7 +93,10 @@ class Worker:
                 signal.signal(signum, handler)
 
     def run(self, *, stop_timeout: float = 30.0) -> bool:
-        """Run until `stop()`; return whether every thread ended within `stop_timeout` seconds from then."""
+        """Run until `stop()`.
+
+        Returns whether all is well: no thread died, and all ended within `stop_timeout` seconds from then.
+        """
         threads = [
             threading.Thread(target=self._run_consumer, args=[consumer], name=consumer.group, daemon=True)
             for consumer in self.consumers
@@ -91,8 +105,13 @@ class Worker:
         leases = threading.Thread(target=self._run_leases, name="leases", daemon=True)
         for thread in [*threads, leases]:
             thread.start()
+        well = True
         while not self._stopping.is_set():
             time.sleep(0.1)  # not wait(), which a signal handler that calls stop() could lock up
+            if not all(thread.is_alive() for thread in [*threads, leases]) and not self._stopping.is_set():
+                logger.critical("a thread died; ending the process")
+                well = False
+                self.stop()
         deadline = time.monotonic() + stop_timeout
         while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
             time.sleep(0.02)  # nor join(), which sleeps through a second signal
@@ -103,7 +122,7 @@ class Worker:
             )
         else:
             self.transport.close()
-        return not late
+        return well and not late
 
     def run_burst(self) -> None:
         """Handle, retry and relay until there is nothing left to do, or `stop()` is called.
@@ -148,7 +167,10 @@ class Worker:
         def step() -> None:
             if not self._stopping.wait(self.settings.acknowledgement_timeout / 4):
                 for consumer in self.consumers:
-                    consumer.renew()
+                    try:
+                        consumer.renew()
+                    except BusError as error:
+                        logger.warning("%s: can't renew its leases: %s", consumer.group, error)
 
         self._again_and_again(step, "leases")
 

@@ -444,7 +444,7 @@ class TestRetry:
         box, failed = self.fail()
         assert failed.is_dead_letter
         self.error = None
-        failed.retry_now()
+        FailedEvent.objects.retry_now()
         assert box.retry(timezone.now()) is True
         assert effects() == [1]
 

@@ -60,7 +60,7 @@ class TestBurst:
         fire("shop.order_placed", number=0)
         fire("shop.order_placed", number=1)
         burst()
-        FailedEvent.objects.get().retry_now()
+        FailedEvent.objects.retry_now()
         lightbus(URL="redis://127.0.0.1:1")
         on_commit("shop.order_placed", number=2)
         lightbus(URL=lightbus_url)

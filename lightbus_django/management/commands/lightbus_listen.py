@@ -55,15 +55,17 @@ class Command(BaseCommand):
                     raise CommandError("A process did not end well; see its log.", returncode=code)
                 return
             listeners = registry.select(options["listener"])
+            registry.check_groups(service_name)
             worker = Worker(listeners, service_name=service_name, process_name=process_name, settings=settings)
+            worker.check_tables()
             for line in worker.describe():
                 logger.info(line)
             if options["stop_with_parent"]:
-                stop_with_parent()
+                stop_with_parent(worker.stop)
             with worker.stopping_on(signal.SIGTERM, signal.SIGINT):
                 if options["burst"]:
                     worker.run_burst()
-                else:
-                    worker.run(stop_timeout=options["stop_timeout"])
+                elif not worker.run(stop_timeout=options["stop_timeout"]):
+                    raise CommandError("It did not end well; see its log.")
         except LightbusError as error:
             raise CommandError(str(error)) from error
