@@ -33,7 +33,7 @@ def run_processes(count: int, process_name: str, *, stop_timeout: float) -> int:
 def stop_with_parent(stop: Callable[[], None]) -> None:
     """Call `stop` in this process, a child of `run_processes`, when its parent says so or is gone, however it went.
 
-    No signal says so: a terminal and systemd signal the children as well, and the second signal is a hard one.
+    No signal says so: systemd signals the children as well, and a second signal is a hard one.
     """
 
     def wait() -> None:
@@ -65,7 +65,9 @@ class _Family:
                 for child in self.children:
                     child.process.kill()
             time.sleep(0.05)
-        return max(child.exit_code() for child in self.children)
+        # One that was told to stop before it could listen for signals had nothing in hand.
+        told_to = {128 + signal.SIGTERM} if self.signals else set()
+        return max(0 if child.exit_code() in told_to else child.exit_code() for child in self.children)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self.signals += 1
@@ -82,8 +84,9 @@ class _Child:
     def start(self) -> None:
         command = [*get_child_arguments(), "--processes=1", f"--process-name={self.name}", "--stop-with-parent"]
         self.started_at = time.monotonic()
-        # The pipe stays open as long as this process lives and wants the child to.
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        # The pipe stays open as long as this process lives and wants the child to. A session of its own
+        # keeps the terminal's Ctrl-C from it, which it may not be ready for.
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
     def runs(self) -> bool:
         return self.process.poll() is None

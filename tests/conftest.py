@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import redis
-from django.db import connection
+from django.db import connections
 
 from lightbus_django.conf import get_settings
 from lightbus_django.consumer import Consumer
@@ -125,12 +125,14 @@ def manage(lightbus_url: str, r: redis.Redis, transactional_db) -> Iterator[Call
                 **os.environ,
                 "DJANGO_SETTINGS_MODULE": "tests.settings",
                 "DATABASE_URL": database_url(),
+                "OTHER_DATABASE_URL": database_url("other"),
                 "LIGHTBUS_URL": lightbus_url,
                 **environment,
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
         processes.append(process)
         return process
@@ -142,8 +144,9 @@ def manage(lightbus_url: str, r: redis.Redis, transactional_db) -> Iterator[Call
         process.communicate(timeout=30)
 
 
-def database_url() -> str:
-    """The DATABASE_URL of the database that the tests were given."""
+def database_url(alias: str = "default") -> str:
+    """The URL of the database that the tests were given."""
+    connection = connections[alias]
     name = connection.settings_dict["NAME"]
     if connection.vendor == "sqlite":
         return f"sqlite:///{name}"

@@ -11,9 +11,11 @@ scratch = Path(tempfile.gettempdir())
 
 DATABASES = {
     "default": env.db("DATABASE_URL", default=f"sqlite:///{scratch}/lightbus-tests.sqlite3"),
-    "other": env.db("OTHER_DATABASE_URL", default=f"sqlite:///{scratch}/lightbus-other.sqlite3"),
+    # On the same server, unless said otherwise.
+    "other": env.db("OTHER_DATABASE_URL", default=env("DATABASE_URL", default=f"sqlite:///{scratch}/other.sqlite3")),
 }
 for alias, database in DATABASES.items():
+    database["TEST"] = {"NAME": f"test_lightbus_{alias}"}
     if database["ENGINE"] == "django.db.backends.sqlite3":
         # A file, for other processes share it; one for each run of the tests.
         database["TEST"] = {"NAME": f"{scratch}/test-lightbus-{alias}-{os.getpid()}.sqlite3"}

@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission
 from django.urls import reverse
 from django.utils import timezone
@@ -133,7 +134,10 @@ def test_retry_now_makes_events_due(admin_client):
 def test_discard_removes_them_and_counts_them_as_processed(admin_client):
     assert b"1 event discarded." in act(admin_client, "discard", failed(event_id="one")).content
     assert not FailedEvent.objects.exists()
-    assert ProcessedEvent.objects.get().event_id == "one"
+    processed = ProcessedEvent.objects.get()
+    assert (processed.event_id, processed.discarded) == ("one", True)
+    assert "icon-unknown" in page(admin_client, LISTS[ProcessedEvent])
+    assert LogEntry.objects.get().get_change_message() == "Discard"
 
 
 def test_the_actions_need_permissions_of_their_own(client, django_user_model):

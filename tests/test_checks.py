@@ -46,7 +46,22 @@ def test_a_handler_that_cannot_take_an_event_is_an_error(listeners):
     @listens_to("a.b")
     def no_json_makes_one(event, x: list[threading.Thread]): ...
 
+    @listens_to("a.b")
+    def generator(event):
+        yield
+
     @listens_to("a.b", using="moon")
     def nowhere(event): ...
 
-    assert check({"SERVICE_NAME": "shop"}) == ["lightbus_django.E100"] * 4 + ["lightbus_django.E101"]
+    assert check({"SERVICE_NAME": "shop"}) == ["lightbus_django.E100"] * 5 + ["lightbus_django.E101"]
+
+
+def test_a_consumer_group_that_is_another_listeners_by_its_name_is_an_error(listeners):
+    @listens_to("a.b", listener_name="x")
+    def one(event): ...
+
+    @listens_to("a.b", consumer_group="shop-x")
+    def two(event): ...
+
+    assert check({"SERVICE_NAME": "shop"}) == ["lightbus_django.E102"]
+    assert check({"SERVICE_NAME": "stock"}) == []

@@ -8,6 +8,7 @@ from django.test import override_settings
 
 from lightbus_django.conf import find_problems, format_name, get_settings, is_random
 from lightbus_django.exceptions import ConfigurationError
+from lightbus_django.transport import Transport
 
 
 def test_settings_follow_override_settings():
@@ -56,6 +57,18 @@ def test_what_is_wrong_is_named_with_the_way_out(raw, check_id, says):
 def test_a_refused_url_is_not_repeated_for_it_may_hold_a_password():
     (problem,) = find_problems({"SERVICE_NAME": "a", "URL": "http://:secret@host"})
     assert "secret" not in problem.message + problem.hint
+
+
+def test_a_password_that_breaks_the_url_is_not_repeated():
+    url = "redis://:sec/ret@host"
+    (problem,) = find_problems({"SERVICE_NAME": "a", "URL": url})
+    assert "percent-encoded" in problem.message
+    assert "sec" not in problem.message
+    with pytest.raises(ConfigurationError, match="percent-encoded") as caught:
+        Transport(url, timeout=1)
+    assert caught.value.__cause__ is None
+    with override_settings(LIGHTBUS={"SERVICE_NAME": "a", "URL": "redis://:secret@host"}):
+        assert "secret" not in repr(get_settings())
 
 
 def test_all_problems_are_found_at_once():

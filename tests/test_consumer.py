@@ -7,6 +7,7 @@ from django.db import connection
 
 from lightbus_django import BusError, BusUnavailable, fire, listens_to
 from lightbus_django.consumer import Consumer
+from lightbus_django.exceptions import DatabaseUnavailable
 from lightbus_django.listeners import registry
 from lightbus_django.models import FailedEvent, ProcessedEvent
 from lightbus_django.transport import Transport
@@ -273,6 +274,16 @@ class TestReclaim:
         assert effects() == [1]
         assert pending(r) == 1
 
+    def test_what_was_trimmed_meanwhile_is_a_loss_said_loudly(self, r, record, consume, caplog):
+        consumer = consume()
+        fire("shop.order_placed", number=1)
+        (stream_id,) = fetch(r, "dead")
+        age(r, [stream_id], "dead")
+        r.xtrim(KEY, maxlen=0, approximate=False)
+        assert consumer.step(now=1e9, block=0) is False
+        assert f"lost {stream_id}" in caplog.text
+        assert pending(r) == 0
+
     def test_is_looked_for_each_reclaim_interval(self, r, record, consume, lightbus):
         lightbus(RECLAIM_INTERVAL=7)
         consumer = consume()
@@ -342,6 +353,17 @@ class TestLeases:
         assert seen == [False, True, True]
         assert "exceeds ACKNOWLEDGEMENT_TIMEOUT" in caplog.text
 
+    def test_a_trimmed_event_is_not_renewed_away_but_reported(self, r, record, consume, caplog):
+        consumer = consume()
+        fire("shop.order_placed", number=1)
+        (stream_id,) = fetch(r, "worker")
+        r.xtrim(KEY, maxlen=0, approximate=False)
+        consumer._leased = ((KEY, stream_id),)
+        consumer.renew()
+        consumer._look_back = True
+        drain(consumer)
+        assert f"lost {stream_id}" in caplog.text
+
     def test_a_lease_that_another_process_has_by_now_is_left_to_it(self, r, record, consume):
         consumer = consume()
         fire("shop.order_placed", number=1)
@@ -371,6 +393,18 @@ class TestStop:
             pass
         assert effects() == [0, 1, 2, 3, 4]
         assert pending(r) == 1 or second.flush() is None
+
+    def test_what_is_left_is_handed_back_though_the_database_is_away(self, r, record, consume, monkeypatch):
+        def refuse():
+            raise DatabaseUnavailable("away")
+
+        consumer = consume()
+        fire("shop.order_placed", number=0)
+        consumer.step(block=0)
+        monkeypatch.setattr(consumer.inbox, "give_back", refuse)
+        with pytest.raises(DatabaseUnavailable):
+            consumer.stop()
+        assert pending(r) == 0
 
     def test_what_is_handed_back_untouched_was_never_delivered(self, r, record, consume, monkeypatch):
         consumer = consume()
@@ -403,6 +437,52 @@ class TestInfrastructure:
         fire("shop.order_placed", number=2)
         drain(consumer)
         assert effects() == [1, 2]
+
+    def test_a_stream_that_comes_back_with_its_clock_behind_is_read_from_its_beginning(self, r, record, consume):
+        consumer = consume()
+        fire("shop.order_placed", number=1)
+        drain(consumer)
+        ((_, fields),) = r.xrange(KEY)
+        r.flushdb()
+        r.xadd(KEY, {**fields, "id": "another", ":number": "2"}, id="5-1")
+        drain(consumer)
+        assert effects() == [1, 2]
+
+    def test_what_is_settled_is_acknowledged_before_retries_and_what_is_left_of_a_batch(
+        self, r, listeners, consume, monkeypatch
+    ):
+        monkeypatch.setattr("lightbus_django.inbox.WINDOW", -1)
+        seen = []
+
+        @listens_to("shop.order_placed")
+        def record(event, number):
+            seen.append(pending(r))
+
+        consumer = consume()
+        for number in range(3):
+            fire("shop.order_placed", number=number)
+        drain(consumer)
+        assert seen == [3, 2, 1]
+
+    def test_retries_and_new_events_take_turns(self, r, listeners, consume):
+        order = []
+
+        @listens_to("shop.order_placed")
+        def record(event, number):
+            order.append(number)
+            if number < 3 and order.count(number) == 1:
+                raise ValueError
+
+        consumer = consume()
+        for number in range(3):
+            fire("shop.order_placed", number=number)
+        drain(consumer)
+        FailedEvent.objects.retry_now()
+        fire("shop.order_placed", number=9)
+        consumer.retries_due.set()
+        drain(consumer)
+        assert sorted(order[3:]) == [0, 1, 2, 9]
+        assert order[4] == 9
 
     def test_a_key_that_is_no_stream_is_named_and_done_with_when_it_is_gone(self, r, record, make_consumer):
         r.set(KEY, "a string")

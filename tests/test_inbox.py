@@ -1,11 +1,12 @@
 """Handling: once per consumer group, in one transaction with the key, neighbours left alone."""
 
 import asyncio
+import contextlib
 import threading
 from datetime import timedelta
 
 import pytest
-from django.db import IntegrityError, connection, transaction
+from django.db import DatabaseError, Error, IntegrityError, OperationalError, connection, connections, transaction
 from django.utils import timezone
 
 from lightbus_django import BusUnavailable, fire, listens_to, on_commit
@@ -113,7 +114,7 @@ def test_a_stop_ends_the_batch_behind_the_event_in_hand():
 
 
 @pytest.mark.parametrize("idempotent", [True, False])
-@pytest.mark.parametrize("error", [ValueError, SystemExit, asyncio.CancelledError, IntegrityError])
+@pytest.mark.parametrize("error", [ValueError, SystemExit, asyncio.CancelledError, IntegrityError, BaseException])
 def test_a_handler_that_raises_leaves_a_failed_event_and_its_neighbours_alone(idempotent, error):
     calls = []
 
@@ -134,6 +135,104 @@ def test_a_handler_that_raises_leaves_a_failed_event_and_its_neighbours_alone(id
     assert failed.attempts == 1
     assert timedelta(seconds=4) < failed.next_attempt_at - timezone.now() <= timedelta(seconds=10)
     assert failed.message().payload == {"number": 2}
+
+
+def test_a_handler_that_catches_a_database_error_fails_instead_of_losing_its_batch():
+    """Its transaction would be rolled back in the end, without a word and with the others' effects."""
+
+    @listens_to("shop.order_placed")
+    def handler(event, number):
+        Effect.objects.create(number=number)
+        if number == 2:
+            with contextlib.suppress(IntegrityError), transaction.atomic(savepoint=False):
+                raise IntegrityError
+
+    box = inbox()
+    handle_all(box, [deliver(1), deliver(2), deliver(3)])
+    assert effects() == [1, 3]
+    assert "caught a database error" in FailedEvent.objects.get().error
+
+
+def test_a_transaction_that_is_lost_with_an_error_that_the_handler_catches_loses_no_event():
+    if connection.vendor == "sqlite":
+        pytest.skip("SQLite has no connection to lose")
+    kill = {"postgresql": "SELECT pg_terminate_backend(pg_backend_pid())", "mysql": "KILL CONNECTION_ID()"}
+    broken = [True]
+
+    @listens_to("shop.order_placed")
+    def handler(event, number):
+        Effect.objects.create(number=number)
+        if number == 2 and broken:
+            broken.pop()
+            with contextlib.suppress(Error), connection.cursor() as cursor:
+                cursor.execute(kill[connection.vendor])
+
+    box = inbox()
+    deliveries = [deliver(1), deliver(2), deliver(3)]
+    with contextlib.suppress(DatabaseUnavailable, DatabaseError):
+        deliveries = deliveries[box.handle(deliveries) :]
+    handle_all(box, deliveries)
+    assert effects() == [1, 2, 3]
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_a_lost_connection_of_another_database_is_opened_anew():
+    if connections["other"].vendor == "sqlite":
+        pytest.skip("SQLite has no connection to lose")
+    Effect.objects.using("other").count()
+    connections["other"].connection.close()
+
+    @listens_to("shop.order_placed")
+    def handler(event, number):
+        Effect.objects.create(number=Effect.objects.using("other").count())
+
+    box = inbox()
+    with pytest.raises(DatabaseUnavailable):
+        box.handle([deliver(1)])
+    assert box.handle([deliver(1)]) == 1
+    assert effects() == [0]
+
+
+def test_an_event_that_meets_trouble_alone_again_and_again_is_a_failure_in_the_end(monkeypatch):
+    monkeypatch.setattr("lightbus_django.inbox.TROUBLES", 3)
+
+    @listens_to("shop.order_placed")
+    def handler(event, number):
+        error = OperationalError("deadlock detected")
+        error.__cause__ = type("Cause", (Exception,), {"sqlstate": "40P01"})()
+        raise error
+
+    box, one = inbox(), deliver(1)
+    for _ in range(3):
+        with pytest.raises(DatabaseUnavailable):
+            box.handle([one])
+    assert box.handle([one]) == 1
+    assert "deadlock detected" in FailedEvent.objects.get().error
+
+
+def test_an_error_without_a_text_is_recorded():
+    class Mute(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    @listens_to("shop.order_placed")
+    def handler(event, number):
+        raise Mute
+
+    inbox().handle([deliver(1)])
+    assert FailedEvent.objects.get().error == "Mute: its text can't be had"
+
+
+def test_a_handler_whose_result_nobody_runs_fails():
+    async def later(number):
+        await Effect.objects.acreate(number=number)
+
+    @listens_to("shop.order_placed")
+    def handler(event, number):
+        return later(number)
+
+    inbox().handle([deliver(1)])
+    assert "returned a coroutine" in FailedEvent.objects.get().error
 
 
 def test_a_duplicate_of_a_failed_event_changes_nothing():
@@ -438,6 +537,16 @@ class TestRetry:
         assert box.retry(failed.next_attempt_at) is True
         assert self.attempts == [1, 2, 2, 2, 2]
         assert effects() == [1]
+
+    def test_a_claim_that_another_process_has_taken_over_is_dropped(self):
+        box, failed = self.fail()
+        self.error = BusUnavailable("away")
+        with pytest.raises(BusUnavailable):
+            box.retry(failed.next_attempt_at)
+        FailedEvent.objects.update(attempts=3)
+        self.error = None
+        assert box.retry(failed.next_attempt_at) is False
+        assert self.attempts == [1, 2]
 
     def test_retry_now_gives_a_dead_letter_all_its_attempts_again(self, lightbus):
         lightbus(MAX_ATTEMPTS=1)

@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import Group
-from django.db import connections, transaction
+from django.db import OperationalError, connections, transaction
 from django.utils import timezone
 
 from lightbus_django import (
@@ -152,6 +152,14 @@ class TestOnCommit:
             on_commit("shop.order_placed", number=2)
         assert numbers(r) == [2]
 
+    def test_a_savepoint_of_ones_own_that_is_rolled_back_takes_its_events_with_it(self, r):
+        with transaction.atomic():
+            on_commit("shop.order_placed", number=1)
+            savepoint = transaction.savepoint()
+            on_commit("shop.order_placed", number=2)
+            transaction.savepoint_rollback(savepoint)
+        assert numbers(r) == [1]
+
     def test_in_autocommit_mode_at_once(self, r):
         message = on_commit("shop.order_placed", number=1)
         assert numbers(r) == [1]
@@ -259,6 +267,19 @@ class TestRelay:
         OutboxEvent.objects.create(
             id=uuid7(), event_name="shop.order_placed", payload=json.dumps({"number": number}), due_at=timezone.now()
         )
+
+    def test_a_database_that_does_not_answer_keeps_no_other_from_being_relayed(
+        self, r, lightbus, lightbus_url, housekeeping, monkeypatch, caplog
+    ):
+        def refuse(*args, **kwargs):
+            raise OperationalError("away")
+
+        self.stage(lightbus, lightbus_url)
+        self.grow_old()
+        monkeypatch.setattr(connections["other"].introspection, "table_names", refuse)
+        assert housekeeping().relay() is True
+        assert numbers(r) == [0]
+        assert "database 'other': away" in caplog.text
 
     def test_goes_on_while_redis_is_away(self, r, lightbus, lightbus_url, housekeeping, caplog):
         self.stage(lightbus, lightbus_url)

@@ -119,6 +119,26 @@ def test_a_worker_without_listeners_relays(r, listeners, run):
     assert "no listeners" in worker.describe()[-1]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_ends_the_worker(r, listeners, monkeypatch):
+    @listens_to("shop.order_placed")
+    def handler(event): ...
+
+    worker = Worker(registry, service_name="shop", process_name="worker", settings=get_settings())
+
+    def die():
+        raise SystemExit
+
+    monkeypatch.setattr(worker.consumers[0], "step", die)
+    assert worker.run() is False
+
+
+def test_says_so_when_the_tables_are_missing(listeners, monkeypatch):
+    monkeypatch.setattr("lightbus_django.worker.has_outbox", lambda alias: False)
+    with pytest.raises(CommandError, match=r"run manage\.py migrate"):
+        burst()
+
+
 def test_a_slow_listener_does_not_slow_the_others(r, listeners, run):
     release = threading.Event()
 

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def test_five_minutes(r, listeners, consume, capsys):
-    settings, firing, listening = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    settings, listening, firing = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     names: dict[str, object] = {}
     exec(settings, names)
     assert names["LIGHTBUS"]["SERVICE_NAME"] == "price-monitor"

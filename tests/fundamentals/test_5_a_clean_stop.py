@@ -2,7 +2,9 @@
 back, so that another process has it without waiting for a timeout.
 """
 
+import os
 import signal
+import subprocess
 
 import pytest
 
@@ -27,6 +29,30 @@ def test_the_event_in_hand_is_finished_and_the_rest_handed_back(manage, effects,
     assert manage("lightbus_listen", "--process-name", "web-2", "--burst").wait(30) == 0
     assert effects("fragile") == [0, 1, 2, 3, 4]
     assert pending("price-monitor-fragile") == 0
+
+
+def signal_group(process, signum):
+    """As a terminal does with Ctrl-C."""
+    os.killpg(process.pid, signum)
+
+
+def signal_all(process, signum):
+    """As systemd does: the process and its children, wherever they are."""
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    for pid in (process.pid, *map(int, found.stdout.split())):
+        os.kill(pid, signum)
+
+
+@pytest.mark.parametrize(("send", "signum"), [(signal_group, signal.SIGINT), (signal_all, signal.SIGTERM)])
+def test_several_processes_stop_cleanly(manage, effects, send, signum, tmp_path):
+    started = tmp_path / "started"
+    fire("shop.parcel_delivered", number=1, sleep=1, once=str(started))
+    process = manage("lightbus_listen", "--processes", "2")
+    eventually(started.exists)
+    send(process, signum)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, output
+    assert effects("fragile") == [1]
 
 
 def test_a_second_signal_ends_it_now(manage, tmp_path):
