@@ -121,14 +121,7 @@ def manage(lightbus_url: str, r: redis.Redis, transactional_db) -> Iterator[Call
         process = subprocess.Popen(
             [sys.executable, "manage.py", *arguments],
             cwd=ROOT,
-            env={
-                **os.environ,
-                "DJANGO_SETTINGS_MODULE": "tests.settings",
-                "DATABASE_URL": database_url(),
-                "OTHER_DATABASE_URL": database_url("other"),
-                "LIGHTBUS_URL": lightbus_url,
-                **environment,
-            },
+            env={**process_environment(lightbus_url), **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -144,7 +137,18 @@ def manage(lightbus_url: str, r: redis.Redis, transactional_db) -> Iterator[Call
         process.communicate(timeout=30)
 
 
-def database_url(alias: str = "default") -> str:
+def process_environment(lightbus_url: str) -> dict[str, str]:
+    """The environment of a process on the tests' servers."""
+    return {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "tests.settings",
+        "DATABASE_URL": database_url("default"),
+        "OTHER_DATABASE_URL": database_url("other"),
+        "LIGHTBUS_URL": lightbus_url,
+    }
+
+
+def database_url(alias: str) -> str:
     """The URL of the database that the tests were given."""
     connection = connections[alias]
     name = connection.settings_dict["NAME"]

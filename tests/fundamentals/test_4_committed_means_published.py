@@ -2,7 +2,6 @@
 though Redis is away or the process dies at once; if it is rolled back, never.
 """
 
-import os
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ from django.db import transaction
 
 from lightbus_django import on_commit
 from lightbus_django.models import OutboxEvent
-from tests.conftest import ROOT, database_url, eventually
+from tests.conftest import ROOT, eventually, process_environment
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -46,13 +45,7 @@ def test_though_the_process_dies_right_after_the_commit(r, lightbus_url, manage,
     process = subprocess.run(
         [sys.executable, "-c", DIES_AFTER_ITS_COMMIT],
         cwd=ROOT,
-        env={
-            **os.environ,
-            "DJANGO_SETTINGS_MODULE": "tests.settings",
-            "DATABASE_URL": database_url(),
-            "OTHER_DATABASE_URL": database_url("other"),
-            "LIGHTBUS_URL": lightbus_url,
-        },
+        env=process_environment(lightbus_url),
         check=False,
     )
     assert process.returncode == -9
