@@ -66,11 +66,9 @@ def test_it_would_tell_if_effects_were_doubled(database: Path) -> None:
 def forget_unique_keys(database: Path) -> None:
     """Break the inbox: let its table take an idempotency key again and again."""
     with closing(sqlite3.connect(database)) as connection:
-        connection.executescript(
-            """
-            DROP TABLE lightbus_django_processedevent;
-            CREATE TABLE lightbus_django_processedevent (
-                id integer PRIMARY KEY, event_id text, consumer_group text, event_name text, processed_at datetime
-            );
-            """
-        )
+        ((table,),) = connection.execute(
+            "SELECT sql FROM sqlite_master WHERE name = 'lightbus_django_processedevent'"
+        ).fetchall()
+        table, constraints = re.subn(r', CONSTRAINT "lightbus_processed_once" UNIQUE \([^)]*\)', "", table)
+        assert constraints == 1
+        connection.executescript(f"DROP TABLE lightbus_django_processedevent; {table};")
