@@ -1,12 +1,13 @@
 """The database's bad days, which are nobody's fault, and its commit hooks."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 from django.db import Error, OperationalError, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .exceptions import DatabaseUnavailable
 
@@ -23,7 +24,7 @@ _SQLITE = {5, 6, 10, 13, 14}  # busy, locked, I/O error, full, can't open
 
 def is_transient(error: BaseException, using: str) -> bool:
     """Whether `error` says that a database is away, overloaded or busy with others."""
-    if not isinstance(error, Error):
+    if not isinstance(error, _error_types()):
         return False
     cause: Any = error.__cause__
     if isinstance(error, OperationalError):
@@ -34,20 +35,26 @@ def is_transient(error: BaseException, using: str) -> bool:
             return code is None or code.startswith(_POSTGRESQL)
         if error.args and error.args[0] in _MYSQL:
             return True
-    return not is_usable(using)
-
-
-def is_usable(using: str) -> bool:
-    """Whether the open connection to the database `using` answers."""
-    connection = connections[using]
-    return connection.connection is not None and connection.is_usable()
+    return connections[using].connection is None or bool(_broken())
 
 
 def close_broken() -> None:
     """Close this thread's connections that do not answer, whichever database's; the next query opens new ones."""
-    for connection in connections.all(initialized_only=True):
-        if connection.connection is not None and not connection.in_atomic_block and not connection.is_usable():
-            connection.close()
+    for connection in _broken():
+        if not connection.in_atomic_block:
+            with suppress(*_error_types()):  # MySQL's driver complains of a connection that is closed already
+                connection.close()
+
+
+def _error_types() -> tuple[type[Exception], ...]:
+    """Return Django's own errors, and the drivers': one that is raised as a cursor is closed comes as it is."""
+    initialized: Iterable[Any] = connections.all(initialized_only=True)
+    return Error, *{connection.Database.Error for connection in initialized}
+
+
+def _broken() -> list[BaseDatabaseWrapper]:
+    opened = (connection for connection in connections.all(initialized_only=True) if connection.connection is not None)
+    return [connection for connection in opened if not connection.is_usable()]
 
 
 @contextmanager
@@ -58,7 +65,7 @@ def nobody_to_blame(using: str) -> Iterator[None]:
     """
     try:
         yield
-    except Error as error:
+    except _error_types() as error:
         if connections[using].in_atomic_block:
             raise
         transient = is_transient(error, using)
