@@ -67,7 +67,6 @@ class Transport:
                 to be broken. A reader takes 0: what the broken one was sent needs a look.
         """
         self.url = url
-        self.timeout = timeout
         # Any, for redis-py's annotations speak of its asynchronous client in the same breath.
         try:
             self.client: Any = redis.Redis.from_url(

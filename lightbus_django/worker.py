@@ -80,8 +80,13 @@ class Worker:
     def stopping_on(self, *signals: signal.Signals) -> Iterator[None]:
         """Stop cleanly on the first of these signals, end at once on the second."""
 
+        received = 0
+
         def on_signal(signum: int, frame: FrameType | None) -> None:
-            if self._stopping.is_set():
+            # Counted, for a parent may have asked for the stop before the first signal comes.
+            nonlocal received
+            received += 1
+            if received > 1:
                 os._exit(128 + signum)
             self.stop()
 
