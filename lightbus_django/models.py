@@ -122,6 +122,16 @@ class FailedEvent(models.Model):
             self.delete()
 
 
+class OutboxEventQuerySet(models.QuerySet["OutboxEvent"]):
+    def published(self, since: datetime, until: datetime) -> "OutboxEventQuerySet":
+        """Return what was published from `since` on, and before `until`."""
+        return self.filter(due_at=None, published_at__gte=since, published_at__lt=until)
+
+    def publish_again(self) -> int:
+        """Let the relay publish again, under their ids, those that are published; return how many."""
+        return self.filter(due_at=None).update(due_at=timezone.now())
+
+
 class OutboxEvent(models.Model):
     """An event of a committed transaction. It is waiting to be published until `due_at` is null.
 
@@ -139,10 +149,13 @@ class OutboxEvent(models.Model):
     published_at = models.DateTimeField(_("published at"), null=True, blank=True)
     error = models.TextField(_("error"), blank=True)
 
+    objects = OutboxEventQuerySet.as_manager()
+
     class Meta:
         verbose_name = _("outbox event")
         verbose_name_plural = _("outbox events")
         indexes: ClassVar = [models.Index(fields=["due_at"], name="lightbus_outbox_due")]
+        permissions: ClassVar = [("republish_outboxevent", "Can publish outbox events again")]
 
     def __str__(self) -> str:
         return f"{self.event_name} {self.id}"

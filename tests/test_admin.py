@@ -163,3 +163,22 @@ def test_state_filters(admin_client):
     published = baker.make(OutboxEvent, due_at=None)
     assert str(published.id) not in page(admin_client, LISTS[OutboxEvent], state="waiting")
     assert str(waiting.id) not in page(admin_client, LISTS[OutboxEvent], state="published")
+
+
+def test_published_events_can_be_published_again(admin_client, client, django_user_model):
+    event = baker.make(OutboxEvent, event_name="shop.order_placed", due_at=None, published_at=timezone.now())
+    data = {"action": "publish_again", "_selected_action": [str(event.id)]}
+    admin_client.post(LISTS[OutboxEvent], data)
+    event.refresh_from_db()
+    assert event.due_at <= timezone.now()
+    assert "Publish again" in LogEntry.objects.get().change_message
+
+    user = django_user_model.objects.create_user("viewer", is_staff=True)
+    user.user_permissions.add(Permission.objects.get(codename="view_outboxevent"))
+    OutboxEvent.objects.update(due_at=None)
+    client.force_login(user)
+    client.post(LISTS[OutboxEvent], data)
+    assert OutboxEvent.objects.get().due_at is None
+    user.user_permissions.add(Permission.objects.get(codename="republish_outboxevent"))
+    client.post(LISTS[OutboxEvent], data)
+    assert OutboxEvent.objects.get().due_at is not None

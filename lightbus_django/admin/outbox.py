@@ -1,0 +1,59 @@
+from typing import Any
+from uuid import UUID
+
+from django.contrib import admin, messages
+from django.contrib.admin.models import CHANGE
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
+
+from lightbus_django.models import OutboxEvent
+
+from .base import EventAdmin, LatestValuesFilter, shorten
+
+
+class PublishedFilter(admin.SimpleListFilter):
+    title = _("state")
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Any:
+        return [("waiting", _("Waiting")), ("published", _("Published"))]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[OutboxEvent]) -> QuerySet[OutboxEvent]:
+        if self.value() is None:
+            return queryset
+        return queryset.filter(due_at__isnull=self.value() == "published")
+
+
+@admin.register(OutboxEvent)
+class OutboxEventAdmin(EventAdmin):
+    actions = ("publish_again",)
+    list_display = ("short_id", "event_name", "created_at", "published_at", "error")
+    list_filter = (PublishedFilter, ("event_name", LatestValuesFilter), "created_at")
+    search_fields = ("id",)
+
+    def search_condition(self, term: str) -> Q:
+        try:
+            return Q(pk=UUID(term))
+        except ValueError:
+            return Q(pk__in=[])
+
+    @admin.display(description=_("event id"), ordering="id")
+    def short_id(self, event: Any) -> str:
+        return shorten(str(event.id))
+
+    def has_republish_permission(self, request: HttpRequest) -> bool:
+        return bool(request.user.has_perm("lightbus_django.republish_outboxevent"))
+
+    @admin.action(description=_("Publish again"), permissions=["republish"])
+    def publish_again(self, request: HttpRequest, queryset: QuerySet[OutboxEvent]) -> None:
+        # By key, for the queryset of the page may be ordered or annotated.
+        events = OutboxEvent.objects.filter(pk__in=list(queryset.values_list("pk", flat=True)))
+        self.note(request, events, CHANGE, "Publish again")
+        count = events.publish_again()
+        self.message_user(
+            request,
+            ngettext("%d event will be published again.", "%d events will be published again.", count) % count,
+            messages.SUCCESS,
+        )
