@@ -18,7 +18,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
     """Check `settings.LIGHTBUS`.
 
     E001 not a dict, E002 no service name, E003 an unknown key, E004 a value of a wrong type or range,
-    W001 a random process name where DEBUG is off, E005 a random service name.
+    E006 settings that contradict each other, W001 a random process name where DEBUG is off, E005 a random service name.
     """
     raw: Any = getattr(settings, "LIGHTBUS", None)
     messages: list[CheckMessage] = [

@@ -7,6 +7,7 @@ import re
 import secrets
 import socket
 import string
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -39,6 +40,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     retry_backoff: Seconds = 10.0
     retry_backoff_max: Seconds = 3600.0
     redis_timeout: Annotated[float, Meta(gt=0, le=60)] = 1.0
+    max_payload_size: Annotated[int, Meta(ge=1)] = 1_048_576
+    stream_retention: Annotated[float, Meta(ge=0)] = 86_400.0
+    stream_min_length: Annotated[int, Meta(ge=0)] = 0
+    group_stale_after: Seconds = 604_800.0
+    inbox_retention: Seconds = 2_592_000.0
+    outbox_retention: Seconds = 604_800.0
+    failed_retention: Seconds = 7_776_000.0
 
     def __repr__(self) -> str:
         # Error pages and trackers show local variables, and the URL may hold a password.
@@ -114,7 +122,19 @@ def find_problems(raw: Any) -> list[Problem]:
                     "The guide describes the settings: docs/guide.md.",
                 )
             )
+    if not problems:
+        problems += _find_contradictions(msgspec.convert(raw, Settings))
     return problems
+
+
+def _find_contradictions(settings: Settings) -> Iterator[Problem]:
+    for name in ("stream_retention", "outbox_retention"):
+        if settings.inbox_retention < getattr(settings, name):
+            yield Problem(
+                "E006",
+                f'settings.LIGHTBUS["INBOX_RETENTION"] is less than {name.upper()}.',
+                "An event that can come again after its key was deleted would be handled again.",
+            )
 
 
 def check_url(url: str) -> None:

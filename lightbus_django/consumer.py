@@ -10,10 +10,13 @@ from django.utils import timezone
 from .conf import Settings
 from .exceptions import BusError, GroupMissing, LightbusError
 from .failures import Delivery
+from .groups import NOBODY, Entry, Member, id_key
 from .inbox import Inbox
+from .leases import Leases
 from .listeners import Listener
 from .messages import NOOP, Fields, stream_key
-from .transport import Entry, Transport
+from .streams import last_id
+from .transport import Transport
 
 logger = logging.getLogger("lightbus_django")
 
@@ -28,29 +31,43 @@ class Consumer:
     """
 
     def __init__(
-        self, listener: Listener, *, service_name: str, process_name: str, settings: Settings, transport: Transport
+        self,
+        listener: Listener,
+        *,
+        service_name: str,
+        process_name: str,
+        settings: Settings,
+        transport: Transport,
+        leave: bool = False,
     ) -> None:
+        """Make a consumer; it joins its group with its first step.
+
+        Args:
+            leave: nobody comes back under this process name, so `stop` removes it from the group.
+        """
         self.listener = listener
         self.group = listener.group(service_name)
-        self.name = process_name
         self.settings = settings
         self.transport = transport
+        self.member = Member(transport, self.group, process_name)
+        self.leases = Leases(self.member, settings.acknowledgement_timeout)
         self.inbox = Inbox(listener, self.group, settings)
         self.streams = list(dict.fromkeys(stream_key(event, settings.stream_use) for event in listener.events))
         self.stopping = threading.Event()
         self.retries_due = threading.Event()
+        self.lost = 0
+        """How many events were trimmed before they were handled, as far as this process knows."""
+        self._leave = leave
         self._wanted = {event.encode() for event in listener.events}
         self._joined = False
         self._positions: dict[str, str] = {}
+        self._unread_lost: dict[str, int] = {}
         self._look_back = True
         self._reclaim_at = 0.0
         self._outstanding: deque[tuple[str, str]] = deque()
         self._held: deque[Delivery] = deque()
         self._careful = False
         self._acknowledge: defaultdict[str, list[str]] = defaultdict(list)
-        # Read by the thread that renews: replaced as a whole, never changed.
-        self._leased: tuple[tuple[str, str], ...] = ()
-        self._in_hand: tuple[str, str, float] | None = None
 
     def step(self, now: float | None = None, *, block: float = BLOCK) -> bool:
         """Do the next thing; return whether there was something to do.
@@ -92,67 +109,73 @@ class Consumer:
     def stop(self) -> None:
         """Acknowledge what is settled, and hand the rest back to the other processes."""
         idle = self.settings.acknowledgement_timeout + 1
-        self._leased = ()
+        to = NOBODY if self._leave else None
+        self.leases.hold(())
         self.flush()
         for delivery in self._held:
             entry = delivery.entry
-            self.transport.hand_back(
-                entry.stream, self.group, self.name, [entry.stream_id], idle=idle, deliveries=entry.deliveries - 1
-            )
+            self.member.hand_back(entry.stream, [entry.stream_id], idle=idle, deliveries=entry.deliveries - 1, to=to)
         for stream, stream_id in self._outstanding:
-            self.transport.hand_back(stream, self.group, self.name, [stream_id], idle=idle, deliveries=-1)
+            self.member.hand_back(stream, [stream_id], idle=idle, to=to)
         self._held.clear()
         self._outstanding.clear()
         self.inbox.give_back()
+        if self._leave and self._joined:
+            for stream in self.streams:
+                self.member.leave(stream)
 
     def flush(self) -> None:
         """Acknowledge what is settled now, instead of with the next read."""
         if self._acknowledge:
-            self.transport.acknowledge(self.group, self._acknowledge)
+            self.member.acknowledge(self._acknowledge)
             self._acknowledge.clear()
 
     def renew(self, now: float | None = None) -> None:
-        """Start the clock anew of events that wait here, and of the one in hand unless it exceeds the timeout."""
-        if now is None:
-            now = time.monotonic()
-        in_hand = self._in_hand
-        by_stream = defaultdict(list)
-        for stream, stream_id in self._leased:
-            by_stream[stream].append(stream_id)
-        if in_hand and now - in_hand[2] > self.settings.acknowledgement_timeout:
-            stream, stream_id, started = in_hand
-            if stream_id in by_stream[stream]:
-                by_stream[stream].remove(stream_id)
-            logger.warning(
-                "%s: %s exceeds ACKNOWLEDGEMENT_TIMEOUT (%.0f s so far); another process may take it",
-                self.group, stream_id, now - started,
-            )  # fmt: skip
-        for stream, stream_ids in by_stream.items():
-            if stream_ids:
-                self.transport.renew(stream, self.group, self.name, stream_ids)
+        """Start the clock anew of what waits here, and of the event in hand unless it exceeds the timeout."""
+        self.leases.renew(time.monotonic() if now is None else now)
 
     # --- Where events come from ---------------------------------------------------------------
 
     def _join(self) -> None:
         for stream in self.streams:
-            lost = self._positions.get(stream)
-            if lost and _id_key(self.transport.last_id(stream)) < _id_key(lost):
-                lost = "0"  # another stream under the same name
-            start_id = lost or self.listener.start_id
-            if self.transport.create_group(stream, self.group, self.name, start_id):
-                if lost:
-                    logger.warning(
-                        "%s: the group was gone from %s; made anew at %s, where it was", self.group, stream, lost
-                    )
-                else:
-                    logger.info("%s: new consumer group of %s, start %s", self.group, stream, self.listener.start)
-            self._positions[stream] = self.transport.position(stream, self.group)
+            try:
+                self._look(stream)
+            except GroupMissing:
+                start_id = self._start_id(stream)
+            else:
+                start_id = self._positions[stream]
+            if self.member.join(stream, start_id):
+                logger.info("%s: new consumer group of %s, from %s on", self.group, stream, start_id)
+            self._look(stream)
         self._joined = True
+
+    def _start_id(self, stream: str) -> str:
+        """Return where a group that is not there has to begin."""
+        was_at = self._positions.get(stream)
+        if was_at is None and not self.inbox.has_handled(self._events_of(stream)):
+            return self.listener.start_id
+        if was_at is None or id_key(last_id(self.transport, stream)) < id_key(was_at):
+            was_at = "0"  # another stream under the same name, or nobody knows; the inbox knows what was handled
+        logger.warning("%s: the group was gone from %s; made anew at %s", self.group, stream, was_at)
+        return was_at
+
+    def _events_of(self, stream: str) -> list[str]:
+        return [event for event in self.listener.events if stream_key(event, self.settings.stream_use) == stream]
+
+    def _look(self, stream: str) -> None:
+        """Remember where the group stands, and say what it lost before it was given it."""
+        self._positions[stream], lost = self.member.standing(stream)
+        if lost is None:
+            return
+        if (more := lost - self._unread_lost.get(stream, 0)) > 0:
+            self.lost += more
+            logger.error("%s: lost %d events of %s: they were trimmed unread", self.group, more, stream)
+        self._unread_lost[stream] = lost
 
     def _list_outstanding(self) -> bool:
         self.flush()
         for stream in self.streams:
-            stream_ids = self.transport.outstanding(stream, self.group, self.name, self.settings.batch_size)
+            stream_ids = self.member.outstanding(stream, self.settings.batch_size)
             self._outstanding.extend((stream, stream_id) for stream_id in stream_ids)
         self._lease()
         self._look_back = bool(self._outstanding)
@@ -161,7 +184,7 @@ class Consumer:
     def _take(self) -> bool:
         self.flush()  # lest what is settled counts as in hand, should the next one kill us
         stream, stream_id = self._outstanding[0]
-        entry = self.transport.take(stream, self.group, self.name, stream_id)
+        entry = self.member.take(stream, stream_id)
         self._outstanding.popleft()
         if entry is not None:
             self._receive(entry)
@@ -171,17 +194,13 @@ class Consumer:
         self.flush()
         count = 0
         for stream in self.streams:
-            claimed, lost = self.transport.reclaim(
-                stream,
-                self.group,
-                self.name,
-                idle=self.settings.acknowledgement_timeout,
-                count=self.settings.batch_size,
+            claimed, lost = self.member.reclaim(
+                stream, idle=self.settings.acknowledgement_timeout, count=self.settings.batch_size
             )
             count += claimed
             for stream_id in lost:
                 self._say_lost(stream, stream_id)
-            self._positions[stream] = self.transport.position(stream, self.group)
+            self._look(stream)
         if count:
             logger.info("%s: reclaimed %d events from processes that exceeded the timeout", self.group, count)
             self._look_back = True
@@ -197,13 +216,8 @@ class Consumer:
         return False
 
     def _read(self, block: float) -> bool:
-        entries = self.transport.read(
-            self.streams,
-            self.group,
-            self.name,
-            count=self.settings.batch_size,
-            block=block,
-            acknowledge=self._acknowledge,
+        entries = self.member.read(
+            self.streams, count=self.settings.batch_size, block=block, acknowledge=self._acknowledge
         )
         self._acknowledge.clear()
         for entry in entries:
@@ -224,6 +238,7 @@ class Consumer:
         self._settle(entry)
 
     def _say_lost(self, stream: str, stream_id: str) -> None:
+        self.lost += 1
         logger.error("%s: lost %s of %s: it was trimmed before it was handled", self.group, stream_id, stream)
 
     def _wants(self, fields: Fields) -> bool:
@@ -249,7 +264,7 @@ class Consumer:
                 logger.info("%s: %d events go one by one: %s", self.group, len(together), type(error).__name__)
                 return True
             finally:
-                self._in_hand = None
+                self.leases.end()
         for _ in range(settled):
             self._settle(self._held.popleft().entry)
         if not self._held:
@@ -264,15 +279,11 @@ class Consumer:
         return list(self._held)
 
     def _begin(self, delivery: Delivery) -> None:
-        self._in_hand = (delivery.entry.stream, delivery.entry.stream_id, time.monotonic())
+        self.leases.begin(delivery.entry)
 
     def _settle(self, entry: Entry) -> None:
         self._acknowledge[entry.stream].append(entry.stream_id)
 
     def _lease(self) -> None:
         held = [(delivery.entry.stream, delivery.entry.stream_id) for delivery in self._held]
-        self._leased = (*held, *self._outstanding)
-
-
-def _id_key(stream_id: str) -> tuple[int, ...]:
-    return tuple(map(int, stream_id.split("-")))
+        self.leases.hold((*held, *self._outstanding))

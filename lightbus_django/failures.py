@@ -10,10 +10,10 @@ from django.utils import timezone
 
 from .conf import Settings
 from .exceptions import UnreadableEvent
+from .groups import Entry
 from .ids import event_key
 from .messages import MAX_NAME_LENGTH, EventMessage, decode, dump_fields
 from .models import FailedEvent
-from .transport import Entry
 
 logger = logging.getLogger("lightbus_django")
 

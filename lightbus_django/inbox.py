@@ -182,6 +182,12 @@ class Inbox:
         self._troubles = Counter({key: self._troubles[key] + 1})
         return self._troubles[key] > TROUBLES
 
+    def has_handled(self, event_names: Iterable[str]) -> bool:
+        """Whether this group has handled any of these events, as far as the inbox remembers."""
+        with nobody_to_blame(self.using):
+            rows = ProcessedEvent.objects.using(self.using).filter(consumer_group=self.group)
+            return rows.filter(event_name__in=list(event_names)).exists()
+
     def bury(self, delivery: Delivery, reason: str) -> None:
         """Make a delivery a dead letter without handling it, unless it was handled before."""
         with nobody_to_blame(self.using):

@@ -23,6 +23,8 @@ Fields = dict[bytes, bytes]
 
 MAX_NAME_LENGTH = 200
 NOOP: Fields = {b"": b""}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MAX_MILLISECONDS = 253_402_300_799_000  # the year 9999; a stream id may say anything
 _EVENT_NAME = re.compile(r"[\w-]+(\.[\w-]+)+")
 
 
@@ -49,10 +51,7 @@ class EventMessage(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def published_at(self) -> datetime | None:
         """When Redis took the event, by its stream id; aware, in UTC."""
-        if self.stream_id is None:
-            return None
-        milliseconds = int(self.stream_id.partition("-")[0])
-        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds)
+        return None if self.stream_id is None else stream_time(self.stream_id)
 
 
 def new_message(name: str, payload: dict[str, Any]) -> EventMessage:
@@ -65,10 +64,15 @@ def new_message(name: str, payload: dict[str, Any]) -> EventMessage:
     return EventMessage(id=str(uuid7()), api_name=api_name, event_name=event_name, payload=payload)
 
 
+def is_name(name: object) -> bool:
+    """Whether this is an event name, `api_name.event`."""
+    return isinstance(name, str) and len(name) <= MAX_NAME_LENGTH and _EVENT_NAME.fullmatch(name) is not None
+
+
 @lru_cache(maxsize=4096)
 def split_name(name: str) -> tuple[str, str]:
     """Return API name and event of an event name; the event is what follows the last dot."""
-    if not isinstance(name, str) or not _EVENT_NAME.fullmatch(name) or len(name) > MAX_NAME_LENGTH:
+    if not is_name(name):
         raise InvalidEventName(
             f"{name!r} is not an event name: it takes an API name, a dot and an event, such as "
             f"'competitor_prices.changed', of letters, digits, '_' and '-', {MAX_NAME_LENGTH} at most"
@@ -84,14 +88,25 @@ def stream_key(name: str, stream_use: str) -> str:
     return f"{split_name(name)[0]}.*:stream"
 
 
+def stream_time(stream_id: str) -> datetime:
+    """Return the time that is in a stream id; aware, in UTC."""
+    milliseconds = int(stream_id.partition("-")[0])
+    return _EPOCH + timedelta(milliseconds=min(milliseconds, _MAX_MILLISECONDS))
+
+
 # --- Encoding ---------------------------------------------------------------------------------
 
 
-def encode_payload(payload: Mapping[str, Any]) -> dict[str, bytes]:
+def encode_payload(payload: Mapping[str, Any], max_size: int) -> dict[str, bytes]:
     """Return the JSON of each value.
 
+    Args:
+        payload: what is fired.
+        max_size: how many bytes of JSON are allowed in all.
+
     Raises:
-        InvalidPayload: naming the key, and the type of a value that has no form on the bus.
+        InvalidPayload: naming the key, and the type of a value that has no form on the bus; or the size
+            of a payload that is too large.
     """
     encoded = {}
     for key, value in payload.items():
@@ -103,6 +118,11 @@ def encode_payload(payload: Mapping[str, Any]) -> dict[str, bytes]:
             raise InvalidPayload(
                 f"payload key {key!r}: a {type(value).__qualname__} can't be put on the bus ({error})"
             ) from error
+    if (size := sum(map(len, encoded.values()))) > max_size:
+        raise InvalidPayload(
+            f"the payload has {size} bytes, and MAX_PAYLOAD_SIZE allows {max_size}: put the bulk of it elsewhere, "
+            f"and send where it is"
+        )
     return encoded
 
 

@@ -20,14 +20,18 @@ GOOD_WHILE = 60.0
 """Seconds after which a process was not killed at once."""
 
 
-def run_processes(count: int, process_name: str, *, stop_timeout: float) -> int:
+def run_processes(count: int, process_name: str, *, leave: bool, stop_timeout: float) -> int:
     """Run this very command in `count` processes, named `{process_name}-1` and so on; return the exit code.
+
+    With `leave` they leave their consumer groups when they stop.
 
     SIGTERM or SIGINT stops them all cleanly, a second one ends them at once. One that is killed is
     started again under its name. One that ends with an error, as it does when it can't start at all,
     ends all.
     """
-    return _Family([f"{process_name}-{number}" for number in range(1, count + 1)]).run(stop_timeout)
+    options = ["--leave"] if leave else []
+    names = [f"{process_name}-{number}" for number in range(1, count + 1)]
+    return _Family([_Child(name, options) for name in names]).run(stop_timeout)
 
 
 def stop_with_parent(stop: Callable[[], None]) -> None:
@@ -44,8 +48,8 @@ def stop_with_parent(stop: Callable[[], None]) -> None:
 
 
 class _Family:
-    def __init__(self, names: list[str]) -> None:
-        self.children = [_Child(name) for name in names]
+    def __init__(self, children: list["_Child"]) -> None:
+        self.children = children
         self.signals = 0
 
     def run(self, stop_timeout: float) -> int:
@@ -76,13 +80,14 @@ class _Family:
 class _Child:
     process: subprocess.Popen[bytes]
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, options: list[str]) -> None:
         self.name = name
+        self.options = ["--processes=1", f"--process-name={name}", "--stop-with-parent", *options]
         self.started_at = 0.0
         self.delay = 0.0
 
     def start(self) -> None:
-        command = [*get_child_arguments(), "--processes=1", f"--process-name={self.name}", "--stop-with-parent"]
+        command = [*get_child_arguments(), *self.options]
         self.started_at = time.monotonic()
         # The pipe stays open as long as this process lives and wants the child to. A session of its own
         # keeps the terminal's Ctrl-C from it, which it may not be ready for.

@@ -20,7 +20,7 @@ def fire(name: str, /, **payload: Any) -> EventMessage:
     """
     settings = get_settings()
     message = new_message(name, payload)
-    fields = encode(message, encode_payload(payload))
+    fields = encode(message, encode_payload(payload, settings.max_payload_size))
     transport = get_transport(settings.url, settings.redis_timeout)
     stream_id = transport.publish(stream_key(name, settings.stream_use), fields)
     return EventMessage(

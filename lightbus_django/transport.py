@@ -1,14 +1,14 @@
-"""Redis Streams: the only module that speaks to Redis.
+"""One Redis server: the connection, its errors, and what goes on the bus.
 
-A stream holds events; a consumer group remembers which of them it has delivered, and for each one
-not acknowledged yet (*pending*), to which consumer, when, and how often.
+Nothing but this room, `groups` and `streams` speaks to Redis.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
@@ -17,9 +17,13 @@ from redis.retry import Retry
 from .conf import URL_HELP
 from .exceptions import BusError, BusUnavailable, ConfigurationError, GroupMissing
 from .messages import Fields
-from .scripts import RECLAIM, TAKE, TIDY, TOUCH
 
 logger = logging.getLogger("lightbus_django")
+
+PAUSE = 5.0
+"""Seconds for which a server that did not answer is not asked again by those who can wait; doubled each time."""
+
+MAX_PAUSE = 60.0
 
 _UNAVAILABLE = (
     redis.ConnectionError,
@@ -39,15 +43,6 @@ _UNAVAILABLE_CODES = (
     "NOREPLICAS",
     "UNBLOCKED",
 )
-
-
-class Entry(NamedTuple):
-    """One delivery of a stream's entry. `fields` is empty where somebody trimmed it away."""
-
-    stream: str
-    stream_id: str
-    fields: Fields
-    deliveries: int = 1
 
 
 class Transport:
@@ -78,10 +73,8 @@ class Transport:
             )
         except ValueError:
             raise ConfigurationError(URL_HELP) from None  # its text may hold a part of the password
-        self._touch = self.client.register_script(TOUCH)
-        self._take = self.client.register_script(TAKE)
-        self._reclaim = self.client.register_script(RECLAIM)
-        self._tidy = self.client.register_script(TIDY)
+        self._pause = 0.0
+        self._down_until = 0.0
 
     def __str__(self) -> str:
         """The address, without user and password."""
@@ -98,8 +91,9 @@ class Transport:
 
     def publish(self, stream: str, fields: Fields) -> str:
         """Append one event; return its stream id."""
-        with self._errors(stream):
+        with self.errors(stream):
             stream_id: bytes = self.client.xadd(stream, fields)
+        self._pause = 0.0
         return stream_id.decode()
 
     def publish_many(self, events: Iterable[tuple[str, Fields]]) -> list[str | BusError]:
@@ -109,8 +103,9 @@ class Transport:
         for stream, fields in events:
             streams.append(stream)
             pipeline.xadd(stream, fields)
-        with self._errors():
+        with self.errors():
             replies = pipeline.execute(raise_on_error=False)
+        self._pause = 0.0
         results: list[str | BusError] = []
         for stream, reply in zip(streams, replies, strict=True):
             if isinstance(reply, Exception):
@@ -119,149 +114,31 @@ class Transport:
                 results.append(reply.decode())
         return results
 
-    # --- Consuming ----------------------------------------------------------------------------
-
-    def create_group(self, stream: str, group: str, consumer: str, start_id: str) -> bool:
-        """Create group, stream and consumer where missing; return whether the group is new.
-
-        In one transaction: a Lightbus service that starts destroys groups without a consumer.
-        """
-        pipeline = self.client.pipeline(transaction=True)
-        pipeline.xgroup_create(stream, group, id=start_id, mkstream=True)
-        pipeline.xgroup_createconsumer(stream, group, consumer)
-        with self._errors(stream):
-            created, consumer_created = pipeline.execute(raise_on_error=False)
-            if isinstance(consumer_created, Exception):
-                raise created if isinstance(created, Exception) else consumer_created
-            if isinstance(created, Exception) and not str(created).startswith("BUSYGROUP"):
-                raise created
-        return not isinstance(created, Exception)
-
-    def read(
-        self,
-        streams: Sequence[str],
-        group: str,
-        consumer: str,
-        *,
-        count: int,
-        block: float,
-        acknowledge: dict[str, list[str]],
-    ) -> list[Entry]:
-        """Acknowledge, then return up to `count` new entries of each stream, in one round trip.
-
-        Waits up to `block` seconds for the first entry; 0 does not wait.
-
-        Raises:
-            GroupMissing: a stream or its group is gone.
-        """
-        pipeline = self.client.pipeline(transaction=False)
-        for stream, stream_ids in acknowledge.items():
-            pipeline.xack(stream, group, *stream_ids)
-        milliseconds = max(1, round(block * 1000)) if block else None
-        pipeline.xreadgroup(group, consumer, dict.fromkeys(streams, ">"), count=count, block=milliseconds)
-        with self._errors(" ".join(streams)):
-            reply = pipeline.execute(raise_on_error=False)[-1]
-            if isinstance(reply, Exception):
-                raise reply
-        return [
-            Entry(stream.decode(), stream_id.decode(), fields or {})
-            for stream, entries in reply or ()
-            for stream_id, fields in entries
-        ]
-
-    def acknowledge(self, group: str, acknowledge: dict[str, list[str]]) -> None:
-        """Acknowledge stream ids, by stream."""
-        pipeline = self.client.pipeline(transaction=False)
-        for stream, stream_ids in acknowledge.items():
-            pipeline.xack(stream, group, *stream_ids)
-        with self._errors():
-            pipeline.execute()
-
-    def outstanding(self, stream: str, group: str, consumer: str, count: int) -> list[str]:
-        """Return the oldest stream ids that are pending for `consumer`."""
-        with self._errors(stream):
-            return [row["message_id"].decode() for row in self._pending(stream, group, count, consumername=consumer)]
-
-    def take(self, stream: str, group: str, consumer: str, stream_id: str) -> Entry | None:
-        """Deliver one outstanding entry again, counting the delivery; None if it is another's by now."""
-        with self._errors(stream):
-            reply = self._take(keys=[stream], args=[group, consumer, stream_id])
-        if reply is None:
-            return None
-        deliveries, entries = reply
-        # An entry that was trimmed comes back as nothing, or from Redis before 7 as a nil.
-        flat = entries[0][1] if entries and entries[0] else []
-        return Entry(stream, stream_id, dict(zip(flat[::2], flat[1::2], strict=True)), deliveries + 1)
-
-    def reclaim(self, stream: str, group: str, consumer: str, *, idle: float, count: int) -> tuple[int, list[str]]:
-        """Make pending entries that nobody has touched for `idle` seconds outstanding for `consumer`.
-
-        Their deliveries are not counted up. Returns how many there were, and the stream ids of those
-        that somebody has trimmed away, which are acknowledged.
-        """
-        milliseconds = round(idle * 1000)
-        with self._errors(stream):
-            stream_ids = [row["message_id"] for row in self._pending(stream, group, count, idle=milliseconds)]
-            if not stream_ids:
-                return 0, []
-            claimed, lost = self._reclaim(keys=[stream], args=[group, consumer, milliseconds, *stream_ids])
-        return claimed, [stream_id.decode() for stream_id in lost]
-
-    def last_id(self, stream: str) -> str:
-        """Return the last stream id that the stream has given, 0-0 if there is no stream."""
-        try:
-            with self._errors(stream):
-                last_id: str = self.client.xinfo_stream(stream)["last-generated-id"].decode()
-        except GroupMissing:
-            return "0-0"
-        return last_id
-
-    def renew(self, stream: str, group: str, consumer: str, stream_ids: Sequence[str]) -> None:
-        """Start the clock of outstanding entries anew, of those that are still the consumer's."""
-        with self._errors(stream):
-            self._touch(keys=[stream], args=[group, consumer, 0, -1, *stream_ids])
-
-    def hand_back(
-        self, stream: str, group: str, consumer: str, stream_ids: Sequence[str], *, idle: float, deliveries: int
-    ) -> None:
-        """Let another process have outstanding entries at once.
-
-        Args:
-            idle: seconds of idle time after which others reclaim.
-            deliveries: what to set the count of deliveries to; -1 leaves it.
-        """
-        with self._errors(stream):
-            self._touch(keys=[stream], args=[group, consumer, round(idle * 1000), deliveries, *stream_ids])
-
-    def position(self, stream: str, group: str) -> str:
-        """Return the stream id up to which the group is done with everything."""
-        with self._errors(stream):
-            for row in self._pending(stream, group, 1):
-                milliseconds, sequence = map(int, row["message_id"].decode().split("-"))
-                return f"{milliseconds}-{sequence - 1}" if sequence else f"{milliseconds - 1}-{2**64 - 1}"
-            for row in self.client.xinfo_groups(stream):
-                if row["name"].decode() == group:
-                    last_delivered_id: str = row["last-delivered-id"].decode()
-                    return last_delivered_id
-        raise GroupMissing(f"Redis at {self}: the group {group!r} of {stream!r} is gone")
-
-    def tidy_consumers(self, stream: str, group: str, *, idle: float) -> int:
-        """Delete the group's consumers idle for `idle` seconds that have nothing pending."""
-        with self._errors(stream):
-            deleted: int = self._tidy(keys=[stream], args=[group, round(idle * 1000)])
-        return deleted
-
-    def _pending(self, stream: str, group: str, count: int, **filters: Any) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.client.xpending_range(stream, group, min="-", max="+", count=count, **filters)
-        return rows
-
     # --- Errors -------------------------------------------------------------------------------
 
+    def is_worth_trying(self, now: float | None = None) -> bool:
+        """Whether Redis answers as far as known; else True for one caller after each pause, who shall try.
+
+        `now` is the time on the monotonic clock, in seconds.
+        """
+        if not self._pause:
+            return True
+        if now is None:
+            now = time.monotonic()
+        if now < self._down_until:
+            return False
+        self._down_until = now + self._pause
+        return True
+
     @contextmanager
-    def _errors(self, what: str = "") -> Iterator[None]:
+    def errors(self, what: str = "") -> Iterator[None]:
+        """Translate redis-py's errors; `what` is the key that was worked on."""
         try:
             yield
         except redis.RedisError as error:
+            if isinstance(error, (redis.ConnectionError, redis.TimeoutError)):
+                self._pause = min(2 * self._pause or PAUSE, MAX_PAUSE)
+                self._down_until = time.monotonic() + self._pause
             # Not chained: redis-py's own errors may quote the URL.
             raise self._translate(error, what) from None
 

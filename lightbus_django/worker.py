@@ -1,7 +1,6 @@
 """A worker process: a thread for each listener, one for housekeeping, one that renews leases."""
 
 import logging
-import math
 import os
 import signal
 import threading
@@ -31,8 +30,19 @@ class Worker:
     """Runs listeners in this process, under one service and one process name."""
 
     def __init__(
-        self, listeners: Iterable[Listener], *, service_name: str, process_name: str, settings: Settings
+        self,
+        listeners: Iterable[Listener],
+        *,
+        service_name: str,
+        process_name: str,
+        settings: Settings,
+        leave: bool = False,
     ) -> None:
+        """Make a worker; nothing happens before `run` or `run_burst`.
+
+        Args:
+            leave: nobody comes back under this process name, so a stop removes it from the groups.
+        """
         self.service_name = service_name
         self.process_name = process_name
         self.settings = settings
@@ -44,6 +54,7 @@ class Worker:
                 process_name=process_name,
                 settings=settings,
                 transport=self.transport,
+                leave=leave,
             )
             for listener in listeners
         ]
@@ -138,9 +149,11 @@ class Worker:
         try:
             busy = True
             while busy and not self._stopping.is_set():
-                busy = self.housekeeping.step(math.inf)
+                busy = self.housekeeping.relay() | self.housekeeping.flag_due_retries()
                 for consumer in self.consumers:
                     busy |= consumer.step(block=0)
+            while not self._stopping.is_set() and self.housekeeping.step():
+                pass
         finally:
             for consumer in self.consumers:
                 consumer.stop()

@@ -75,12 +75,21 @@ def consume(transport: Transport) -> Callable[..., Consumer]:
     """Make the consumer of a listener (by default the only one), a member of its group from now on."""
 
     def make(
-        listener: Listener | None = None, *, process_name: str = "worker", service_name: str = "price-monitor"
+        listener: Listener | None = None,
+        *,
+        process_name: str = "worker",
+        service_name: str = "price-monitor",
+        leave: bool = False,
     ) -> Consumer:
         if listener is None:
             (listener,) = registry
         consumer = Consumer(
-            listener, service_name=service_name, process_name=process_name, settings=get_settings(), transport=transport
+            listener,
+            service_name=service_name,
+            process_name=process_name,
+            settings=get_settings(),
+            transport=transport,
+            leave=leave,
         )
         consumer.step(block=0)
         return consumer

@@ -77,7 +77,7 @@ def test_a_new_group_can_start_at_the_beginning_and_an_old_one_goes_on(r, listen
     caplog.set_level("INFO")
     fire("shop.order_placed", number=1)
     drain(consume())
-    assert "start beginning" in caplog.text
+    assert "new consumer group of shop.*:stream, from 0 on" in caplog.text
     drain(consume())
     assert effects() == [1]
     assert caplog.text.count("new consumer group") == 1
@@ -344,6 +344,7 @@ class TestLeases:
             if number == 0:
                 age(r, [row["message_id"] for row in r.xpending_range(KEY, GROUP, "-", "+", 10)], "worker")
                 consumer.renew(now=1e9)
+                consumer.renew(now=1e9)
                 seen.extend(row["time_since_delivered"] < 60_000 for row in r.xpending_range(KEY, GROUP, "-", "+", 10))
 
         consumer = consume()
@@ -351,14 +352,16 @@ class TestLeases:
             fire("shop.order_placed", number=number)
         drain(consumer)
         assert seen == [False, True, True]
-        assert "exceeds ACKNOWLEDGEMENT_TIMEOUT" in caplog.text
+        (warning,) = [r.getMessage() for r in caplog.records if "exceeds ACKNOWLEDGEMENT_TIMEOUT" in r.getMessage()]
+        assert "in record\n" in warning  # where its thread is
+        assert "consumer.renew(now=1e9)" in warning
 
     def test_a_trimmed_event_is_not_renewed_away_but_reported(self, r, record, consume, caplog):
         consumer = consume()
         fire("shop.order_placed", number=1)
         (stream_id,) = fetch(r, "worker")
         r.xtrim(KEY, maxlen=0, approximate=False)
-        consumer._leased = ((KEY, stream_id),)
+        consumer.leases.hold([(KEY, stream_id)])
         consumer.renew()
         consumer._look_back = True
         drain(consumer)
@@ -368,10 +371,10 @@ class TestLeases:
         consumer = consume()
         fire("shop.order_placed", number=1)
         (stream_id,) = fetch(r, "other")
-        consumer._leased = ((KEY, stream_id),)
+        consumer.leases.hold([(KEY, stream_id)])
         consumer.renew()
         assert r.xpending_range(KEY, GROUP, "-", "+", 1)[0]["consumer"] == "other"
-        assert consumer.transport.take(KEY, GROUP, "worker", stream_id) is None
+        assert consumer.member.take(KEY, stream_id) is None
 
 
 class TestStop:
@@ -414,6 +417,85 @@ class TestStop:
         consumer.step(block=0)
         consumer.stop()
         assert [row["times_delivered"] for row in r.xpending_range(KEY, GROUP, "-", "+", 10)] == [0]
+
+    def test_under_a_name_that_does_not_come_back_nothing_is_left_behind(self, r, listeners, consume):
+        @listens_to("shop.order_placed")
+        def record(event, number):
+            Effect.objects.create(number=number)
+            if number == 1:
+                consumer.stopping.set()
+
+        def consumers():
+            return {row["name"]: row["pending"] for row in r.xinfo_consumers(KEY, GROUP)}
+
+        consumer = consume(process_name="k3f9", leave=True)
+        for number in range(4):
+            fire("shop.order_placed", number=number)
+        consumer.step(block=0)
+        consumer.stop()
+        assert effects() == [0, 1]
+        # A group keeps a consumer, for Lightbus destroys groups that have none.
+        assert consumers() == {"nobody": 2}
+
+        other = consume(process_name="x2c7", leave=True)
+        drain(other)
+        other.stop()
+        assert effects() == [0, 1, 2, 3]
+        assert consumers() == {"nobody": 0}
+        assert r.xinfo_groups(KEY)[0]["pending"] == 0
+
+    def test_what_is_in_hand_keeps_its_name(self, r, record, consume):
+        consumer = consume(process_name="k3f9", leave=True)
+        fire("shop.order_placed", number=1)
+        fetch(r, "k3f9")
+        consumer.stop()
+        assert [row["name"] for row in r.xinfo_consumers(KEY, GROUP)] == ["k3f9"]
+
+
+class TestLosses:
+    """Somebody else's trimming, such as Lightbus's own, takes events that nobody was given yet."""
+
+    def test_are_counted_when_the_process_starts(self, r, record, consume, caplog):
+        drain(consume())
+        fire("shop.order_placed", number=0)
+        drain(consume())
+        for number in range(1, 6):
+            fire("shop.order_placed", number=number)
+        r.xtrim(KEY, maxlen=2, approximate=False)
+        caplog.clear()
+        consumer = consume()
+        assert consumer.lost == 3
+        assert "lost 3 events of shop.*:stream: they were trimmed unread" in caplog.text
+        drain(consumer)
+        assert effects() == [0, 4, 5]
+
+    def test_are_counted_once_while_it_runs(self, r, record, consume, lightbus, caplog):
+        lightbus(RECLAIM_INTERVAL=5)
+        consumer = consume()
+        fire("shop.order_placed", number=0)
+        drain(consumer)
+        for turn in range(1, 4):
+            for number in range(5):
+                fire("shop.order_placed", number=10 * turn + number)
+            r.xtrim(KEY, maxlen=2, approximate=False)
+            consumer.step(now=1e6 * turn, block=0)
+            drain(consumer)
+            consumer.step(now=1e6 * turn + 1e5, block=0)
+        assert consumer.lost == 9
+        assert effects() == [0, 13, 14, 23, 24, 33, 34]
+
+    def test_what_is_trimmed_after_it_was_handled_is_none(self, r, record, consume, caplog):
+        consumer = consume()
+        for number in range(5):
+            fire("shop.order_placed", number=number)
+        drain(consumer)
+        r.xtrim(KEY, maxlen=0, approximate=False)
+        consumer.step(now=1e6, block=0)
+        fire("shop.order_placed", number=5)
+        consumer.step(now=2e6, block=0)
+        consumer = consume(process_name="another")
+        assert consumer.lost == 0
+        assert "lost" not in caplog.text
 
 
 class TestInfrastructure:
@@ -586,3 +668,10 @@ def test_consumers_long_gone_are_deleted_only_with_nothing_pending(r, record, co
     names = {row["name"] for row in r.xinfo_consumers(KEY, GROUP)}
     assert "owes" in names
     assert "gone" not in names
+
+
+def test_a_group_keeps_its_last_consumer(r, record, consume, housekeeping, lightbus):
+    """A Lightbus service that starts destroys groups that have none."""
+    lightbus(CONSUMER_TTL=1e-9)
+    housekeeping(consume()).tidy_consumers()
+    assert [row["name"] for row in r.xinfo_consumers(KEY, GROUP)] == ["worker"]

@@ -13,11 +13,11 @@ from lightbus_django import BusUnavailable, fire, listens_to, on_commit
 from lightbus_django.conf import get_settings
 from lightbus_django.exceptions import DatabaseUnavailable
 from lightbus_django.failures import Delivery
+from lightbus_django.groups import Entry
 from lightbus_django.inbox import Inbox
 from lightbus_django.listeners import registry
 from lightbus_django.messages import encode, encode_payload, load_fields, new_message
 from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent
-from lightbus_django.transport import Entry
 from tests.app.models import Child, Effect
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("listeners")]
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("
 
 def deliver(number=0, *, event_id=None, deliveries=1, **payload):
     message = new_message("shop.order_placed", {"number": number, **payload})
-    fields = encode(message, encode_payload(message.payload))
+    fields = encode(message, encode_payload(message.payload, 1000))
     if event_id is not None:
         fields[b"id"] = event_id.encode()
     return Delivery.of(Entry("shop.*:stream", f"{number + 1}-0", fields, deliveries))

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import socket
+import threading
 import time
+from contextlib import closing, suppress
 from datetime import timedelta
 from decimal import Decimal
 
@@ -22,9 +25,11 @@ from lightbus_django import (
     fire,
     on_commit,
 )
+from lightbus_django.conf import get_settings
 from lightbus_django.ids import uuid7
 from lightbus_django.models import OutboxEvent
-from lightbus_django.outbox import GRACE
+from lightbus_django.relay import GRACE, _claim
+from lightbus_django.transport import PAUSE, Transport, get_transport
 from tests.app.models import Effect
 
 KEY = "shop.*:stream"
@@ -75,6 +80,15 @@ class TestFire:
         message = asyncio.run(afire("shop.order_placed", number=1))
         assert message.stream_id
         assert numbers(r) == [1]
+
+    def test_a_payload_that_is_too_large_is_refused_with_its_size(self, r, lightbus):
+        lightbus(MAX_PAYLOAD_SIZE=1000)
+        fire("shop.order_placed", text="x" * 998)
+        with pytest.raises(InvalidPayload, match="the payload has 1001 bytes, and MAX_PAYLOAD_SIZE allows 1000"):
+            fire("shop.order_placed", text="x" * 998, n=1)
+        with pytest.raises(InvalidPayload, match="MAX_PAYLOAD_SIZE"):
+            on_commit("shop.order_placed", text="x" * 999)
+        assert OutboxEvent.objects.count() == 0
 
     def test_what_cannot_be_fired_is_not(self, r):
         with pytest.raises(InvalidEventName):
@@ -218,6 +232,56 @@ class TestOnCommit:
         assert numbers(r) == [1]
 
 
+class TestRedisIsDown:
+    """A request pays for it with one timeout at most, and while it is known, with none."""
+
+    @pytest.fixture
+    def frozen(self, lightbus):
+        """A server that takes connections and never answers; the connections that it took."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            lightbus(URL=f"redis://127.0.0.1:{server.getsockname()[1]}/0", REDIS_TIMEOUT=0.2)
+            server.setblocking(False)
+            taken = []
+
+            def connections_taken():
+                with suppress(BlockingIOError):
+                    while True:
+                        taken.append(server.accept())
+                return len(taken)
+
+            yield connections_taken
+            for connection, _ in taken:
+                connection.close()
+
+    def test_only_the_first_commit_asks(self, frozen):
+        for number in range(5):
+            with transaction.atomic():
+                on_commit("shop.order_placed", number=number)
+        assert frozen() == 1
+        assert waiting() == 5
+
+    def test_one_commit_asks_after_each_pause_and_the_pauses_grow(self, frozen, monkeypatch):
+        settings = get_settings()
+        transport = get_transport(settings.url, settings.redis_timeout)
+        on_commit("shop.order_placed", number=0)
+        assert frozen() == 1
+        soon = time.monotonic() + 1
+        assert not transport.is_worth_trying(soon)
+        assert transport.is_worth_trying(soon + PAUSE)
+        assert not transport.is_worth_trying(soon + PAUSE)  # the other one is at it
+        with pytest.raises(BusUnavailable):
+            fire("shop.order_placed", number=1)  # who fires gets an answer, whatever is known
+        assert not transport.is_worth_trying(soon + PAUSE)
+        assert transport.is_worth_trying(soon + 2 * PAUSE)
+
+    def test_an_answer_ends_the_pause(self, r, lightbus_url):
+        with closing(Transport(lightbus_url, timeout=1)) as transport:
+            transport._pause, transport._down_until = PAUSE, time.monotonic() + PAUSE
+            assert not transport.is_worth_trying()
+            transport.publish(KEY, {"a": "b"})
+            assert transport.is_worth_trying()
+
+
 class TestRelay:
     def stage(self, lightbus, lightbus_url, count=1):
         """Commit events while Redis is away."""
@@ -252,6 +316,76 @@ class TestRelay:
         r.set(KEY, "in the way")
         assert keeper.relay() is True
         assert keeper.relay() is False
+
+    def test_several_keep_what_a_transaction_fired_in_order(self, r, lightbus, lightbus_url, housekeeping, monkeypatch):
+        """While one is at the first rows of a transaction, no other one takes the next."""
+        self.stage(lightbus, lightbus_url, 5)
+        self.grow_old()
+        monkeypatch.setattr("lightbus_django.relay.RELAY_SIZE", 2)
+        first, second = housekeeping(), housekeeping()
+        r.set(KEY, "in the way")  # the first one's take long
+        now = timezone.now()
+        assert len(_claim("default", now)) == 2
+        r.delete(KEY)
+        assert second.relay() is False
+        OutboxEvent.objects.filter(due_at__gt=now).update(due_at=now)  # it died
+        while first.relay() or second.relay():
+            pass
+        assert numbers(r) == list(range(5))
+
+    def test_any_number_of_them_publish_every_event_once(self, r, lightbus, lightbus_url, housekeeping):
+        self.stage(lightbus, lightbus_url, 5000)
+        self.grow_old()
+
+        def work():
+            keeper = housekeeping()
+            try:
+                while waiting():
+                    with suppress(OperationalError):  # SQLite may be locked for the others
+                        keeper.relay()
+            finally:
+                connections.close_all()
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert numbers(r) == list(range(5000))
+
+    def test_leaves_alone_what_a_process_publishes_after_a_long_transaction(
+        self, r, lightbus, lightbus_url, housekeeping, monkeypatch
+    ):
+        """The rows are due when they are committed; either of them takes them, not both."""
+        relayed = []
+
+        def commit(relay_first):
+            with transaction.atomic():
+                on_commit("shop.order_placed", number=1)
+                OutboxEvent.objects.update(due_at=timezone.now() - GRACE)
+                hooks = connections["default"].run_on_commit
+                batch = hooks[0][1].__self__
+                batch.due_at = OutboxEvent.objects.get().due_at
+                if relay_first:
+                    hooks.insert(0, (hooks[0][0], lambda: relayed.append(housekeeping().relay()), False))
+
+        commit(relay_first=True)
+        assert relayed == [True]
+        assert numbers(r) == [1]
+        OutboxEvent.objects.all().delete()
+        commit(relay_first=False)
+        assert numbers(r) == [1, 1]
+        assert waiting() == 0
+
+    @pytest.mark.parametrize(("name", "payload"), [("nonsense", "{}"), ("shop.order_placed", "no JSON")])
+    def test_a_row_that_cannot_be_read_holds_nobody_up(self, r, housekeeping, name, payload):
+        bad = OutboxEvent.objects.create(event_name=name, payload=payload, due_at=timezone.now())
+        self.stage_row(number=7)
+        assert housekeeping().relay() is True
+        assert numbers(r) == [7]
+        bad.refresh_from_db()
+        assert bad.error
+        assert bad.due_at > timezone.now()
 
     def test_an_event_that_is_refused_keeps_its_error_and_holds_nobody_up(
         self, r, lightbus, lightbus_url, housekeeping

@@ -189,7 +189,7 @@ def test_sigterm_ends_a_worker_and_its_processes(r, manage):
     for options in ([], ["--processes", "2"]):
         process = manage("lightbus_listen", "--process-name", "p", *options)
         fire("shop.order_placed", number=1)
-        eventually(lambda: r.exists("shop.*:stream") and r.xinfo_groups("shop.*:stream"))
+        eventually(lambda: r.exists("shop.*:stream") and len(r.xinfo_groups("shop.*:stream")) == 2)
         names = {"p"} if not options else {"p-1", "p-2"}
         eventually(
             lambda names=names: {c["name"] for c in r.xinfo_consumers("shop.*:stream", "price-monitor-book")} >= names

@@ -17,8 +17,9 @@ from django.db import transaction
 from django.utils import timezone
 
 from lightbus_django import EventMessage, fire, listens_to, on_commit
+from lightbus_django.groups import Member
 from lightbus_django.models import FailedEvent, ProcessedEvent
-from lightbus_django.outbox import GRACE, relay
+from lightbus_django.relay import GRACE, relay
 from tests.conftest import drain
 
 from .bus_service.samples import ON_THE_BUS, VALUES, Details, Money, Size
@@ -223,7 +224,7 @@ def test_nor_does_it_take_a_group_that_was_made_just_now(lightbus_service, liste
     def note(event: EventMessage, number: int, **kwargs: Any) -> None:
         handled.append(number)
 
-    transport.create_group("prices.*:stream", "price-monitor-note", "worker", "$")
+    Member(transport, "price-monitor-note", "worker").join("prices.*:stream", "$")
     lightbus_service.run()
     fire("prices.changed", **VALUES)
 

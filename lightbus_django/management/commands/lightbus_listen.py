@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from lightbus_django.conf import format_name, get_settings
+from lightbus_django.conf import format_name, get_settings, is_random
 from lightbus_django.exceptions import LightbusError
 from lightbus_django.listeners import registry
 from lightbus_django.processes import run_processes, stop_with_parent
@@ -38,7 +38,12 @@ class Command(BaseCommand):
             metavar="SECONDS",
             help="how long a stop waits for the event in hand (30)",
         )
-
+        parser.add_argument(
+            "--leave",
+            action="store_true",
+            help="on a stop leave the consumer groups: nobody comes back under this process name; a matter of "
+            "course if the name is random",
+        )
         parser.add_argument("--stop-with-parent", action="store_true", help=argparse.SUPPRESS)
 
     def handle(self, **options: Any) -> None:
@@ -48,15 +53,21 @@ class Command(BaseCommand):
         try:
             settings = get_settings()
             service_name = format_name(options["service_name"] or settings.service_name)
-            process_name = format_name(options["process_name"] or settings.process_name)
+            template = options["process_name"] or settings.process_name
+            process_name = format_name(template)
+            leave = options["leave"] or is_random(template)
             if options["processes"] > 1:
-                code = run_processes(options["processes"], process_name, stop_timeout=options["stop_timeout"] + 5)
+                code = run_processes(
+                    options["processes"], process_name, leave=leave, stop_timeout=options["stop_timeout"] + 5
+                )
                 if code:
                     raise CommandError("A process did not end well; see its log.", returncode=code)
                 return
             listeners = registry.select(options["listener"])
             registry.check_groups(service_name)
-            worker = Worker(listeners, service_name=service_name, process_name=process_name, settings=settings)
+            worker = Worker(
+                listeners, service_name=service_name, process_name=process_name, settings=settings, leave=leave
+            )
             worker.check_tables()
             for line in worker.describe():
                 logger.info(line)

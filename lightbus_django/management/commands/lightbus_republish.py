@@ -1,0 +1,58 @@
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db.models import Count
+from django.utils import timezone
+
+from lightbus_django.conf import get_settings
+from lightbus_django.exceptions import LightbusError
+from lightbus_django.management.output import point_in_time, progress
+from lightbus_django.models import OutboxEvent
+from lightbus_django.relay import republish
+from lightbus_django.transport import Transport
+
+
+class Command(BaseCommand):
+    help = (
+        "Publish again what the outbox still has, under the same ids: after a loss of Redis, for instance. "
+        "Listeners leave alone what they have handled before, but for those with idempotent=False."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--since",
+            required=True,
+            metavar="TIME",
+            help="what was published from then on: 2026-03-01T12:00, or how long ago, such as 90m, 12h or 7d",
+        )
+        parser.add_argument("--until", metavar="TIME", help="what was published before then")
+        parser.add_argument("--event", action="append", metavar="NAME", help="only this event; repeatable")
+        parser.add_argument("--database", default="default", help="the alias of the database (default)")
+        parser.add_argument("--dry-run", action="store_true", help="only say what there is")
+
+    def handle(self, **options: Any) -> None:
+        until = point_in_time(options["until"]) if options["until"] else timezone.now()
+        rows = OutboxEvent.objects.using(options["database"]).published(point_in_time(options["since"]), until)
+        if options["event"]:
+            rows = rows.filter(event_name__in=options["event"])
+        counts = dict(rows.values_list("event_name").annotate(Count("pk")).order_by("event_name"))
+        for name, count in counts.items():
+            self.stdout.write(f"{name}: {count}")
+        total = sum(counts.values())
+        if options["dry_run"]:
+            self.stdout.write(f"{total} events would be published again.")
+            return
+        done = 0
+        try:
+            settings = get_settings()
+            transport = Transport(settings.url, timeout=settings.redis_timeout)
+            with progress(self.stderr, "publishing", total) as advance:
+                for count in republish(rows, transport, settings.stream_use):
+                    done += count
+                    advance(count)
+        except LightbusError as error:
+            raise CommandError(
+                f"{done} of {total} events were published again, then: {error}\n"
+                "Run the command again: listeners leave alone what comes twice."
+            ) from error
+        self.stdout.write(f"{done} events published again.")

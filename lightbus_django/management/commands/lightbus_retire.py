@@ -1,0 +1,78 @@
+from collections.abc import Iterable
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils import timezone
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lightbus_django import streams
+from lightbus_django.conf import get_settings
+from lightbus_django.exceptions import LightbusError
+from lightbus_django.transport import Transport
+
+
+class Command(BaseCommand):
+    help = (
+        "Retire consumer groups whose listeners are gone for good, so that events are not kept for them any more. "
+        "Without a name: list the groups, those first that nobody has read for longest."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("group", nargs="*", help="the name of a consumer group")
+        parser.add_argument("--stream", action="append", metavar="KEY", help="only in this stream; repeatable")
+        parser.add_argument(
+            "--idle",
+            type=float,
+            metavar="SECONDS",
+            help="how long nobody may have read the group (GROUP_STALE_AFTER)",
+        )
+        parser.add_argument("--no-input", action="store_true", help="don't ask")
+
+    def handle(self, **options: Any) -> None:
+        try:
+            settings = get_settings()
+            idle = settings.group_stale_after if options["idle"] is None else options["idle"]
+            transport = Transport(settings.url, timeout=settings.redis_timeout)
+            keys = options["stream"] or sorted(streams.find_streams(transport))
+            groups = [group for key in keys for group in streams.groups(transport, key)]
+            if not options["group"]:
+                self.show(groups)
+                return
+            for name in options["group"]:
+                self.retire(transport, name, [group for group in groups if group.name == name], idle, options)
+        except LightbusError as error:
+            raise CommandError(str(error)) from error
+
+    def retire(
+        self, transport: Transport, name: str, groups: list[streams.Group], idle: float, options: dict[str, Any]
+    ) -> None:
+        if not groups:
+            raise CommandError(f"There is no consumer group {name!r}. Without a name, the command lists them.")
+        self.show(groups)
+        question = f"Destroy the group {name!r}? What it has not handled is lost to it. [y/N] "
+        if not options["no_input"] and input(question) != "y":
+            raise CommandError("Nothing was destroyed.")
+        for group in groups:
+            if not streams.retire(transport, group.stream, name, idle=idle):
+                raise CommandError(
+                    f"{name!r} of {group.stream} is in use: one of its consumers has read within the last {idle:g} s. "
+                    "Stop its processes, or say how long ago will do: --idle SECONDS."
+                )
+            self.stdout.write(f"{name!r} of {group.stream} is gone.")
+
+    def show(self, groups: Iterable[streams.Group]) -> None:
+        now = timezone.now()
+        table = Table("stream", "group", "not read for", "unread", "pending", box=box.SIMPLE)
+        for group in sorted(groups, key=lambda group: -group.unread_since(now)):
+            lag = "?" if group.lag is None else str(group.lag)
+            table.add_row(group.stream, group.name, _length(group.unread_since(now)), lag, str(group.pending))
+        Console(file=self.stdout, no_color=not self.stdout.isatty()).print(table)  # type: ignore[arg-type]
+
+
+def _length(seconds: float) -> str:
+    for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} s"

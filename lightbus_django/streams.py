@@ -1,0 +1,108 @@
+"""Whole streams, with all their groups: how old they are, who has not read them, what may go."""
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import NamedTuple
+
+from .exceptions import GroupMissing
+from .messages import stream_time
+from .scripts import RETIRE, TIDY, TRIM
+from .transport import Transport
+
+
+class Group(NamedTuple):
+    """A consumer group of a stream, whichever service's."""
+
+    stream: str
+    name: str
+    pending: int
+    lag: int | None
+    """How many entries it has not read yet; None if Redis can't tell."""
+    last_delivered_id: str
+    idle: float | None
+    """Seconds since one of its consumers last asked for events; None if it has no consumer."""
+
+    def unread_since(self, now: datetime) -> float:
+        """Return for how many seconds nobody has read it."""
+        if self.idle is not None:
+            return self.idle
+        return (now - stream_time(self.last_delivered_id)).total_seconds()
+
+
+def last_id(transport: Transport, stream: str) -> str:
+    """Return the last stream id that the stream has given, 0-0 if there is no stream."""
+    try:
+        with transport.errors(stream):
+            found: str = transport.client.xinfo_stream(stream)["last-generated-id"].decode()
+    except GroupMissing:
+        return "0-0"
+    return found
+
+
+def oldest(transport: Transport, stream: str) -> datetime | None:
+    """Return when the first entry was published that the stream still has; None if it has none."""
+    with transport.errors(stream):
+        entries = transport.client.xrange(stream, count=1)
+    return stream_time(entries[0][0].decode()) if entries else None
+
+
+def groups(transport: Transport, stream: str) -> list[Group]:
+    """Return all groups of a stream; none if there is no stream."""
+    try:
+        with transport.errors(stream):
+            return [
+                Group(
+                    stream,
+                    row["name"].decode(),
+                    row["pending"],
+                    row.get("lag"),
+                    row["last-delivered-id"].decode(),
+                    min(
+                        (consumer["idle"] / 1000 for consumer in transport.client.xinfo_consumers(stream, row["name"])),
+                        default=None,
+                    ),
+                )
+                for row in transport.client.xinfo_groups(stream)
+            ]
+    except GroupMissing:
+        return []
+
+
+def find_streams(transport: Transport) -> Iterator[str]:
+    """Yield the keys of all streams of events on the server."""
+    with transport.errors():
+        for key in transport.client.scan_iter(match="*:stream", count=1000, _type="stream"):
+            yield key.decode(errors="surrogateescape")
+
+
+def trim(
+    transport: Transport, stream: str, *, groups: Iterable[str], keep_since: datetime, keep_length: int, limit: int
+) -> int:
+    """Remove what every group has finished with; return how many entries that were.
+
+    Args:
+        groups: those that must be there; while one is not, nothing is removed.
+        keep_since: entries from then on are kept.
+        keep_length: so many entries are kept, the newest.
+        limit: remove so many at most.
+
+    Whole nodes of a stream are removed, of 100 entries if Redis is not told otherwise; so up to that
+    many more than need be are kept.
+    """
+    since = f"{round(keep_since.timestamp() * 1000)}-0"
+    with transport.errors(stream):
+        removed: int = transport.client.register_script(TRIM)(keys=[stream], args=[since, keep_length, limit, *groups])
+    return removed
+
+
+def tidy_consumers(transport: Transport, stream: str, group: str, *, idle: float) -> int:
+    """Delete consumers idle for `idle` seconds that have nothing pending, but not a group's last one."""
+    with transport.errors(stream):
+        deleted: int = transport.client.register_script(TIDY)(keys=[stream], args=[group, round(idle * 1000)])
+    return deleted
+
+
+def retire(transport: Transport, stream: str, group: str, *, idle: float) -> bool:
+    """Destroy a group that nobody has read for `idle` seconds; return whether that was so."""
+    with transport.errors(stream):
+        return bool(transport.client.register_script(RETIRE)(keys=[stream], args=[group, round(idle * 1000)]))
