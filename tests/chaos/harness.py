@@ -1,0 +1,204 @@
+"""One run: events through producers, Redis and workers, in a storm; then calm, and the verdict."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+from django.core.management import call_command
+
+from lightbus_django.conf import get_settings
+from lightbus_django.models import FailedEvent, OutboxEvent
+
+from .listeners import LISTENERS
+from .models import Effect, Sent
+from .processes import Producer, Worker
+from .producer import FATES
+from .servers import Redis
+from .storm import Storm
+from .verdict import Verdict, judge
+from .witness import STREAMS, Witness
+
+PATIENCE = 90.0
+"""Seconds without any progress after which we give up."""
+
+
+@dataclass
+class Options:
+    seed: str
+    events: int
+    rate: float
+    workers: int
+    producers: int
+    pause: float
+
+
+@dataclass
+class State:
+    """How far it is, for those who watch."""
+
+    phase: str
+    sent: int
+    effects: int
+    mischief: Counter[str]
+
+
+@dataclass
+class Outcome:
+    verdict: Verdict
+    seconds: float
+    drained_in: float
+    mischief: Counter[str]
+    fates: Counter[str]
+    troubles: list[str]
+
+    @property
+    def is_well(self) -> bool:
+        return not self.troubles and not any(self.verdict.wrong.values())
+
+
+class Harness:
+    """Runs in the Django of `tests.chaos.settings`, with the environment that all its processes get."""
+
+    def __init__(self, options: Options, server: Redis, group: int, logs: Path, show: Callable[[State], None]) -> None:
+        self.options = options
+        self.redis = server
+        self.show = show
+        self.troubles: list[str] = []
+        common = {"group": group, "logs": logs, "environment": dict(os.environ)}
+        # Half of them come back under their names, to what they left; the others never do.
+        self.workers = [
+            Worker(f"worker-{number}", f"worker-{number}" if number % 2 else "{random8}", **common)
+            for number in range(1, options.workers + 1)
+        ]
+        shares = [options.events // options.producers] * options.producers
+        shares[0] += options.events % options.producers
+        self.producers = [
+            Producer(f"producer-{number}", events=share, rate=options.rate / options.producers, **common)
+            for number, share in enumerate(shares, start=1)
+        ]
+        self.storm = Storm(
+            options.seed,
+            redis=server,
+            workers=self.workers,
+            producers=self.producers,
+            settings=get_settings(),
+            pause=options.pause,
+        )
+        self.client = server.client()
+        self.witness = Witness(self.client)
+        self.logs = logs
+        self.shown_at = 0.0
+
+    def run(self) -> Outcome:
+        call_command("migrate", run_syncdb=True, verbosity=0)
+        self.redis.start()
+        for child in (*self.workers, *self.producers):
+            child.start()
+        self.wait(lambda: all(worker.is_ready for worker in self.workers), "starting")
+        began = time.monotonic()
+        # A calm moment first, to compare with.
+        self.wait(lambda: time.monotonic() - began > 2, "calm before")
+        while not all(producer.is_done for producer in self.producers):
+            self.storm.step(time.monotonic())
+            self.look("storm")
+        self.wait(lambda: not self.storm.step(time.monotonic(), more=False), "storm ends")
+        calm = time.monotonic()
+        self.drain()
+        ended = time.monotonic()
+        self.stop_workers()
+        self.witness.read()
+        (self.logs / "mischief.log").write_text("\n".join(self.storm.log))
+        stops = sorted(stop for worker in self.workers for stop in worker.stops)
+        verdict = judge([*self.witness.seen.values()], stops)
+        if verdict.sent != self.options.events:
+            self.troubles.append(f"{verdict.sent} events were committed, not {self.options.events}")
+        if len(self.witness.seen) < verdict.sent:
+            self.troubles.append(f"of {verdict.sent} events only {len(self.witness.seen)} were seen in the stream")
+        return Outcome(
+            verdict=verdict,
+            seconds=ended - began,
+            drained_in=ended - calm,
+            mischief=self.storm.counts,
+            fates=self.count_fates(),
+            troubles=[*self.troubles, *self.storm.troubles],
+        )
+
+    def look(self, phase: str) -> None:
+        """Look after everything once, and pause for a moment."""
+        for worker in self.workers:
+            if not worker.runs and not self.storm.is_at(worker):
+                self.troubles.append(f"{worker.log.name}: ended by itself with exit code {worker.exit_code}")
+                worker.start()
+        for producer in self.producers:
+            if not producer.runs and not producer.is_done and not self.storm.is_at(producer):
+                if producer.exit_code != -9:  # its own doing
+                    self.troubles.append(f"{producer.log.name}: ended with exit code {producer.exit_code}")
+                producer.start()
+        if time.monotonic() - self.shown_at > 1:
+            self.witness.read()
+            self.show(State(phase, Sent.objects.count(), Effect.objects.count(), self.storm.counts))
+            self.shown_at = time.monotonic()
+        time.sleep(0.02)
+
+    def wait(self, condition: Callable[[], bool], phase: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            self.look(phase)
+            if time.monotonic() > deadline:
+                self.troubles.append(f"{phase}: not over after {PATIENCE:.0f} s")
+                return
+
+    # --- The end ------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Wait until nothing is left to do, or nothing goes on."""
+        before, since = None, time.monotonic()
+        while any((left := self.left()).values()):
+            self.look("calm after")
+            now = {**left, "effects": Effect.objects.count()}
+            if now != before:
+                before, since = now, time.monotonic()
+            elif time.monotonic() - since > PATIENCE:
+                self.troubles.append(f"nothing goes on for {PATIENCE:.0f} s, and there is left: {_some(left)}")
+                return
+
+    def left(self) -> dict[str, int]:
+        left = {
+            "in the outbox": OutboxEvent.objects.filter(due_at__isnull=False).count(),
+            "to be retried": FailedEvent.objects.filter(next_attempt_at__isnull=False).count(),
+        }
+        missing = len(LISTENERS)
+        try:
+            for stream in STREAMS:
+                last_id = self.client.xinfo_stream(stream)["last-generated-id"]
+                for group in self.client.xinfo_groups(stream):
+                    missing -= 1
+                    name = group["name"].decode()
+                    left[f"pending for {name}"] = group["pending"]
+                    left[f"undelivered to {name}"] = int(group["last-delivered-id"] != last_id)
+        except redis.RedisError as error:
+            return {**left, f"not known: {error}": 1}
+        return {**left, "groups missing": missing}
+
+    def stop_workers(self) -> None:
+        stops = [worker.stop() for worker in self.workers]
+        while stops:
+            stops = [stop for stop in stops if next(stop, None) is not None]
+            time.sleep(0.05)
+        self.troubles += [
+            f"{worker.log.name}: stopped with exit code {worker.exit_code} in the end, not 0"
+            for worker in self.workers
+            if worker.exit_code != 0
+        ]
+
+    def count_fates(self) -> Counter[str]:
+        lines = (line for log in self.logs.glob("producer-*.log") for line in log.read_text().splitlines())
+        return Counter(line for line in lines if line in FATES)
+
+
+def _some(left: dict[str, int]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in left.items() if count)

@@ -1,0 +1,74 @@
+"""One listener of each kind. Each writes one effect for each event that it handles."""
+
+import time
+import uuid
+import zlib
+from typing import Any
+
+from django.conf import settings
+
+from lightbus_django import EventMessage, listens_to, on_commit
+
+from .models import Effect
+
+HAPPENED, FOLLOWED = "chaos.happened", "echo.followed"
+
+LISTENERS = ("plain", "follow", "followed", "flaky", "slow", "awaited")
+
+RUN = str(uuid.uuid4())
+
+# Without keys when the harness is to show that it counts doubles.
+common: dict[str, Any] = {"start": "beginning", "idempotent": settings.CHAOS_SABOTAGE != "keys"}
+
+
+class OnPurpose(Exception):
+    """Raised by a handler that is to fail."""
+
+
+def drawn(listener: str, sent: int, one_in: int) -> bool:
+    """Whether the seed chose this event for this listener: one in so many."""
+    return zlib.crc32(f"{settings.CHAOS_SEED} {listener} {sent}".encode()) % one_in == 0
+
+
+def effect(listener: str, event: EventMessage, sent: int) -> Effect:
+    return Effect(listener=listener, sent=sent, attempt=event.attempt, stream_id=event.stream_id, run=RUN)
+
+
+@listens_to(HAPPENED, **common)
+def plain(event: EventMessage, sent: int) -> None:
+    effect("plain", event, sent).save()
+
+
+@listens_to(HAPPENED, **common)
+def follow(event: EventMessage, sent: int) -> None:
+    """Fires an event of its own, sometimes just before it fails."""
+    effect("follow", event, sent).save()
+    on_commit(FOLLOWED, sent=sent)
+    if event.attempt == 1 and drawn("follow", sent, 100):
+        raise OnPurpose
+
+
+@listens_to(FOLLOWED, **common)
+def followed(event: EventMessage, sent: int) -> None:
+    effect("followed", event, sent).save()
+
+
+@listens_to(HAPPENED, **common)
+def flaky(event: EventMessage, sent: int) -> None:
+    """Fails once, or twice, after it has written."""
+    effect("flaky", event, sent).save()
+    if (event.attempt == 1 and drawn("flaky", sent, 25)) or (event.attempt == 2 and drawn("flaky", sent, 50)):
+        raise OnPurpose
+
+
+@listens_to(HAPPENED, **common)
+def slow(event: EventMessage, sent: int) -> None:
+    """Takes longer than the acknowledgement timeout now and then, so that another process takes its event."""
+    effect("slow", event, sent).save()
+    if event.attempt == 1 and drawn("slow", sent, 500):
+        time.sleep(1.5 * settings.LIGHTBUS["ACKNOWLEDGEMENT_TIMEOUT"])
+
+
+@listens_to(HAPPENED, **common)
+async def awaited(event: EventMessage, sent: int) -> None:
+    await effect("awaited", event, sent).asave()

@@ -1,0 +1,119 @@
+"""A producer: transactions that write rows and fire events, some of which come to a bad end.
+
+`python -m tests.chaos.producer NAME --events N --rate R --start K`
+"""
+
+import argparse
+import os
+import random
+import signal
+import time
+from contextlib import suppress
+
+import django
+from django.conf import settings
+from django.db import InterfaceError, OperationalError, connections, transaction
+from django.db.models import Max
+
+FATES = {
+    "commits": 936,
+    "rolls back": 50,
+    "dies in its transaction": 6,
+    "dies between commit and publishing": 6,
+    "lingers in its transaction": 1,
+    "lingers between commit and publishing": 1,
+}
+"""What becomes of a transaction, and how many of 1,000."""
+
+LINGER = 12.0
+"""Seconds that a transaction, or what comes after it, takes at most: longer than the outbox's GRACE."""
+
+
+class RolledBack(Exception):
+    pass
+
+
+class Producer:
+    def __init__(self, name: str, events: int, rate: float, start: int) -> None:
+        self.name = name
+        self.events = events
+        self.rate = rate
+        self.random = random.Random(f"{settings.CHAOS_SEED} {name} {start}")
+
+    def run(self) -> None:
+        """Go on where the rows say that we are, until there are enough."""
+        while True:
+            try:
+                rows = Sent.objects.filter(producer=self.name)
+                left = self.events - rows.count()
+                number = rows.aggregate(last=Max("number", default=0))["last"]
+                while left > 0:
+                    number += 1
+                    left -= self.transact(number, left)
+                    time.sleep(self.random.expovariate(self.rate / 2.5))
+                return
+            except (OperationalError, InterfaceError) as error:
+                # Whether the last transaction was committed is not known here; the rows tell.
+                print("meets a database error:", str(error).partition("\n")[0], flush=True)
+                connections.close_all()
+                time.sleep(0.1)
+
+    def transact(self, number: int, left: int) -> int:
+        """Make one transaction of 1 to 4 events; return how many it committed."""
+        fate = self.random.choices([*FATES], [*FATES.values()])[0]
+        parts = min(self.random.randint(1, 4), left)
+        undone = self.random.random() < 0.1
+        linger = self.random.uniform(0, LINGER)
+        if fate != "commits":
+            print(fate, flush=True)
+        try:
+            with transaction.atomic():
+                # Hooks run in order, so these are before the one that publishes.
+                if fate == "dies between commit and publishing":
+                    transaction.on_commit(die)
+                if fate == "lingers between commit and publishing":
+                    transaction.on_commit(lambda: time.sleep(linger))
+                for part in range(parts):
+                    self.send(number, part)
+                if undone:
+                    with suppress(RolledBack), transaction.atomic():
+                        self.send(number, parts)
+                        raise RolledBack
+                if fate == "dies in its transaction":
+                    die()
+                if fate == "lingers in its transaction":
+                    time.sleep(linger)
+                if fate == "rolls back":
+                    raise RolledBack
+        except RolledBack:
+            return 0
+        return parts
+
+    def send(self, number: int, part: int) -> None:
+        row = Sent.objects.create(producer=self.name, number=number, part=part)
+        payload = {"sent": row.pk, "producer": self.name, "number": number, "part": part}
+        if settings.CHAOS_SABOTAGE == "outbox":  # as those do it who have none
+            with suppress(BusUnavailable):
+                fire(HAPPENED, **payload)
+        else:
+            on_commit(HAPPENED, **payload)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    django.setup()
+    from lightbus_django import fire, on_commit
+    from lightbus_django.exceptions import BusUnavailable
+
+    from .listeners import HAPPENED
+    from .models import Sent
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name")
+    parser.add_argument("--events", type=int, required=True)
+    parser.add_argument("--rate", type=float, required=True)
+    parser.add_argument("--start", type=int, required=True)
+    Producer(**vars(parser.parse_args())).run()

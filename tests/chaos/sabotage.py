@@ -1,0 +1,39 @@
+"""Breaks what the harness is there to see: one that can't fail proves nothing. `--sabotage` says what."""
+
+from typing import Any
+
+SABOTAGES = {
+    "keys": "listeners without idempotency keys: effects are doubled",
+    "acknowledgement": "events are acknowledged before they are handled: some are lost",
+    "outbox": "producers fire within their transactions: ghosts, and events that are lost",
+    "order": "the events of a transaction are published, and those of a batch handled, in reverse",
+}
+
+
+def sabotage(kind: str) -> None:
+    from lightbus_django import outbox
+    from lightbus_django.consumer import Consumer
+
+    if kind == "acknowledgement":
+        receive = Consumer._receive
+
+        def acknowledge_and_receive(self: Consumer, entry: Any) -> None:
+            self._settle(entry)
+            self.flush()
+            receive(self, entry)
+
+        Consumer._receive = acknowledge_and_receive
+    elif kind == "order":
+        publish, handle = outbox.publish, Consumer._handle
+
+        def publish_in_reverse(events: Any, *args: Any) -> int:
+            return publish(events[::-1], *args)
+
+        def handle_in_reverse(self: Consumer) -> bool:
+            if not self._careful:
+                self._held.reverse()
+            return handle(self)
+
+        outbox.publish = publish_in_reverse
+        Consumer._handle = handle_in_reverse
+    # "keys" and "outbox" are seen to by the listeners and the producers.

@@ -1,0 +1,145 @@
+"""Mischief: what goes wrong, when, and for how long, as a seed has it."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+from django.db import connection
+
+from lightbus_django.conf import Settings
+
+from .processes import Child, Producer, Worker
+from .servers import Redis
+
+Mischief = Iterator[float]
+"""Does a bit of it, and yields the seconds until it is to go on."""
+
+
+class Storm:
+    """Troubles the processes as `step` is called again and again. What one mischief has in hand, no other takes."""
+
+    def __init__(
+        self,
+        seed: str,
+        *,
+        redis: Redis,
+        workers: Sequence[Worker],
+        producers: Sequence[Producer],
+        settings: Settings,
+        pause: float,
+    ) -> None:
+        self.random = random.Random(f"{seed} storm")
+        self.redis = redis
+        self.workers = workers
+        self.producers = producers
+        self.timeout = settings.acknowledgement_timeout
+        self.pause = pause
+        self.counts: Counter[str] = Counter()
+        self.troubles: list[str] = []
+        self.log: list[str] = []
+        self._kinds: dict[Callable[..., Mischief], int] = {
+            self.kill_worker: 4,
+            self.stop_worker: 2,
+            self.freeze_worker: 2,
+            self.restart_redis: 1,
+            self.kill_redis: 1,
+            self.freeze_redis: 1,
+            self.kill_connections: 2,
+            self.kill_producer: 1,
+            self.freeze_producer: 1,
+        }
+        self._deck: list[Callable[..., Mischief]] = []
+        self._next_at = 0.0
+        self._going: list[tuple[float, str, Child | None, Mischief]] = []
+
+    def step(self, now: float, *, more: bool = True) -> bool:
+        """Go on with what is going on, and begin more when it is time; return whether something is going on."""
+        going, self._going = self._going, []
+        for due_at, kind, target, mischief in going:
+            if due_at > now:
+                self._going.append((due_at, kind, target, mischief))
+            elif (pause := next(mischief, None)) is not None:
+                self._going.append((now + pause, kind, target, mischief))
+            else:
+                self.log.append(f"{now:.1f} {kind}: over")
+        if more and now >= self._next_at:
+            self._begin(now)
+            self._next_at = now + self.random.uniform(0, 2 * self.pause)
+        return bool(self._going)
+
+    def _begin(self, now: float) -> None:
+        if not self._deck:  # like cards, so that a short storm has something of each
+            self._deck = self.random.sample([*self._kinds], sum(self._kinds.values()), counts=[*self._kinds.values()])
+        kind = self._deck.pop()
+        target = self._target(kind.__name__.rpartition("_")[2])
+        if target is not None and (self.is_at(target) or not target.runs):
+            return  # it has enough to do with what happens to it already
+        name = kind.__name__.replace("_", " ")
+        self.counts[name] += 1
+        self.log.append(f"{now:.1f} {name}: {target.name if target else ''}")
+        self._going.append((now, name, target, kind(target)))
+
+    def _target(self, kind: str) -> Child | None:
+        """Draw the one that it happens to."""
+        if kind == "connections":
+            return None
+        if kind == "redis":
+            return self.redis
+        return self.random.choice(self.workers if kind == "worker" else self.producers)
+
+    def is_at(self, child: Child) -> bool:
+        """Whether some mischief has this process in hand."""
+        return any(target is child for _, _, target, _ in self._going)
+
+    # --- What may happen ----------------------------------------------------------------------
+
+    def kill_worker(self, worker: Worker) -> Mischief:
+        worker.kill()
+        yield self.random.uniform(0, 2)
+        worker.start()
+
+    def stop_worker(self, worker: Worker) -> Mischief:
+        yield from worker.stop()
+        if worker.exit_code != 0:
+            self.troubles.append(f"{worker.log.name}: stopped with exit code {worker.exit_code}, not 0")
+            worker.kill()
+        yield self.random.uniform(0, 2)
+        worker.start()
+
+    def freeze_worker(self, worker: Worker) -> Mischief:
+        yield from self._freeze(worker, 2 * self.timeout)
+
+    def restart_redis(self, redis: Redis) -> Mischief:
+        yield from redis.stop()
+        yield self.random.uniform(0, 2)
+        redis.start()
+
+    def kill_redis(self, redis: Redis) -> Mischief:
+        redis.kill()
+        yield self.random.uniform(0, 2)
+        redis.start()
+
+    def freeze_redis(self, redis: Redis) -> Mischief:
+        yield from self._freeze(redis, 5)
+
+    def kill_connections(self, _: None) -> Mischief:
+        """All to our database, but the one that says so."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        yield 0
+
+    def kill_producer(self, producer: Producer) -> Mischief:
+        producer.kill()
+        yield self.random.uniform(0, 1)
+        producer.start()
+
+    def freeze_producer(self, producer: Producer) -> Mischief:
+        yield from self._freeze(producer, 3)
+
+    def _freeze(self, child: Child, seconds: float) -> Mischief:
+        child.freeze()
+        yield self.random.uniform(0.2, seconds)
+        child.thaw()

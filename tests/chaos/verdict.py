@@ -1,0 +1,125 @@
+"""The end: what the business tables say, compared with what the producers committed."""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from django.db.models import Count, Exists, OuterRef
+
+from lightbus_django.models import FailedEvent, OutboxEvent
+
+from .listeners import LISTENERS
+from .models import Effect, Sent
+from .witness import Seen
+
+Stops = Sequence[tuple[float, float]]
+
+
+@dataclass
+class Verdict:
+    """What is wrong, one line for each case; and what was looked at."""
+
+    sent: int = 0
+    effects: int = 0
+    retried: int = 0
+    relayed: int = 0
+    """Events that a relay published, or that may have been."""
+    copies: int = 0
+    """Entries of the stream beyond one for each event."""
+    in_order: int = 0
+    """Events whose order in the stream was looked at."""
+    handled_in_order: int = 0
+    """Effects whose order was looked at."""
+    lost: list[str] = field(default_factory=list)
+    doubled: list[str] = field(default_factory=list)
+    ghosts: list[str] = field(default_factory=list)
+    out_of_order: list[str] = field(default_factory=list)
+    handled_out_of_order: list[str] = field(default_factory=list)
+    dead_letters: list[str] = field(default_factory=list)
+
+    @property
+    def wrong(self) -> dict[str, list[str]]:
+        return {
+            "lost": self.lost,
+            "doubled": self.doubled,
+            "ghosts": self.ghosts,
+            "out of order in the stream": self.out_of_order,
+            "handled out of order": self.handled_out_of_order,
+            "dead letters": self.dead_letters,
+        }
+
+
+def judge(seen: Sequence[Seen], stops: Stops) -> Verdict:
+    """Compare, with the stream as it was seen and the times when workers were being stopped."""
+    verdict = Verdict(sent=Sent.objects.count(), effects=Effect.objects.count())
+    for listener in LISTENERS:
+        effects = Effect.objects.filter(listener=listener)
+        lost = Sent.objects.exclude(Exists(effects.filter(sent=OuterRef("pk"))))
+        verdict.lost += [f"{listener}: {sent}; {traces(sent)}" for sent in lost.order_by("pk")]
+        doubled = effects.values("sent").annotate(times=Count("pk")).filter(times__gt=1)
+        verdict.doubled += [f"{listener}: {row['sent']}, {row['times']} times" for row in doubled.order_by("sent")]
+        ghosts = effects.exclude(Exists(Sent.objects.filter(pk=OuterRef("sent"))))
+        verdict.ghosts += [f"{listener}: {sent}" for sent in ghosts.order_by("sent").values_list("sent", flat=True)]
+    committed = set(Sent.objects.values_list("pk", flat=True))
+    verdict.ghosts += [f"in the stream: {one}" for one in seen if one.sent not in committed]
+    verdict.dead_letters = [
+        f"{failed.consumer_group}: {failed.event_id}: {failed.error}" for failed in FailedEvent.objects.order_by("pk")
+    ]
+    undisturbed = [one for one in seen if one.is_undisturbed]
+    verdict.in_order = len(undisturbed)
+    verdict.relayed = len(seen) - len(undisturbed)
+    verdict.copies = sum(one.copies - 1 for one in seen)
+    verdict.out_of_order = stream_disorder(undisturbed)
+
+    rows = Effect.objects.order_by("pk").values_list("listener", "run", "stream_id", "attempt", "at")
+    verdict.retried = Effect.objects.filter(attempt__gt=1).count()
+    first_hand = [row[:3] for row in rows.iterator() if is_first_hand(*row[2:], stops)]
+    verdict.handled_in_order = len(first_hand)
+    verdict.handled_out_of_order = handling_disorder(first_hand)
+    return verdict
+
+
+def stream_disorder(seen: Iterable[Seen]) -> list[str]:
+    """Return the events that are in the stream behind a later one of their producer."""
+    disorder = []
+    last: dict[str, Seen] = {}
+    for one in seen:
+        before = last.setdefault(one.producer, one)
+        if (one.number, one.part) < (before.number, before.part):
+            disorder.append(f"{one} behind {before}")
+        else:
+            last[one.producer] = one
+    return disorder
+
+
+def is_first_hand(stream_id: str, attempt: int, at: datetime, stops: Stops) -> bool:
+    """Whether an effect is the first delivery's for certain.
+
+    What a worker hands back as it is stopped counts as not delivered yet. So the effect is not sure
+    to be that if, between publishing and handling, any worker was being stopped.
+    """
+    published = int(stream_id.partition("-")[0]) / 1000
+    number = bisect_right(stops, at.timestamp(), key=lambda stop: stop[0])
+    return attempt == 1 and all(ended < published for _, ended in stops[:number])
+
+
+def handling_disorder(effects: Iterable[tuple[str, str, str]]) -> list[str]:
+    """Return the effects that a process wrote behind those of a later event, given (listener, process, stream id)."""
+    disorder = []
+    last: dict[tuple[str, str], tuple[int, ...]] = {}
+    for listener, run, stream_id in effects:
+        place = tuple(map(int, stream_id.split("-")))
+        if place < last.get((listener, run), place):
+            disorder.append(f"{listener}: {stream_id} handled late by process {run}")
+        else:
+            last[listener, run] = place
+    return disorder
+
+
+def traces(sent: Sent) -> str:
+    """Return what is left of an event in the package's own tables."""
+    staged = OutboxEvent.objects.filter(payload__contains=f'"sent":{sent.pk},').first()
+    if staged is None:
+        return "no row in the outbox"
+    return f"event {staged.pk}, published at {staged.published_at}, due at {staged.due_at}"

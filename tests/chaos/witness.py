@@ -1,0 +1,56 @@
+"""Watches the stream of the producers' events: in which order they came, and how often."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+import redis
+
+from lightbus_django.messages import decode, stream_key
+from lightbus_django.outbox import GRACE
+
+from .listeners import FOLLOWED, HAPPENED
+
+STREAMS = [stream_key(name, "per_api") for name in (HAPPENED, FOLLOWED)]
+
+
+@dataclass
+class Seen:
+    """An event as it came first, and how often it came."""
+
+    sent: int
+    producer: str
+    number: int
+    part: int
+    waited: float
+    """Seconds from on_commit() to the stream."""
+    copies: int = 1
+
+    @property
+    def is_undisturbed(self) -> bool:
+        """Whether it came the direct way for certain: a relay leaves it alone for the time of GRACE."""
+        return self.copies == 1 and self.waited < GRACE.total_seconds()
+
+
+class Witness:
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+        self.seen: dict[str, Seen] = {}
+        self._last_id = "0"
+
+    def read(self) -> None:
+        """Look at what is new; a server that is away is asked again next time."""
+        try:
+            while entries := self.client.xrange(STREAMS[0], f"({self._last_id}", count=1000):
+                for stream_id, fields in entries:
+                    self._last_id = stream_id.decode()
+                    self._see(self._last_id, fields)
+        except redis.RedisError:
+            pass
+
+    def _see(self, stream_id: str, fields: dict[bytes, bytes]) -> None:
+        message = decode(fields, stream_id)
+        if seen := self.seen.get(message.id):
+            seen.copies += 1
+            return
+        created_ms = UUID(message.id).int >> 80  # version 7
+        self.seen[message.id] = Seen(**message.payload, waited=(int(stream_id.partition("-")[0]) - created_ms) / 1000)
