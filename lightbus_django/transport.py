@@ -267,7 +267,7 @@ class Transport:
 
     def _translate(self, error: Exception, what: str) -> BusError:
         text = str(error)
-        if isinstance(error, redis.ReadOnlyError):
+        if isinstance(error, redis.ReadOnlyError) or text.startswith("UNBLOCKED"):
             # After a failover the address may stand for another server, which only a new connection reaches.
             # Those that other threads have in use are theirs to give up.
             self.client.connection_pool.disconnect(inuse_connections=False)
