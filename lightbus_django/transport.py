@@ -144,9 +144,10 @@ class Transport:
 
     def _translate(self, error: Exception, what: str) -> BusError:
         text = str(error)
-        if isinstance(error, redis.ReadOnlyError):
+        if isinstance(error, redis.ReadOnlyError) or text.startswith("UNBLOCKED"):
             # After a failover the address may stand for another server, which only a new connection reaches.
-            self.client.connection_pool.disconnect()
+            # Those that other threads have in use are theirs to give up.
+            self.client.connection_pool.disconnect(inuse_connections=False)
         if isinstance(error, _UNAVAILABLE) or text.startswith(_UNAVAILABLE_CODES):
             return BusUnavailable(f"Redis at {self} is not available: {type(error).__name__}: {text}")
         if text.startswith("The XGROUP") or "NOGROUP" in text or "no such key" in text:
