@@ -18,9 +18,15 @@ def book(event: EventMessage, number: int, **kwargs: Any) -> None:
 
 @listens_to("shop.parcel_delivered", listener_name="fragile", start="beginning")
 def fragile(
-    event: EventMessage, number: int, dies: bool = False, sleep: float = 0, once: str = "", **kwargs: Any
+    event: EventMessage,
+    number: int,
+    dies: bool = False,
+    fails: bool = False,
+    sleep: float = 0,
+    once: str = "",
+    **kwargs: Any,
 ) -> None:
-    """Does what the event says: sleep, or die. With `once`, a path, only the first time."""
+    """Does what the event says: sleep, die, or fail. With `once`, a path, only the first time."""
     Effect.objects.create(name="fragile", number=number)
     if once and Path(once).exists():
         return
@@ -29,3 +35,5 @@ def fragile(
     time.sleep(sleep)
     if dies:
         os.kill(os.getpid(), signal.SIGKILL)
+    if fails:
+        raise ValueError(f"number {number} fails, as it was told to")
