@@ -11,6 +11,8 @@ import pytest
 from lightbus_django import fire
 from tests.conftest import eventually
 
+from .conftest import KEY
+
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_the_event_in_hand_is_finished_and_the_rest_handed_back(manage, effects, pending, signum, tmp_path):
@@ -29,6 +31,19 @@ def test_the_event_in_hand_is_finished_and_the_rest_handed_back(manage, effects,
     assert manage("lightbus_listen", "--process-name", "web-2", "--burst").wait(30) == 0
     assert effects("fragile") == [0, 1, 2, 3, 4]
     assert pending("price-monitor-fragile") == 0
+
+
+@pytest.mark.parametrize("options", [["--process-name", "{random4}"], ["--processes", "2", "--leave"]])
+def test_a_name_that_does_not_come_back_is_not_left_behind(manage, effects, r, options):
+    """The group keeps one consumer, for Lightbus destroys groups that have none."""
+    fire("shop.parcel_delivered", number=1)
+    process = manage("lightbus_listen", *options)
+    eventually(lambda: effects("fragile") == [1])
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, output
+    for group in ("price-monitor-book", "price-monitor-fragile"):
+        assert [row["name"] for row in r.xinfo_consumers(KEY, group)] == ["nobody"]
 
 
 def signal_group(process, signum):
