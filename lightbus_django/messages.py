@@ -97,7 +97,7 @@ def stream_time(stream_id: str) -> datetime:
 # --- Encoding ---------------------------------------------------------------------------------
 
 
-def encode_payload(payload: Mapping[str, Any], max_size: int) -> dict[str, bytes]:
+def encode_payload(payload: Mapping[str, Any], max_size: float = math.inf) -> dict[str, bytes]:
     """Return the JSON of each value.
 
     Args:

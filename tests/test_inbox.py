@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("
 
 def deliver(number=0, *, event_id=None, deliveries=1, **payload):
     message = new_message("shop.order_placed", {"number": number, **payload})
-    fields = encode(message, encode_payload(message.payload, 1000))
+    fields = encode(message, encode_payload(message.payload))
     if event_id is not None:
         fields[b"id"] = event_id.encode()
     return Delivery.of(Entry("shop.*:stream", f"{number + 1}-0", fields, deliveries))

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from lightbus_django.groups import Member
 from lightbus_django.inbox import Inbox
 from lightbus_django.listeners import Listener
 from lightbus_django.transport import Transport
@@ -23,14 +24,14 @@ class Point(NamedTuple):
 
 
 POINTS = {
-    "events read": Point(Transport, "read", "after", if_result=bool),
+    "events read": Point(Member, "read", "after", if_result=bool),
     "handler begins": Point(Listener, "call", "before"),
     "handler done": Point(Listener, "call", "after"),
     "transaction committed": Point(Inbox, "handle", "after"),
-    "events reclaimed": Point(Transport, "reclaim", "after", if_result=lambda result: result[0] > 0),
-    "event taken": Point(Transport, "take", "after"),
+    "events reclaimed": Point(Member, "reclaim", "after", if_result=lambda result: result[0] > 0),
+    "event taken": Point(Member, "take", "after"),
     "retry committed": Point(Inbox, "retry", "after", if_result=bool),
-    "handing back": Point(Transport, "hand_back", "before"),
+    "handing back": Point(Member, "hand_back", "before"),
     "publishing": Point(Transport, "publish_many", "before"),
     "published": Point(Transport, "publish_many", "after"),
 }
