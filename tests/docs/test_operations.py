@@ -26,6 +26,7 @@ from tests.servers import Server, redis_server, valkey
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 GUIDE = (ROOT / "docs" / "guide.md").read_text()
 USERS = {line.split()[2]: line for line in re.findall(r"^ACL SETUSER .+$", OPERATIONS, re.MULTILINE)}
+LEVELS = {"error": "ERROR", "exception": "ERROR", "critical": "CRITICAL"}
 SHOP, BOOKKEEPING = "shop.*:stream", "bookkeeping.*:stream"
 FIELDS = {b"any": b"thing"}
 
@@ -55,11 +56,8 @@ def test_these_are_all_lines_of_level_error() -> None:
     for path in Path(lightbus_django.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
-                case ast.Call(
-                    ast.Attribute(ast.Name("logger"), "error" | "exception" | "critical" as level), [text, *_]
-                ):
-                    line = re.sub(r"%\S*?[a-z]", "…", ast.literal_eval(text))
-                    logged[line] = "CRITICAL" if level == "critical" else "ERROR"
+                case ast.Call(ast.Attribute(ast.Name("logger"), level), [text, *_]) if level in LEVELS:
+                    logged[re.sub(r"%\S*?[a-z]", "…", ast.literal_eval(text))] = LEVELS[level]
     assert documented == logged
 
 
