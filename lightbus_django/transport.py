@@ -43,6 +43,7 @@ _UNAVAILABLE_CODES = (
     "NOREPLICAS",
     "UNBLOCKED",
 )
+_DENIED_IN_SCRIPT = ("ACL failure in script", "The user executing the script")
 
 
 class Transport:
@@ -152,6 +153,11 @@ class Transport:
             return BusUnavailable(f"Redis at {self} is not available: {type(error).__name__}: {text}")
         if text.startswith("The XGROUP") or "NOGROUP" in text or "no such key" in text:
             return GroupMissing(f"Redis at {self}: {text}")
+        if isinstance(error, redis.exceptions.NoPermissionError) or text.startswith(_DENIED_IN_SCRIPT):
+            return BusError(
+                f"Redis at {self} denies its user something with {what!r}: {text}; docs/operations.md lists what to "
+                "grant, and Redis's command ACL LOG what was denied"
+            )
         if "WRONGTYPE" in text:
             return BusError(
                 f"Redis at {self}: the key {what!r} holds something other than a stream; rename or delete it"

@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import redis
@@ -116,7 +116,7 @@ class Server:
             self._process.wait()
             self._process = None
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> Self:
         try:
             self.start()
         except BaseException:

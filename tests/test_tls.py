@@ -73,9 +73,9 @@ def address(authorities: tuple[Path, Path]) -> Iterator[str]:
 
 
 def has_tls(binary: str) -> bool:
-    """Whether it gets as far as to miss the certificate."""
-    command = [binary, "--port", "0", "--tls-port", "1", "--tls-cert-file", "/nowhere"]
-    return "Failed to load certificate" in subprocess.run(command, check=False, capture_output=True, text=True).stdout
+    """Whether it gets as far as missing a certificate."""
+    command = [binary, "--port", "0", "--tls-port", "1"]
+    return "Failed to configure TLS" in subprocess.run(command, check=False, capture_output=True, text=True).stdout
 
 
 @pytest.mark.django_db(transaction=True, databases=["default", "other"])
@@ -117,7 +117,7 @@ def test_another_name_than_the_certificates_is_refused(
     address: str, authorities: tuple[Path, Path], lightbus: Callable[..., None]
 ) -> None:
     lightbus(URL=f"{address.replace('localhost', '127.0.0.1')}?ssl_ca_certs={authorities[0]}")
-    with pytest.raises(BusUnavailable, match="127.0.0.1"):
+    with pytest.raises(BusUnavailable, match=r"127\.0\.0\.1"):
         fire("shop.order_placed", number=1)
 
 

@@ -1,0 +1,234 @@
+"""docs/operations.md is true: its Redis users can do their work and no more, its log lines are those of the code."""
+
+import ast
+import configparser
+import re
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from django.core.management import load_command_class
+
+import lightbus_django
+from lightbus_django import BusError, BusUnavailable, fire, listens_to, on_commit
+from lightbus_django.conf import get_settings
+from lightbus_django.listeners import registry
+from lightbus_django.models import OutboxEvent
+from lightbus_django.transport import Transport
+from lightbus_django.worker import Worker
+from tests.app.models import Effect
+from tests.conftest import ROOT
+from tests.servers import Server, redis_server, valkey
+
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+GUIDE = (ROOT / "docs" / "guide.md").read_text()
+USERS = {line.split()[2]: line for line in re.findall(r"^ACL SETUSER .+$", OPERATIONS, re.MULTILINE)}
+LEVELS = {"error": "ERROR", "exception": "ERROR", "critical": "CRITICAL"}
+SHOP, BOOKKEEPING = "shop.*:stream", "bookkeeping.*:stream"
+FIELDS = {b"any": b"thing"}
+
+
+def test_links_lead_somewhere() -> None:
+    for text, links in ((OPERATIONS, r"\]\(#([^)]*)\)"), (GUIDE, r"\]\(guide.md#([^)]*)\)")):
+        anchors = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+        found = set(re.findall(links, OPERATIONS))
+        assert found
+        assert found <= anchors
+
+
+def test_systemd_waits_longer_than_the_processes_do() -> None:
+    (text,) = re.findall(r"```ini\n(.*?)```", OPERATIONS, re.DOTALL)
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.read_string(text)
+    _, _, command = unit["Service"]["ExecStart"].partition("manage.py lightbus_listen ")
+    parser = load_command_class("lightbus_django", "lightbus_listen").create_parser("manage.py", "lightbus_listen")
+    options = parser.parse_args(command.split())
+    assert int(unit["Service"]["TimeoutStopSec"]) > options.stop_timeout + 5
+
+
+def test_these_are_all_lines_of_level_error() -> None:
+    documented = dict(re.findall(r"^\| `([^`]+)` \| (ERROR|CRITICAL) \|", OPERATIONS, re.MULTILINE))
+    del documented["…: … … failed, attempt …: …; it is a dead letter"]  # of varying level
+    logged = {}
+    for path in Path(lightbus_django.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(ast.Attribute(ast.Name("logger"), level), [text, *_]) if level in LEVELS:
+                    logged[re.sub(r"%\S*?[a-z]", "…", ast.literal_eval(text))] = LEVELS[level]
+    assert documented == logged
+
+
+# --- Users ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[valkey, redis_server], ids=["valkey", "redis"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    with Server(binary=request.param()) as server, server.client() as client:
+        for line in USERS.values():
+            client.execute_command(*line.split())
+        yield server
+
+
+@pytest.fixture
+def admin(server: Server) -> Iterator[Any]:
+    with server.client() as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def transport_of(server: Server) -> Callable[[str], Any]:
+    def make(user: str) -> Any:
+        return closing(Transport(server.url_of(user, "a-password"), timeout=5))
+
+    return make
+
+
+def refuses(client: Any, *commands: str) -> None:
+    for command in commands:
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            client.execute_command(*command.split())
+
+
+def granted(user: str) -> set[str]:
+    return {word.strip("()+") for word in USERS[user].split() if word.startswith(("+", "(+"))}
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_a_firing_process_fires_and_can_do_nothing_else(
+    server: Server, admin: Any, lightbus: Callable[..., None], transport_of: Callable[[str], Any]
+) -> None:
+    lightbus(URL=server.url_of("shop-web", "a-password"), REDIS_TIMEOUT=5)
+    fire("shop.order_placed", number=1)
+    on_commit("shop.order_placed", number=2)
+    assert admin.xlen(SHOP) == 2
+
+    with pytest.raises(BusError, match=r"denies its user something with 'bookkeeping\.\*:stream'.*operations\.md"):
+        fire("bookkeeping.booked", number=1)
+    on_commit("bookkeeping.booked", number=1)
+    assert OutboxEvent.objects.get(event_name="bookkeeping.booked").due_at
+    assert not admin.exists(BOOKKEEPING)
+
+    with transport_of("shop-web") as transport:
+        refuses(transport.client, f"XRANGE {SHOP} - +", f"XTRIM {SHOP} MAXLEN 0", f"DEL {SHOP}", "FLUSHALL", "KEYS *")
+        with pytest.raises(BusError, match="denies its user something") as caught:
+            transport.create_group(SHOP, "a", "a", "0")
+        assert not isinstance(caught.value, BusUnavailable)
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_a_listening_process_can_do_all_its_work_and_nothing_else(
+    server: Server,
+    admin: Any,
+    lightbus: Callable[..., None],
+    listeners: object,
+    transport_of: Callable[[str], Any],
+) -> None:
+    @listens_to("shop.order_placed", listener_name="book", start="beginning")
+    def book(event: object, number: int) -> None:
+        Effect.objects.create(number=number)
+        on_commit("bookkeeping.booked", number=number)
+
+    admin.config_resetstat()
+    lightbus(URL=server.url_of("shop-web", "a-password"), REDIS_TIMEOUT=5)
+    fire("shop.order_placed", number=1)
+    lightbus(URL=server.url_of("bookkeeping-listen", "a-password"), REDIS_TIMEOUT=5)
+    OutboxEvent.objects.create(event_name="bookkeeping.left", payload="{}", due_at="2000-01-01T00:00Z")
+    worker = Worker(registry, service_name="bookkeeping", process_name="worker", settings=get_settings())
+    worker.run_burst()
+    worker.transport.close()
+    assert Effect.objects.count() == 1
+    assert {fields["event_name"] for _, fields in admin.xrange(BOOKKEEPING)} == {"booked", "left"}
+
+    with transport_of("bookkeeping-listen") as transport:
+        use_all_of(transport, admin)
+        use_what_trimming_needs(transport.client)
+        refuses(transport.client, f"DEL {SHOP}", "FLUSHALL", "KEYS *", f"XGROUP DESTROY {SHOP} bookkeeping-book")
+        refuses(transport.client, f"XADD {SHOP} * a b", f"XLEN {BOOKKEEPING}", "XLEN other.*:stream")
+        with pytest.raises(BusError, match=r"denies its user something with 'other\.\*:stream'"):
+            transport.last_id("other.*:stream")
+
+    used = {name.removeprefix("cmdstat_").lower() for name in admin.info("commandstats")}
+    assert granted("bookkeeping-listen") <= used
+
+
+def use_all_of(transport: Transport, admin: Any) -> None:
+    """Do what needs more than one process, or a server that has failed."""
+    group = "bookkeeping-retries"
+    assert transport.create_group(SHOP, group, "one", "0")
+    (entry,) = transport.read([SHOP], group, "one", count=10, block=0, acknowledge={})
+    assert transport.outstanding(SHOP, group, "one", 10) == [entry.stream_id]
+    transport.renew(SHOP, group, "one", [entry.stream_id])
+    transport.hand_back(SHOP, group, "one", [entry.stream_id], idle=61, deliveries=0)
+    assert transport.reclaim(SHOP, group, "two", idle=60, count=10) == (1, [])
+    assert transport.take(SHOP, group, "two", entry.stream_id)
+    assert transport.position(SHOP, group) < transport.last_id(SHOP)
+    transport.acknowledge(group, {SHOP: [entry.stream_id]})
+    assert transport.tidy_consumers(SHOP, group, idle=0) == 2
+    admin.script_flush()
+    assert transport.tidy_consumers(SHOP, group, idle=0) == 0
+
+
+def use_what_trimming_needs(client: Any) -> None:
+    assert client.xlen(SHOP) == 1
+    assert client.xtrim(SHOP, minid="0") == 0
+
+
+def test_what_is_denied_within_a_script_is_told_as_well(
+    server: Server, admin: Any, transport_of: Callable[[str], Any]
+) -> None:
+    stream_id = admin.xadd(SHOP, FIELDS)
+    with transport_of("bookkeeping-listen") as transport:
+        transport.create_group(SHOP, "group", "one", "0")
+        transport.read([SHOP], "group", "one", count=1, block=0, acknowledge={})
+        admin.execute_command("ACL", "SETUSER", "bookkeeping-listen", "-xclaim")
+        try:
+            with pytest.raises(BusError, match="denies its user something"):
+                transport.take(SHOP, "group", "one", stream_id)
+        finally:
+            admin.execute_command("ACL", "SETUSER", "bookkeeping-listen", "+xclaim")
+        assert transport.take(SHOP, "group", "one", stream_id)
+
+
+def test_an_operator_looks_and_deletes_what_is_not_needed(admin: Any, transport_of: Callable[[str], Any]) -> None:
+    stream_id = admin.xadd(SHOP, FIELDS)
+    admin.xgroup_create(SHOP, "old", "0")
+    with transport_of("operator") as transport:
+        client = transport.client
+        assert list(client.scan_iter("*:stream")) == [SHOP.encode()]
+        assert client.xlen(SHOP) == len(client.xrange(SHOP)) == len(client.xinfo_groups(SHOP)) == 1
+        assert client.xpending(SHOP, "old")["pending"] == len(client.xinfo_consumers(SHOP, "old")) == 0
+        assert client.xinfo_stream(SHOP)["last-generated-id"] == stream_id.encode()
+        assert client.xgroup_destroy(SHOP, "old")
+        client.xtrim(SHOP, maxlen=0)
+        refuses(client, f"DEL {SHOP}", "FLUSHALL", f"XADD {SHOP} * a b", "KEYS *")
+
+
+@pytest.mark.parametrize("user", ["shop-web", "bookkeeping-listen"])
+def test_another_database_needs_select(user: str, server: Server, admin: Any) -> None:
+    url = server.url_of(user, "a-password").removesuffix("/0") + "/1"
+    stream = SHOP if user == "shop-web" else BOOKKEEPING
+    with closing(Transport(url, timeout=5)) as transport:
+        with pytest.raises(BusError, match="'select'"):
+            transport.publish(stream, FIELDS)
+        admin.execute_command("ACL", "SETUSER", user, "+select")
+        try:
+            transport.publish(stream, FIELDS)
+        finally:
+            admin.execute_command("ACL", "SETUSER", user, "-select")
+
+
+def test_the_name_of_redis_py_is_told_where_it_may_be(server: Server, admin: Any) -> None:
+    version = tuple(map(int, admin.info("server")["redis_version"].split(".")))
+    if version < (7, 2):
+        with pytest.raises(redis.ResponseError, match="Unknown command"):
+            admin.execute_command("ACL", "SETUSER", "shop-web", "+client|setinfo")
+        return
+    admin.execute_command("ACL", "SETUSER", "shop-web", "+client|setinfo")
+    admin.acl_log_reset()
+    with closing(Transport(server.url_of("shop-web", "a-password"), timeout=5)) as transport:
+        transport.publish(SHOP, FIELDS)
+    assert admin.acl_log() == []
