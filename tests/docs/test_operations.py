@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import redis
-from django.core.management import load_command_class
+from django.core.management import call_command, load_command_class
 
 import lightbus_django
-from lightbus_django import BusError, BusUnavailable, fire, listens_to, on_commit
+from lightbus_django import BusError, BusUnavailable, fire, listens_to, on_commit, streams
 from lightbus_django.conf import get_settings
+from lightbus_django.groups import Member
 from lightbus_django.listeners import registry
 from lightbus_django.models import OutboxEvent
 from lightbus_django.transport import Transport
@@ -115,7 +116,7 @@ def test_a_firing_process_fires_and_can_do_nothing_else(
     with transport_of("shop-web") as transport:
         refuses(transport.client, f"XRANGE {SHOP} - +", f"XTRIM {SHOP} MAXLEN 0", f"DEL {SHOP}", "FLUSHALL", "KEYS *")
         with pytest.raises(BusError, match="denies its user something") as caught:
-            transport.create_group(SHOP, "a", "a", "0")
+            Member(transport, "a", "a").join(SHOP, "0")
         assert not isinstance(caught.value, BusUnavailable)
 
 
@@ -126,6 +127,7 @@ def test_a_listening_process_can_do_all_its_work_and_nothing_else(
     lightbus: Callable[..., None],
     listeners: object,
     transport_of: Callable[[str], Any],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     @listens_to("shop.order_placed", listener_name="book", start="beginning")
     def book(event: object, number: int) -> None:
@@ -140,16 +142,16 @@ def test_a_listening_process_can_do_all_its_work_and_nothing_else(
     worker = Worker(registry, service_name="bookkeeping", process_name="worker", settings=get_settings())
     worker.run_burst()
     worker.transport.close()
+    assert "denies" not in caplog.text
     assert Effect.objects.count() == 1
     assert {fields["event_name"] for _, fields in admin.xrange(BOOKKEEPING)} == {"booked", "left"}
 
     with transport_of("bookkeeping-listen") as transport:
         use_all_of(transport, admin)
-        use_what_trimming_needs(transport.client)
         refuses(transport.client, f"DEL {SHOP}", "FLUSHALL", "KEYS *", f"XGROUP DESTROY {SHOP} bookkeeping-book")
-        refuses(transport.client, f"XADD {SHOP} * a b", f"XLEN {BOOKKEEPING}", "XLEN other.*:stream")
+        refuses(transport.client, f"XADD {SHOP} * a b", f"XRANGE {BOOKKEEPING} - +", "XLEN other.*:stream")
         with pytest.raises(BusError, match=r"denies its user something with 'other\.\*:stream'"):
-            transport.last_id("other.*:stream")
+            streams.last_id(transport, "other.*:stream")
 
     used = {name.removeprefix("cmdstat_").lower() for name in admin.info("commandstats")}
     assert granted("bookkeeping-listen") <= used
@@ -158,23 +160,19 @@ def test_a_listening_process_can_do_all_its_work_and_nothing_else(
 def use_all_of(transport: Transport, admin: Any) -> None:
     """Do what needs more than one process, or a server that has failed."""
     group = "bookkeeping-retries"
-    assert transport.create_group(SHOP, group, "one", "0")
-    (entry,) = transport.read([SHOP], group, "one", count=10, block=0, acknowledge={})
-    assert transport.outstanding(SHOP, group, "one", 10) == [entry.stream_id]
-    transport.renew(SHOP, group, "one", [entry.stream_id])
-    transport.hand_back(SHOP, group, "one", [entry.stream_id], idle=61, deliveries=0)
-    assert transport.reclaim(SHOP, group, "two", idle=60, count=10) == (1, [])
-    assert transport.take(SHOP, group, "two", entry.stream_id)
-    assert transport.position(SHOP, group) < transport.last_id(SHOP)
-    transport.acknowledge(group, {SHOP: [entry.stream_id]})
-    assert transport.tidy_consumers(SHOP, group, idle=0) == 2
+    one, two = Member(transport, group, "one"), Member(transport, group, "two")
+    assert one.join(SHOP, "0")
+    (entry,) = one.read([SHOP], count=10, block=0, acknowledge={})
+    assert one.outstanding(SHOP, 10) == [entry.stream_id]
+    one.renew(SHOP, [entry.stream_id])
+    one.hand_back(SHOP, [entry.stream_id], idle=61, deliveries=0)
+    assert two.reclaim(SHOP, idle=60, count=10) == (1, [])
+    assert two.take(SHOP, entry.stream_id)
+    assert two.standing(SHOP).position < streams.last_id(transport, SHOP)
+    two.acknowledge({SHOP: [entry.stream_id]})
     admin.script_flush()
-    assert transport.tidy_consumers(SHOP, group, idle=0) == 0
-
-
-def use_what_trimming_needs(client: Any) -> None:
-    assert client.xlen(SHOP) == 1
-    assert client.xtrim(SHOP, minid="0") == 0
+    assert streams.tidy_consumers(transport, SHOP, group, idle=0) == 1
+    two.leave(SHOP)
 
 
 def test_what_is_denied_within_a_script_is_told_as_well(
@@ -182,29 +180,38 @@ def test_what_is_denied_within_a_script_is_told_as_well(
 ) -> None:
     stream_id = admin.xadd(SHOP, FIELDS)
     with transport_of("bookkeeping-listen") as transport:
-        transport.create_group(SHOP, "group", "one", "0")
-        transport.read([SHOP], "group", "one", count=1, block=0, acknowledge={})
+        member = Member(transport, "group", "one")
+        member.join(SHOP, "0")
+        member.read([SHOP], count=1, block=0, acknowledge={})
         admin.execute_command("ACL", "SETUSER", "bookkeeping-listen", "-xclaim")
         try:
             with pytest.raises(BusError, match="denies its user something"):
-                transport.take(SHOP, "group", "one", stream_id)
+                member.take(SHOP, stream_id)
         finally:
             admin.execute_command("ACL", "SETUSER", "bookkeeping-listen", "+xclaim")
-        assert transport.take(SHOP, "group", "one", stream_id)
+        assert member.take(SHOP, stream_id)
 
 
-def test_an_operator_looks_and_deletes_what_is_not_needed(admin: Any, transport_of: Callable[[str], Any]) -> None:
+def test_an_operator_looks_and_retires_groups(
+    server: Server,
+    admin: Any,
+    lightbus: Callable[..., None],
+    transport_of: Callable[[str], Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     stream_id = admin.xadd(SHOP, FIELDS)
     admin.xgroup_create(SHOP, "old", "0")
+    lightbus(URL=server.url_of("operator", "a-password"), REDIS_TIMEOUT=5)
+    call_command("lightbus_retire")
+    assert "old" in capsys.readouterr().out
     with transport_of("operator") as transport:
         client = transport.client
-        assert list(client.scan_iter("*:stream")) == [SHOP.encode()]
         assert client.xlen(SHOP) == len(client.xrange(SHOP)) == len(client.xinfo_groups(SHOP)) == 1
         assert client.xpending(SHOP, "old")["pending"] == len(client.xinfo_consumers(SHOP, "old")) == 0
         assert client.xinfo_stream(SHOP)["last-generated-id"] == stream_id.encode()
-        assert client.xgroup_destroy(SHOP, "old")
-        client.xtrim(SHOP, maxlen=0)
-        refuses(client, f"DEL {SHOP}", "FLUSHALL", f"XADD {SHOP} * a b", "KEYS *")
+        refuses(client, f"DEL {SHOP}", "FLUSHALL", f"XADD {SHOP} * a b", "KEYS *", f"XTRIM {SHOP} MAXLEN 0")
+    call_command("lightbus_retire", "old", "--no-input")
+    assert admin.xinfo_groups(SHOP) == []
 
 
 @pytest.mark.parametrize("user", ["shop-web", "bookkeeping-listen"])
