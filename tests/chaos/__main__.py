@@ -66,10 +66,10 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__, allow_abbrev=False)
     parser.add_argument("--events", type=int, default=5000, help="how many events producers commit (5000)")
     parser.add_argument("--seed", help="what decides about all mischief; drawn if not given")
-    parser.add_argument("--rate", type=float, default=150.0, help="events a second, of all producers (150)")
+    parser.add_argument("--rate", type=float, default=300.0, help="events a second, of all producers (300)")
     parser.add_argument("--workers", type=int, default=4, help="processes that listen (4)")
     parser.add_argument("--producers", type=int, default=3, help="processes that fire (3)")
-    parser.add_argument("--pause", type=float, default=1.0, help="seconds between mischief, on average (1)")
+    parser.add_argument("--pause", type=float, default=2.0, help="seconds between mischief, on average (2)")
     parser.add_argument("--redis", metavar="PATH", help="the server's program; by default the embedded Valkey")
     parser.add_argument("--report", type=Path, metavar="FILE", help="add the result to the table in this Markdown file")
     parser.add_argument("--keep", action="store_true", help="keep the logs")
@@ -91,7 +91,6 @@ def run(arguments: argparse.Namespace, seed: str, logs: Path) -> "Outcome":
         os.environ |= {
             "DJANGO_SETTINGS_MODULE": "tests.chaos.settings",
             "DATABASE_URL": url,
-            "OTHER_DATABASE_URL": url,
             "LIGHTBUS_URL": redis.url,
             "CHAOS_SEED": seed,
             "CHAOS_SABOTAGE": arguments.sabotage or "",

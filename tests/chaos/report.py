@@ -39,7 +39,7 @@ def deaths(fates: Counter[str]) -> int:
 
 
 def add_row(path: Path, row: str) -> None:
-    """Add a row to the table of results in a file; a row of dots in it goes."""
+    """Add a row to the table of results in a file; a last row of dots gives way to it."""
     lines = path.read_text().splitlines() if path.exists() else []
     head = f"| {' | '.join(name.replace('_', ' ') for name in HEAD)} |"
     if head not in lines:
@@ -48,4 +48,6 @@ def add_row(path: Path, row: str) -> None:
     while end < len(lines) and lines[end].startswith("|"):
         end += 1
     lines.insert(end, row)
-    path.write_text("\n".join(line for line in lines if not line.startswith("| …")) + "\n")
+    if lines[end - 1].startswith("| …"):
+        del lines[end - 1]
+    path.write_text("\n".join(lines) + "\n")

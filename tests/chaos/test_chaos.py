@@ -1,0 +1,80 @@
+"""The harness for a minute, as a test; the long run, and what it showed, is in docs/reliability.md."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+from .processes import process_group
+from .report import HEAD, add_row
+
+on_postgresql = pytest.mark.skipif(
+    not os.environ.get("DATABASE_URL", "").startswith("postgres"),
+    reason="chaos runs on PostgreSQL, and DATABASE_URL names none",
+)
+
+UNAVAILABLE = 77
+
+
+def chaos(*arguments: str) -> tuple[int, dict[str, str], str]:
+    """Run the harness; return its exit code, the row of its result, and all that it printed."""
+    process = subprocess.run(
+        [sys.executable, "-m", "tests.chaos", *arguments],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("LIGHTBUS_")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    if process.returncode == UNAVAILABLE:
+        pytest.skip(process.stdout)
+    [row] = [line for line in process.stdout.splitlines() if line.startswith("| ")] or [""]
+    return process.returncode, dict(zip(HEAD, row.strip("| ").split(" | "), strict=False)), process.stdout
+
+
+@on_postgresql
+def test_nothing_is_lost_and_nothing_doubled():
+    code, row, output = chaos("--events", "1000", "--seed", "20", "--pause", "0.6")
+    print(output)
+    assert code == 0
+    assert row["events"] == "1,000"
+    assert {row[name] for name in HEAD[-7:]} == {"0"}
+    # It was a storm.
+    for name in ("worker_kills", "worker_stops", "Redis_ends", "connection_kills", "producer_deaths"):
+        assert row[name] != "0", name
+
+
+@on_postgresql
+def test_a_harness_that_can_fail():
+    """Without idempotency keys it counts doubles. What else `--sabotage` breaks is for people to try."""
+    code, row, output = chaos("--events", "200", "--seed", "20", "--pause", "0.3", "--sabotage", "keys")
+    print(output)
+    assert code == 1
+    assert row["doubled"] != "0"
+    assert row["lost"] == row["ghosts"] == "0"
+
+
+def test_what_is_left_in_the_group_ends_with_it():
+    with process_group() as group:
+        left = subprocess.Popen(["sleep", "600"], process_group=group)
+    assert left.wait(timeout=30) == -9
+
+
+def test_a_row_for_the_page_on_reliability(tmp_path):
+    page = tmp_path / "reliability.md"
+    page.write_text((ROOT / "docs" / "reliability.md").read_text())
+    lines = page.read_text().splitlines()
+    head = lines.index(f"| {' | '.join(name.replace('_', ' ') for name in HEAD)} |")
+    rest = lines[lines.index("", head) :]
+    row = f"| {' | '.join('7' * len(HEAD))} |"
+    add_row(page, row)
+    lines = page.read_text().splitlines()
+    end = lines.index("", head)
+    assert lines[end - 1] == row
+    assert lines[end:] == rest
+    assert not [line for line in lines[head:end] if "…" in line]
