@@ -153,6 +153,7 @@ def table(outcome: "Outcome") -> Table:
         "seconds": f"{outcome.seconds:.0f}",
         "of these after the storm": f"{outcome.drained_in:.0f}",
         "events a second": f"{verdict.sent / outcome.seconds:.0f}",
+        "entries trimmed from the streams": outcome.trimmed,
         "published by a relay, or perhaps": verdict.relayed,
         "published once more": verdict.copies,
         "order looked at: events in the stream": verdict.in_order,

@@ -17,7 +17,7 @@ from .listeners import LISTENERS
 from .models import Effect, Sent
 from .processes import Producer, Worker
 from .producer import FATES
-from .servers import Redis
+from .servers import Redis, Unavailable
 from .storm import Storm
 from .verdict import Verdict, judge
 from .witness import STREAMS, Witness
@@ -51,6 +51,7 @@ class Outcome:
     verdict: Verdict
     seconds: float
     drained_in: float
+    trimmed: int
     mischief: Counter[str]
     fates: Counter[str]
     troubles: list[str]
@@ -87,6 +88,7 @@ class Harness:
             producers=self.producers,
             settings=get_settings(),
             pause=options.pause,
+            log=logs / "mischief.log",
         )
         self.client = server.client()
         self.witness = Witness(self.client)
@@ -96,6 +98,10 @@ class Harness:
     def run(self) -> Outcome:
         call_command("migrate", run_syncdb=True, verbosity=0)
         self.redis.start()
+        while not self.witness.join():
+            if not self.redis.runs:
+                raise Unavailable(f"no Redis: {self.redis.log.read_text()}")
+            time.sleep(0.05)
         for child in (*self.workers, *self.producers):
             child.start()
         self.wait(lambda: all(worker.is_ready for worker in self.workers), "starting")
@@ -110,8 +116,8 @@ class Harness:
         self.drain()
         ended = time.monotonic()
         self.stop_workers()
+        trimmed = sum(row["entries-added"] - row["length"] for row in map(self.client.xinfo_stream, STREAMS))
         self.witness.read()
-        (self.logs / "mischief.log").write_text("\n".join(self.storm.log))
         stops = sorted(stop for worker in self.workers for stop in worker.stops)
         verdict = judge([*self.witness.seen.values()], stops)
         if verdict.sent != self.options.events:
@@ -122,6 +128,7 @@ class Harness:
             verdict=verdict,
             seconds=ended - began,
             drained_in=ended - calm,
+            trimmed=trimmed,
             mischief=self.storm.counts,
             fates=self.count_fates(),
             troubles=[*self.troubles, *self.storm.troubles],
@@ -129,6 +136,9 @@ class Harness:
 
     def look(self, phase: str) -> None:
         """Look after everything once, and pause for a moment."""
+        if not self.redis.runs and not self.storm.is_at(self.redis):
+            self.troubles.append(f"{self.redis.log.name}: ended by itself with exit code {self.redis.exit_code}")
+            self.redis.start()
         for worker in self.workers:
             if not worker.runs and not self.storm.is_at(worker):
                 self.troubles.append(f"{worker.log.name}: ended by itself with exit code {worker.exit_code}")
@@ -171,7 +181,7 @@ class Harness:
             "in the outbox": OutboxEvent.objects.filter(due_at__isnull=False).count(),
             "to be retried": FailedEvent.objects.filter(next_attempt_at__isnull=False).count(),
         }
-        missing = len(LISTENERS)
+        missing = len(LISTENERS) + 1  # the witness
         try:
             for stream in STREAMS:
                 last_id = self.client.xinfo_stream(stream)["last-generated-id"]

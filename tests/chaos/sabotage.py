@@ -6,12 +6,13 @@ SABOTAGES = {
     "keys": "listeners without idempotency keys: effects are doubled",
     "acknowledgement": "events are acknowledged before they are handled: some are lost",
     "outbox": "producers fire within their transactions: ghosts, and events that are lost",
+    "trimming": "streams are trimmed of what no group has finished with: events are lost",
     "order": "the events of a transaction are published, and those of a batch handled, in reverse",
 }
 
 
 def sabotage(kind: str) -> None:
-    from lightbus_django import outbox
+    from lightbus_django import outbox, streams
     from lightbus_django.consumer import Consumer
 
     if kind == "acknowledgement":
@@ -36,4 +37,11 @@ def sabotage(kind: str) -> None:
 
         outbox.publish = publish_in_reverse
         Consumer._handle = handle_in_reverse
+    elif kind == "trimming":
+
+        def trim_all(transport: Any, stream: str, **kwargs: Any) -> int:
+            removed: int = transport.client.xtrim(stream, maxlen=0, approximate=False)
+            return removed
+
+        streams.trim = trim_all
     # "keys" and "outbox" are seen to by the listeners and the producers.

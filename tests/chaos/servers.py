@@ -24,8 +24,17 @@ class Redis(Child):
         port = _free_port()
         data = logs / "redis"
         data.mkdir()
-        command = [binary, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(data), "--save", ""]
-        super().__init__("redis", [*command, "--appendonly", "yes", "--appendfsync", "always"], group=group, logs=logs)
+        options = {
+            "bind": "127.0.0.1",
+            "port": str(port),
+            "dir": str(data),
+            "save": "",
+            "appendonly": "yes",
+            "appendfsync": "always",
+            "stream-node-max-entries": "10",  # streams are trimmed by whole nodes
+        }
+        command = [binary, *(word for name, value in options.items() for word in (f"--{name}", value))]
+        super().__init__("redis", command, group=group, logs=logs)
         self.url = f"redis://127.0.0.1:{port}/0"
 
     def stop(self) -> Iterator[float]:

@@ -14,6 +14,7 @@ LIGHTBUS = {
     "ACKNOWLEDGEMENT_TIMEOUT": 2.0,
     "RECLAIM_INTERVAL": 0.5,
     "RETRY_BACKOFF": 1.0,
+    "STREAM_RETENTION": 0.0,  # what is finished with goes at once
     # We kill processes and connections all the time; that an event is set aside for it is another test's matter.
     "MAX_ATTEMPTS": 50,
 }

@@ -3,6 +3,8 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 
 from django.db import connection
 
@@ -27,6 +29,7 @@ class Storm:
         producers: Sequence[Producer],
         settings: Settings,
         pause: float,
+        log: Path,
     ) -> None:
         self.random = random.Random(f"{seed} storm")
         self.redis = redis
@@ -36,7 +39,7 @@ class Storm:
         self.pause = pause
         self.counts: Counter[str] = Counter()
         self.troubles: list[str] = []
-        self.log: list[str] = []
+        self.log = log
         self._kinds: dict[Callable[..., Mischief], int] = {
             self.kill_worker: 4,
             self.stop_worker: 2,
@@ -61,7 +64,7 @@ class Storm:
             elif (pause := next(mischief, None)) is not None:
                 self._going.append((now + pause, kind, target, mischief))
             else:
-                self.log.append(f"{now:.1f} {kind}: over")
+                self._write(f"{kind}: over", target)
         if more and now >= self._next_at:
             self._begin(now)
             self._next_at = now + self.random.uniform(0, 2 * self.pause)
@@ -76,8 +79,12 @@ class Storm:
             return  # it has enough to do with what happens to it already
         name = kind.__name__.replace("_", " ")
         self.counts[name] += 1
-        self.log.append(f"{now:.1f} {name}: {target.name if target else ''}")
+        self._write(name, target)
         self._going.append((now, name, target, kind(target)))
+
+    def _write(self, what: str, target: Child | None) -> None:
+        with self.log.open("a") as log:
+            log.write(f"{datetime.now(UTC):%H:%M:%S.%f} {what} {target.log.name if target else ''}\n")
 
     def _target(self, kind: str) -> Child | None:
         """Draw the one that it happens to."""

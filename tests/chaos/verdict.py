@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import accumulate
 
 from django.db.models import Count, Exists, OuterRef
 
@@ -51,7 +52,7 @@ class Verdict:
 
 
 def judge(seen: Sequence[Seen], stops: Stops) -> Verdict:
-    """Compare, with the stream as it was seen and the times when workers were being stopped."""
+    """Compare, with the stream as it was seen and the times when workers were being stopped, in order."""
     verdict = Verdict(sent=Sent.objects.count(), effects=Effect.objects.count())
     for listener in LISTENERS:
         effects = Effect.objects.filter(listener=listener)
@@ -74,7 +75,8 @@ def judge(seen: Sequence[Seen], stops: Stops) -> Verdict:
 
     rows = Effect.objects.order_by("pk").values_list("listener", "run", "stream_id", "attempt", "at")
     verdict.retried = Effect.objects.filter(attempt__gt=1).count()
-    first_hand = [row[:3] for row in rows.iterator() if is_first_hand(*row[2:], stops)]
+    is_first_hand = FirstHand(stops)
+    first_hand = [row[:3] for row in rows.iterator() if is_first_hand(*row[2:])]
     verdict.handled_in_order = len(first_hand)
     verdict.handled_out_of_order = handling_disorder(first_hand)
     return verdict
@@ -93,15 +95,20 @@ def stream_disorder(seen: Iterable[Seen]) -> list[str]:
     return disorder
 
 
-def is_first_hand(stream_id: str, attempt: int, at: datetime, stops: Stops) -> bool:
+class FirstHand:
     """Whether an effect is the first delivery's for certain.
 
     What a worker hands back as it is stopped counts as not delivered yet. So the effect is not sure
     to be that if, between publishing and handling, any worker was being stopped.
     """
-    published = int(stream_id.partition("-")[0]) / 1000
-    number = bisect_right(stops, at.timestamp(), key=lambda stop: stop[0])
-    return attempt == 1 and all(ended < published for _, ended in stops[:number])
+
+    def __init__(self, stops: Stops) -> None:
+        self.began = [began for began, _ in stops]
+        self.all_ended = [0.0, *accumulate((ended for _, ended in stops), max)]
+
+    def __call__(self, stream_id: str, attempt: int, at: datetime) -> bool:
+        published = int(stream_id.partition("-")[0]) / 1000
+        return attempt == 1 and self.all_ended[bisect_right(self.began, at.timestamp())] < published
 
 
 def handling_disorder(effects: Iterable[tuple[str, str, str]]) -> list[str]:

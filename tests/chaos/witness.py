@@ -32,10 +32,22 @@ class Seen:
 
 
 class Witness:
+    """Has a consumer group, for its sake events are kept until it has seen them."""
+
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
         self.seen: dict[str, Seen] = {}
         self._last_id = "0"
+
+    def join(self) -> bool:
+        """Return whether that worked; to be called until it does, before there is an event."""
+        try:
+            self.client.xgroup_create(STREAMS[0], "witness", id="0", mkstream=True)
+        except redis.ResponseError as error:
+            return str(error).startswith("BUSYGROUP")
+        except redis.RedisError:
+            return False
+        return True
 
     def read(self) -> None:
         """Look at what is new; a server that is away is asked again next time."""
@@ -44,6 +56,7 @@ class Witness:
                 for stream_id, fields in entries:
                     self._last_id = stream_id.decode()
                     self._see(self._last_id, fields)
+                self.client.xgroup_setid(STREAMS[0], "witness", self._last_id)
         except redis.RedisError:
             pass
 
