@@ -145,7 +145,7 @@ class Inbox:
         except BaseException as error:
             if not self._is_failure(error):
                 raise
-            # Else its savepoint was lost with the transaction, maybe for want of a database, and nothing can be written.
+            # Else the savepoint was lost with the transaction: nothing can be written, and nobody is to blame.
             if not transaction.get_rollback(self.using):
                 self._failures.record(delivery, error)
 
