@@ -145,7 +145,9 @@ class Inbox:
         except BaseException as error:
             if not self._is_failure(error):
                 raise
-            self._failures.record(delivery, error)
+            # Else the savepoint was lost with the transaction: nothing can be written, and nobody is to blame.
+            if not transaction.get_rollback(self.using):
+                self._failures.record(delivery, error)
 
     def _handle_one_without_key(self, delivery: Delivery) -> None:
         connections[self.using].ensure_connection()
