@@ -286,6 +286,24 @@ def test_a_restart_from_an_older_snapshot(server: Server, run: Callable[[], None
     assert handled() == [1, 2, 3]
 
 
+@pytest.mark.xfail(strict=True, reason="no process remembers where the group was, so it starts where a new one does")
+def test_a_group_that_is_lost_while_no_process_runs(server: Server, book: None) -> None:
+    def work() -> None:
+        worker = Worker(registry, service_name="shop", process_name="worker", settings=get_settings())
+        worker.run_burst()
+        worker.transport.close()
+
+    work()
+    fire("shop.order_placed", number=1)
+    work()
+    assert handled() == [1]
+    with server.client() as client:
+        client.flushall()
+    fire("shop.order_placed", number=2)
+    work()
+    assert handled() == [1, 2]
+
+
 # --- Failover ---------------------------------------------------------------------------------
 
 

@@ -55,6 +55,8 @@ def authorities(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def address(authorities: tuple[Path, Path]) -> Iterator[str]:
     """The URL of a server that has TLS, without an option that names the authority."""
+    if not has_tls(redis_server()):
+        pytest.skip("redis-server has no TLS")
     directory = authorities[0].parent
     port = free_port()
     server = Server(
@@ -66,8 +68,6 @@ def address(authorities: tuple[Path, Path]) -> Iterator[str]:
         binary=redis_server(),
         password=PASSWORD,
     )
-    if not has_tls(server.binary):
-        pytest.skip("redis-server has no TLS")
     with server:
         yield f"rediss://:{PASSWORD}@localhost:{port}/0"
 

@@ -105,7 +105,11 @@ def test_a_firing_process_fires_and_can_do_nothing_else(
     lightbus(URL=server.url_of("shop-web", "a-password"), REDIS_TIMEOUT=5)
     fire("shop.order_placed", number=1)
     on_commit("shop.order_placed", number=2)
-    assert admin.xlen(SHOP) == 2
+    OutboxEvent.objects.create(event_name="shop.order_placed", payload="{}", due_at="2000-01-01T00:00Z")
+    relay = Worker([], service_name="shop", process_name="worker", settings=get_settings())
+    relay.run_burst()
+    relay.transport.close()
+    assert admin.xlen(SHOP) == 3
 
     with pytest.raises(BusError, match=r"denies its user something with 'bookkeeping\.\*:stream'.*operations\.md"):
         fire("bookkeeping.booked", number=1)
