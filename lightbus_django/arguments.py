@@ -1,6 +1,7 @@
 """From a payload to a handler's arguments, by its annotations; worked out once per handler."""
 
 import inspect
+import re
 from collections.abc import Callable
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -67,7 +68,9 @@ class Arguments:
             except DatabaseError:
                 raise  # a __from_bus__() may ask the database
             except Exception as error:
-                raise UnreadableEvent(f"the handler's argument {name!r} can't be made of the event: {error}") from error
+                raise UnreadableEvent(
+                    f"the handler's argument {name!r} can't be made of the event: {_without_value(error)}"
+                ) from error
         return arguments
 
 
@@ -123,6 +126,13 @@ def _known(hint: Any, what: str) -> Any:
     if isinstance(known, msgspec.inspect.CustomType):
         raise ConfigurationError(f"{what} has a type that no JSON converts to; give {hint!r} a __from_bus__().")
     return hint
+
+
+def _without_value(error: Exception) -> str:
+    """Return what is wrong with a value, but not the value: it is the payload's, and this goes into the log."""
+    if isinstance(error, msgspec.ValidationError) and error.__cause__ is None:
+        return re.sub(r"^(Invalid enum value) .*?( - at `[^`]*`)?$", r"\1\2", str(error), flags=re.DOTALL)
+    return type(error).__name__
 
 
 def _convert(value: Any, hint: Any) -> Any:

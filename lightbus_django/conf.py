@@ -139,9 +139,12 @@ def _find_contradictions(settings: Settings) -> Iterator[Problem]:
 
 def check_url(url: str) -> None:
     try:
-        urlsplit(url).port  # noqa: B018
+        parts = urlsplit(url)
+        parts.port  # noqa: B018
     except ValueError:
         raise ConfigurationError(URL_HELP) from None
+    if parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
+        raise ConfigurationError("what follows the host must be the number of a database, such as /0")
 
 
 _ADJECTIVES = "brave bright calm clever eager gentle happy jolly kind lively proud quick quiet swift".split()

@@ -61,6 +61,7 @@ class Consumer:
         self._wanted = {event.encode() for event in listener.events}
         self._joined = False
         self._positions: dict[str, str] = {}
+        self._start_ids: dict[str, str] = {}
         self._unread_lost: dict[str, int] = {}
         self._look_back = True
         self._reclaim_at = 0.0
@@ -152,8 +153,13 @@ class Consumer:
     def _start_id(self, stream: str) -> str:
         """Return where a group that is not there has to begin."""
         was_at = self._positions.get(stream)
-        if was_at is None and not self.inbox.has_handled(self._events_of(stream)):
-            return self.listener.start_id
+        if was_at is None:
+            # What is new is so from the first try on; the inbox may not answer yet.
+            start_id = self._start_ids.setdefault(stream, self.listener.start_id)
+            if start_id == "$":
+                start_id = self._start_ids[stream] = last_id(self.transport, stream)
+            if not self.inbox.has_handled(self._events_of(stream)):
+                return start_id
         if was_at is None or id_key(last_id(self.transport, stream)) < id_key(was_at):
             was_at = "0"  # another stream under the same name, or nobody knows; the inbox knows what was handled
         logger.warning("%s: the group was gone from %s; made anew at %s", self.group, stream, was_at)

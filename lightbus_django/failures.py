@@ -103,9 +103,17 @@ class Failures:
             failed.event_name,
             failed.event_id,
             failed.attempts,
-            failed.error.partition("\n")[0][:200],
+            _where(error),
             f"next attempt at {failed.next_attempt_at:%H:%M:%S}" if failed.next_attempt_at else "it is a dead letter",
         )
+
+
+def _where(error: BaseException) -> str:
+    """Return an error's type and place: what is said in it may quote the payload, which is not for the log."""
+    if isinstance(error, UnreadableEvent):
+        return str(error)
+    (*_, frame) = traceback.extract_tb(error.__traceback__) or [None]
+    return f"{type(error).__name__}" + (f" at {frame.filename}:{frame.lineno}" if frame else "")
 
 
 def _text(error: BaseException) -> str:

@@ -72,8 +72,12 @@ class Transport:
                 # Timeouts are not tried again.
                 retry=Retry(NoBackoff(), retries, supported_errors=(redis.ConnectionError,)),
             )
+            self.client.connection_pool.make_connection()
         except ValueError:
             raise ConfigurationError(URL_HELP) from None  # its text may hold a part of the password
+        except TypeError as error:
+            name = str(error).rpartition(" ")[2]
+            raise ConfigurationError(f'settings.LIGHTBUS["URL"] has an unknown option: {name}') from None
         self._pause = 0.0
         self._down_until = 0.0
 

@@ -118,13 +118,13 @@ class Worker:
             for consumer in self.consumers
         ]
         threads.append(threading.Thread(target=self._run_housekeeping, name="housekeeping", daemon=True))
-        leases = threading.Thread(target=self._run_leases, name="leases", daemon=True)
-        for thread in [*threads, leases]:
+        threads.append(threading.Thread(target=self._run_leases, name="leases", daemon=True))
+        for thread in threads:
             thread.start()
         well = True
         while not self._stopping.is_set():
             time.sleep(0.1)  # not wait(), which a signal handler that calls stop() could lock up
-            if not all(thread.is_alive() for thread in [*threads, leases]) and not self._stopping.is_set():
+            if not all(thread.is_alive() for thread in threads) and not self._stopping.is_set():
                 logger.critical("a thread died; ending the process")
                 well = False
                 self.stop()

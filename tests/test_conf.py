@@ -97,3 +97,8 @@ def test_which_names_are_random():
 
 def test_makemigrations_has_nothing_to_do(db):
     call_command("makemigrations", "--check", "--dry-run", verbosity=0)
+
+
+def test_an_option_of_the_url_that_redis_py_does_not_know_is_named():
+    with pytest.raises(ConfigurationError, match="unknown option: 'nonsense'"):
+        Transport("redis://localhost/0?nonsense=1", timeout=1)

@@ -1,9 +1,10 @@
 """One listener's loop, stepped by hand on a real server."""
 
 import threading
+from contextlib import suppress
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 
 from lightbus_django import BusError, BusUnavailable, fire, listens_to
 from lightbus_django.consumer import Consumer
@@ -64,6 +65,22 @@ def test_events_are_handled_in_order_and_acknowledged_with_the_next_read(r, reco
 def test_a_new_group_gets_what_is_new(r, record, consume):
     fire("shop.order_placed", number=1)
     consumer = consume()
+    fire("shop.order_placed", number=2)
+    drain(consumer)
+    assert effects() == [2]
+
+
+def test_what_is_new_is_so_from_the_first_try_on(r, record, consume, make_consumer):
+    """The inbox has to say that the listener is new, and the database may be away when the process starts."""
+
+    def refuse(*args):
+        raise OperationalError("away")
+
+    fire("shop.order_placed", number=1)
+    consumer = make_consumer()
+    with connection.execute_wrapper(refuse), suppress(DatabaseUnavailable, OperationalError):
+        consumer.step(block=0)
+    assert r.xinfo_groups(KEY) == []
     fire("shop.order_placed", number=2)
     drain(consumer)
     assert effects() == [2]

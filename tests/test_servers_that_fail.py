@@ -286,7 +286,6 @@ def test_a_restart_from_an_older_snapshot(server: Server, run: Callable[[], None
     assert handled() == [1, 2, 3]
 
 
-@pytest.mark.xfail(strict=True, reason="no process remembers where the group was, so it starts where a new one does")
 def test_a_group_that_is_lost_while_no_process_runs(server: Server, book: None) -> None:
     def work() -> None:
         worker = Worker(registry, service_name="shop", process_name="worker", settings=get_settings())
