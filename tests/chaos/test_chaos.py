@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,12 +20,12 @@ on_postgresql = pytest.mark.skipif(
 UNAVAILABLE = 77
 
 
-def chaos(*arguments: str) -> tuple[int, dict[str, str], str]:
-    """Run the harness; return its exit code, the row of its result, and all that it printed."""
+def chaos(directory: Path, *arguments: str) -> tuple[int, dict[str, str], str]:
+    """Run the harness, its logs in a directory; return its exit code, the row of its result, and all its output."""
     process = subprocess.run(
         [sys.executable, "-m", "tests.chaos", *arguments],
         cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if not name.startswith("LIGHTBUS_")},
+        env={**os.environ, "TMPDIR": str(directory)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -38,8 +39,8 @@ def chaos(*arguments: str) -> tuple[int, dict[str, str], str]:
 
 
 @on_postgresql
-def test_nothing_is_lost_and_nothing_doubled():
-    code, row, output = chaos("--events", "1000", "--seed", "20", "--pause", "0.6")
+def test_nothing_is_lost_and_nothing_doubled(tmp_path):
+    code, row, output = chaos(tmp_path, "--events", "1000", "--seed", "20", "--pause", "0.6")
     print(output)
     assert code == 0
     assert row["events"] == "1,000"
@@ -50,9 +51,9 @@ def test_nothing_is_lost_and_nothing_doubled():
 
 
 @on_postgresql
-def test_a_harness_that_can_fail():
+def test_a_harness_that_can_fail(tmp_path):
     """Without idempotency keys it counts doubles. What else `--sabotage` breaks is for people to try."""
-    code, row, output = chaos("--events", "200", "--seed", "20", "--pause", "0.3", "--sabotage", "keys")
+    code, row, output = chaos(tmp_path, "--events", "200", "--seed", "20", "--pause", "0.3", "--sabotage", "keys")
     print(output)
     assert code == 1
     assert row["doubled"] != "0"
