@@ -186,6 +186,8 @@ class Inbox:
 
     def has_handled(self, event_names: Iterable[str]) -> bool:
         """Whether this group has handled any of these events, as far as the inbox remembers."""
+        if not self.listener.idempotent:
+            return False
         with nobody_to_blame(self.using):
             rows = ProcessedEvent.objects.using(self.using).filter(consumer_group=self.group)
             return rows.filter(event_name__in=list(event_names)).exists()
