@@ -4,6 +4,7 @@ import argparse
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -35,6 +36,7 @@ console = Console(highlight=False)
 
 def main() -> int:
     arguments = parse()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the database is dropped then, too
     seed = arguments.seed or str(random.randrange(1_000_000))
     logs = Path(tempfile.mkdtemp(prefix=f"lightbus-chaos-{seed}-"))
     console.print(f"seed {seed}, logs in {logs}")
