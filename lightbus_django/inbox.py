@@ -114,6 +114,7 @@ class Inbox:
             if len(deliveries) > 1:
                 raise
             self._record_with_key(deliveries[0], error)
+            settled = 1
         self._share = settled if closed else min(2 * self._share, self._batch_size)
         return settled
 

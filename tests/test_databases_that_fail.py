@@ -444,6 +444,33 @@ def is_waiting(cursor):
     return cursor.fetchone()
 
 
+# --- A key that can't be written ----------------------------------------------------------------
+
+
+@pytest.fixture
+def latin1():
+    """Have names in a character set that lacks most characters, as MariaDB's own default does before 11.6."""
+    change = "ALTER TABLE lightbus_django_processedevent MODIFY event_name varchar(200) CHARACTER SET {} NOT NULL"
+    with connection.cursor() as cursor:
+        cursor.execute(change.format("latin1"))
+        yield
+        cursor.execute(change.format("utf8mb4"))
+
+
+@pytest.mark.skipif(connection.vendor != "mysql", reason="only MariaDB has a character set for each column")
+def test_an_event_whose_key_is_refused_holds_nobody_up(r, listen, consume, latin1):
+    listen()
+    consumer = consume()
+    r.xadd(KEY, {"id": "1", "api_name": b"\xff"})
+    fire_orders(2)
+    for _ in range(10):
+        consumer.step(block=0)
+    consumer.flush()
+    assert handled() == at_first(2)
+    assert FailedEvent.objects.count() == 1
+    assert deliveries(r) == []
+
+
 # --- A server that goes away --------------------------------------------------------------------
 
 
