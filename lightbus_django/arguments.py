@@ -35,6 +35,8 @@ class Arguments:
         hints = _hints(handler, path)
         for parameter in parameters[1:]:
             hint = hints.get(parameter.name, Any)
+            if hint is object:
+                hint = Any
             if hint is not Any:
                 hint = _for_msgspec(hint, f"The argument {parameter.name!r} of the handler {path}")
             if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:

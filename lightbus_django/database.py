@@ -23,9 +23,10 @@ _SQLITE = {5, 6, 10, 13, 14}  # busy, locked, I/O error, full, can't open
 
 
 def is_transient(error: BaseException, using: str) -> bool:
-    """Whether `error` says that a database is away, overloaded or busy with others."""
+    """Whether `error`, or one that it was raised for, says that a database is away, overloaded or busy with others."""
     if not isinstance(error, _error_types()):
-        return False
+        origin = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        return origin is not None and is_transient(origin, using)
     cause: Any = error.__cause__
     if isinstance(error, OperationalError):
         if hasattr(cause, "sqlite_errorcode"):

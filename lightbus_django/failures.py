@@ -34,7 +34,9 @@ class Delivery:
             message = decode(entry.fields, entry.stream_id, entry.deliveries)
         except UnreadableEvent as problem:
             # Keyed by its place: a readable event that comes under the same id later is another matter.
-            names = [entry.fields.get(name, b"?").decode(errors="replace") for name in (b"api_name", b"event_name")]
+            names = [
+                entry.fields.get(name, b"?").decode(errors="backslashreplace") for name in (b"api_name", b"event_name")
+            ]
             name = _storable(".".join(names))[:MAX_NAME_LENGTH]
             return cls(entry, event_key(f"{entry.stream}/{entry.stream_id}"), name, problem=problem)
         return cls(entry, event_key(message.id), message.name, message)
@@ -62,6 +64,7 @@ class Failures:
         )
         self._describe(failed, error)
         self.rows.bulk_create([failed], ignore_conflicts=True)
+        self._say(failed, error)
 
     def claim_due(self, now: datetime) -> FailedEvent | None:
         """Take the retry that is due longest; it is this process's for the acknowledgement timeout."""
@@ -81,6 +84,7 @@ class Failures:
         self.rows.filter(pk=failed.pk, attempts=failed.attempts).update(
             error=failed.error, traceback=failed.traceback, next_attempt_at=failed.next_attempt_at
         )
+        self._say(failed, error)
 
     def give_back(self, failed: FailedEvent) -> None:
         """Undo a claim: the attempt was not made."""
@@ -96,6 +100,8 @@ class Failures:
             delay = min(self.settings.retry_backoff * 2 ** (failed.attempts - 1), self.settings.retry_backoff_max)
             # Jitter, lest what failed together fails together again.
             failed.next_attempt_at = timezone.now() + timedelta(seconds=delay * random.uniform(0.5, 1))
+
+    def _say(self, failed: FailedEvent, error: BaseException) -> None:
         logger.log(
             logging.WARNING if failed.next_attempt_at else logging.ERROR,
             "%s: %s %s failed, attempt %d: %s; %s",

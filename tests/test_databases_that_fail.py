@@ -9,10 +9,11 @@ import sys
 import threading
 
 import pytest
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, OperationalError, connection
 
 from lightbus_django import fire, listens_to
 from lightbus_django.conf import get_settings
+from lightbus_django.database import is_transient
 from lightbus_django.exceptions import DatabaseUnavailable
 from lightbus_django.listeners import registry
 from lightbus_django.models import FailedEvent, ProcessedEvent
@@ -544,3 +545,17 @@ def test_a_worker_waits_while_there_are_too_many_connections(postgresql, work_th
     assert says(process, "price-monitor-fragile: going on")
     eventually(lambda: not deliveries(r, "price-monitor-fragile"))
     assert handled_there(postgresql) == [0, 1, 2]
+
+
+def test_what_a_handler_makes_of_a_lost_connection_is_no_failure_either():
+    locked = sqlite3.OperationalError("database is locked")
+    locked.sqlite_errorcode = sqlite3.SQLITE_BUSY
+    origin = OperationalError("database is locked")
+    origin.__cause__ = locked
+    for chain in ("__cause__", "__context__"):
+        own = ValueError("can't book")
+        setattr(own, chain, origin)
+        if chain == "__context__":
+            own.__suppress_context__ = False
+        assert is_transient(own, "default")
+    assert not is_transient(ValueError("can't book"), "default")

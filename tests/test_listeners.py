@@ -282,3 +282,15 @@ def test_listeners_are_selected_by_name():
     assert [item.handler for item in registry.select(["two", "two"])] == [two]
     with pytest.raises(ConfigurationError, match=r"no listener 'three'\. Known: one, two"):
         registry.select(["three"])
+
+
+def test_object_takes_anything(listeners):
+    taken = []
+
+    @listens_to("shop.order_placed")
+    def handler(event, **kwargs: object):
+        taken.append(kwargs)
+
+    (listener,) = listeners
+    listener.call(EventMessage(id="1", api_name="shop", event_name="order_placed", payload={"number": 1, "lines": []}))
+    assert taken == [{"number": 1, "lines": []}]

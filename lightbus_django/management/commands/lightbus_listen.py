@@ -69,11 +69,11 @@ class Command(BaseCommand):
                 listeners, service_name=service_name, process_name=process_name, settings=settings, leave=leave
             )
             worker.check_tables()
-            for line in worker.describe():
-                logger.info(line)
-            if options["stop_with_parent"]:
-                stop_with_parent(worker.stop)
             with worker.stopping_on(signal.SIGTERM, signal.SIGINT):
+                for line in worker.describe():
+                    logger.info(line)
+                if options["stop_with_parent"]:
+                    stop_with_parent(worker.stop)
                 if options["burst"]:
                     worker.run_burst()
                 elif not worker.run(stop_timeout=options["stop_timeout"]):
