@@ -34,10 +34,8 @@ class Delivery:
             message = decode(entry.fields, entry.stream_id, entry.deliveries)
         except UnreadableEvent as problem:
             # Keyed by its place: a readable event that comes under the same id later is another matter.
-            names = [
-                entry.fields.get(name, b"?").decode(errors="backslashreplace") for name in (b"api_name", b"event_name")
-            ]
-            name = _storable(".".join(names))[:MAX_NAME_LENGTH]
+            names = (entry.fields.get(name, b"?") for name in (b"api_name", b"event_name"))
+            name = _storable(b".".join(names).decode(errors="backslashreplace"))[:MAX_NAME_LENGTH]
             return cls(entry, event_key(f"{entry.stream}/{entry.stream_id}"), name, problem=problem)
         return cls(entry, event_key(message.id), message.name, message)
 

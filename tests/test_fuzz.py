@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from lightbus_django import EventMessage, listens_to
 from lightbus_django.failures import Delivery
+from lightbus_django.groups import Entry
 from lightbus_django.messages import NOOP, load_fields
 from lightbus_django.models import FailedEvent, ProcessedEvent
-from lightbus_django.transport import Entry
 from tests.app.models import Effect
 
 from .conftest import drain
