@@ -9,9 +9,10 @@ from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
 from django.db import connections
 
-from .conf import find_problems, is_random
+from .conf import find_problems, get_settings, is_random
 from .exceptions import ConfigurationError
 from .listeners import registry
+from .transport import Transport
 
 
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
@@ -26,6 +27,10 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
     ]
     if messages:
         return messages
+    try:
+        Transport(get_settings().url, timeout=1)
+    except ConfigurationError as error:
+        return [Error(str(error), id="lightbus_django.E004")]
     if is_random(raw["SERVICE_NAME"]):
         messages.append(
             Error(

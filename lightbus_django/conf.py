@@ -19,10 +19,16 @@ from msgspec import Meta
 
 from .exceptions import ConfigurationError
 
-URL_HELP = "The URL of Redis can't be read; special characters in its password must be percent-encoded."
+URL_HELP = "The URL of Redis can't be read; is the port right, and are special characters percent-encoded?"
+
+HELP = {
+    "URL": "It begins with redis://, rediss:// or unix://, as in 'redis://localhost:6379/0'.",
+    "STREAM_USE": "It is 'per_api' or 'per_event'.",
+}
 
 Name = Annotated[str, Meta(min_length=1, max_length=100)]
-Seconds = Annotated[float, Meta(gt=0)]
+TEN_YEARS = 315_360_000.0
+Seconds = Annotated[float, Meta(gt=0, le=TEN_YEARS)]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
@@ -41,7 +47,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     retry_backoff_max: Seconds = 3600.0
     redis_timeout: Annotated[float, Meta(gt=0, le=60)] = 1.0
     max_payload_size: Annotated[int, Meta(ge=1)] = 1_048_576
-    stream_retention: Annotated[float, Meta(ge=0)] = 86_400.0
+    stream_retention: Annotated[float, Meta(ge=0, le=TEN_YEARS)] = 86_400.0
     stream_min_length: Annotated[int, Meta(ge=0)] = 0
     group_stale_after: Seconds = 604_800.0
     inbox_retention: Seconds = 2_592_000.0
@@ -90,7 +96,8 @@ def find_problems(raw: Any) -> list[Problem]:
     """Return all that is wrong with `raw`, the value of `settings.LIGHTBUS`."""
     if not isinstance(raw, dict):
         example = 'LIGHTBUS = {"SERVICE_NAME": "price-monitor"}'
-        return [Problem("E001", "settings.LIGHTBUS must be a dict.", f"For example: {example}")]
+        what = "is missing" if raw is None else "must be a dict"
+        return [Problem("E001", f"settings.LIGHTBUS {what}.", f"For example: {example}")]
     fields = {field.encode_name: field for field in msgspec.structs.fields(Settings)}
     problems = []
     if "SERVICE_NAME" not in raw:
@@ -118,8 +125,8 @@ def find_problems(raw: Any) -> list[Problem]:
             problems.append(
                 Problem(
                     "E004",
-                    f'settings.LIGHTBUS["{key}"] is not usable: {error}.',
-                    "The guide describes the settings: docs/guide.md.",
+                    f'settings.LIGHTBUS["{key}"] is not usable: {str(error).rstrip(".")}.',
+                    HELP.get(key, "The guide describes the settings: docs/guide.md."),
                 )
             )
     if not problems:

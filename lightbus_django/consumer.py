@@ -111,19 +111,21 @@ class Consumer:
         """Acknowledge what is settled, and hand the rest back to the other processes."""
         idle = self.settings.acknowledgement_timeout + 1
         to = NOBODY if self._leave else None
-        self.leases.hold(())
+        self.leases.end_all()
         self.flush()
         for delivery in self._held:
             entry = delivery.entry
             self.member.hand_back(entry.stream, [entry.stream_id], idle=idle, deliveries=entry.deliveries - 1, to=to)
         for stream, stream_id in self._outstanding:
             self.member.hand_back(stream, [stream_id], idle=idle, to=to)
+        if count := len(self._held) + len(self._outstanding):
+            logger.info("%s: handed back %d events", self.group, count)
         self._held.clear()
         self._outstanding.clear()
-        self.inbox.give_back()
         if self._leave and self._joined:
             for stream in self.streams:
                 self.member.leave(stream)
+        self.inbox.give_back()
 
     def flush(self) -> None:
         """Acknowledge what is settled now, instead of with the next read."""

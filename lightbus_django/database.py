@@ -24,9 +24,17 @@ _SQLITE = {5, 6, 10, 13, 14}  # busy, locked, I/O error, full, can't open
 
 def is_transient(error: BaseException, using: str) -> bool:
     """Whether `error`, or one that it was raised for, says that a database is away, overloaded or busy with others."""
-    if not isinstance(error, _error_types()):
-        origin = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-        return origin is not None and is_transient(origin, using)
+    origin: BaseException | None = error
+    seen = set()
+    while origin is not None and not isinstance(origin, _error_types()):
+        seen.add(id(origin))
+        origin = origin.__cause__ or (None if origin.__suppress_context__ else origin.__context__)
+        if id(origin) in seen:  # "raise error from error"
+            return False
+    return origin is not None and _is_transient(origin, using)
+
+
+def _is_transient(error: BaseException, using: str) -> bool:
     cause: Any = error.__cause__
     if isinstance(error, OperationalError):
         if hasattr(cause, "sqlite_errorcode"):
@@ -37,6 +45,11 @@ def is_transient(error: BaseException, using: str) -> bool:
         if error.args and error.args[0] in _MYSQL:
             return True
     return connections[using].connection is None or bool(_broken())
+
+
+def one_line(error: Exception) -> str:
+    """Return what an error says; that of a database may take several lines."""
+    return " ".join(str(error).split())
 
 
 def close_broken() -> None:

@@ -29,6 +29,10 @@ class BusError(LightbusError):
     """Redis answered with an error."""
 
 
+class BusForbidden(BusError):
+    """Redis denies its user what is needed."""
+
+
 class GroupMissing(BusError):
     """The stream or the consumer group that was read from is gone."""
 

@@ -18,6 +18,10 @@ from .models import FailedEvent
 logger = logging.getLogger("lightbus_django")
 
 
+MAX_CONTENT = 8 * 1024 * 1024
+"""Characters of an entry that are kept; MariaDB's max_allowed_packet is 16 MiB if it was not told otherwise."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Delivery:
     """An entry to handle: the message that it holds, or the reason why it holds none."""
@@ -60,6 +64,9 @@ class Failures:
             fields=dump_fields(entry.fields),
             attempts=entry.deliveries,
         )
+        if (size := len(failed.fields)) > MAX_CONTENT:
+            failed.fields = dump_fields({})
+            error = UnreadableEvent(f"{_where(error)}; and its content takes {size} characters, too many to keep")
         self._describe(failed, error)
         self.rows.bulk_create([failed], ignore_conflicts=True)
         self._say(failed, error)
@@ -80,7 +87,10 @@ class Failures:
         self._describe(failed, error)
         # By its count of attempts the row shows whether it is still this process's.
         self.rows.filter(pk=failed.pk, attempts=failed.attempts).update(
-            error=failed.error, traceback=failed.traceback, next_attempt_at=failed.next_attempt_at
+            error=failed.error,
+            traceback=failed.traceback,
+            failed_at=timezone.now(),
+            next_attempt_at=failed.next_attempt_at,
         )
         self._say(failed, error)
 

@@ -122,6 +122,7 @@ class Inbox:
         self, deliveries: Sequence[Delivery], begin: Callable[[Delivery], None], stopping: Callable[[], bool]
     ) -> int:
         settled = 0
+        started = time.monotonic()
         for delivery in deliveries:
             begin(delivery)
             try:
@@ -134,7 +135,7 @@ class Inbox:
                     raise
                 self._record_with_key(delivery, error)
             settled += 1
-            if stopping():
+            if stopping() or time.monotonic() - started > WINDOW:
                 break
         return settled
 

@@ -18,7 +18,7 @@ class _InHand(NamedTuple):
     stream: str
     stream_id: str
     started: float
-    thread: int | None
+    thread: int
 
 
 class Leases:
@@ -30,6 +30,7 @@ class Leases:
     def __init__(self, member: Member, timeout: float) -> None:
         self.member = member
         self.timeout = timeout
+        self._lock = threading.Lock()
         self._held: tuple[tuple[str, str], ...] = ()
         self._in_hand: _InHand | None = None
         self._told: _InHand | None = None
@@ -37,6 +38,11 @@ class Leases:
     def hold(self, entries: Iterable[tuple[str, str]]) -> None:
         """Hold these, pairs of stream and stream id, and nothing else."""
         self._held = tuple(entries)
+
+    def end_all(self) -> None:
+        """Hold nothing any more; no renewal is under way when this returns."""
+        with self._lock:
+            self._held = ()
 
     def begin(self, entry: Entry) -> None:
         """This thread begins to handle `entry`, which is held."""
@@ -60,13 +66,14 @@ class Leases:
                 by_stream[in_hand.stream].remove(in_hand.stream_id)
             if in_hand is not self._told:
                 self._tell(in_hand, now)
-        for stream, stream_ids in by_stream.items():
-            if stream_ids:
-                self.member.renew(stream, stream_ids)
+        with self._lock:
+            for stream, stream_ids in by_stream.items():
+                if stream_ids and self._held:
+                    self.member.renew(stream, stream_ids)
 
     def _tell(self, in_hand: _InHand, now: float) -> None:
         self._told = in_hand
-        frame = sys._current_frames().get(in_hand.thread or 0)
+        frame = sys._current_frames().get(in_hand.thread)
         logger.warning(
             "%s: %s exceeds ACKNOWLEDGEMENT_TIMEOUT (%.0f s so far); "
             "another process may take it. Its handler is at\n%s",

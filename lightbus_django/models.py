@@ -3,6 +3,7 @@
 from datetime import datetime
 from typing import ClassVar
 
+from django.conf import settings as django_settings
 from django.db import models, transaction
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
@@ -11,6 +12,11 @@ from .ids import uuid7
 from .messages import MAX_NAME_LENGTH, EventMessage, decode, load_fields
 
 KEY_LENGTH = 80
+
+
+def as_stored(time: datetime) -> datetime:
+    """Return an aware time as the database has it: a naive one where USE_TZ is off."""
+    return time if django_settings.USE_TZ else timezone.make_naive(time)
 
 
 class ProcessedEvent(models.Model):
@@ -114,12 +120,13 @@ class FailedEvent(models.Model):
     def discard(self) -> None:
         """Give the event up: for its consumer group it counts as processed from now on."""
         with transaction.atomic(using=self._state.db):
-            ProcessedEvent.objects.using(self._state.db).update_or_create(
-                event_id=self.event_id,
-                consumer_group=self.consumer_group,
-                defaults={"event_name": self.event_name, "discarded": True, "processed_at": timezone.now()},
-            )
-            self.delete()
+            # The row first, as a retry does: neither waits for the other's lock, nor is a success overwritten.
+            if FailedEvent.objects.using(self._state.db).filter(pk=self.pk).delete()[0]:
+                ProcessedEvent.objects.using(self._state.db).update_or_create(
+                    event_id=self.event_id,
+                    consumer_group=self.consumer_group,
+                    defaults={"event_name": self.event_name, "discarded": True, "processed_at": timezone.now()},
+                )
 
 
 class OutboxEventQuerySet(models.QuerySet["OutboxEvent"]):

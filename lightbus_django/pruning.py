@@ -1,16 +1,21 @@
 """Old rows: which may go from the tables, a few at a time."""
 
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import transaction
 from django.db.models import Exists, OuterRef, QuerySet
+from django.utils import timezone
 
+from . import streams
 from .conf import Settings
-from .models import FailedEvent, OutboxEvent, ProcessedEvent
+from .listeners import registry
+from .messages import stream_key
+from .models import FailedEvent, OutboxEvent, ProcessedEvent, as_stored
+from .transport import Transport
 
 CHUNK = 1000
 """How many rows are looked at, and deleted in one transaction, with each step."""
@@ -26,19 +31,37 @@ class Cutoffs:
     inbox: datetime
     outbox: datetime
     failed: datetime
+    inbox_of: Mapping[str, datetime] = field(default_factory=dict)
+    """The keys of these events are old before these times, if they are earlier."""
 
-    @classmethod
-    def at(cls, now: datetime, settings: Settings, oldest_event: datetime | None) -> "Cutoffs":
-        """Return those of `now`, where `oldest_event` came first of what the streams still hold.
+    def is_old(self, event_name: str, processed_at: datetime) -> bool:
+        return processed_at < min(self.inbox, self.inbox_of.get(event_name, self.inbox))
 
-        An event's key has to be there for as long as the event may be delivered again.
-        """
-        inbox = now - timedelta(seconds=settings.inbox_retention)
-        return cls(
-            inbox=min(inbox, oldest_event - SKEW) if oldest_event else inbox,
-            outbox=now - timedelta(seconds=settings.outbox_retention),
-            failed=now - timedelta(seconds=settings.failed_retention),
-        )
+
+def cutoffs_at(now: datetime, settings: Settings, transport: Transport) -> Cutoffs:
+    """Return what is old at `now`, a time in UTC.
+
+    An event's key has to be there for as long as the event may be delivered again. So it stays while
+    the stream holds anything that is as old, or that may have been published again since.
+    """
+
+    def ago(seconds: float, than: datetime = now) -> datetime:
+        return as_stored(than - timedelta(seconds=seconds))
+
+    inbox_of = {}
+    events_of = defaultdict(set)
+    for listener in registry:
+        for event in listener.events:
+            events_of[stream_key(event, settings.stream_use)].add(event)
+    for stream, events in events_of.items():
+        if (oldest := streams.oldest(transport, stream)) is not None:
+            inbox_of.update(dict.fromkeys(events, ago(settings.outbox_retention, oldest - SKEW)))
+    return Cutoffs(
+        inbox=ago(settings.inbox_retention),
+        outbox=ago(settings.outbox_retention),
+        failed=ago(settings.failed_retention),
+        inbox_of=inbox_of,
+    )
 
 
 def prune(using: str, cutoffs: Cutoffs) -> Iterator[tuple[str, int]]:
@@ -48,27 +71,36 @@ def prune(using: str, cutoffs: Cutoffs) -> Iterator[tuple[str, int]]:
     of the outbox that are not published yet.
     """
     failed = FailedEvent.objects.using(using)
-    for keys in _old(failed, "failed_at", cutoffs.failed):
-        yield "dead letters", _delete_dead_letters(using, keys)
+    for rows in _chunks(failed, "failed_at"):
+        old = [key for key, failed_at in rows if failed_at < cutoffs.failed]
+        yield "dead letters", _delete_dead_letters(using, old) if old else 0
+
     inbox = ProcessedEvent.objects.using(using)
     failures = failed.filter(event_id=OuterRef("event_id"), consumer_group=OuterRef("consumer_group"))
-    for keys in _old(inbox, "processed_at", cutoffs.inbox):
-        yield "processed events", inbox.filter(pk__in=keys).exclude(Exists(failures)).delete()[0]
+    for rows in _chunks(inbox, "processed_at", "event_name", until=cutoffs.inbox):
+        old = [key for key, processed_at, event_name in rows if cutoffs.is_old(event_name, processed_at)]
+        # Their age once more, for a retry may have renewed it.
+        keys = inbox.filter(pk__in=old, processed_at__lt=cutoffs.inbox).exclude(Exists(failures))
+        yield "processed events", keys.delete()[0] if old else 0
+
     outbox = OutboxEvent.objects.using(using)
-    for keys in _old(outbox, "created_at", cutoffs.outbox):
-        yield "published events", outbox.filter(pk__in=keys, due_at=None, published_at__lt=cutoffs.outbox).delete()[0]
+    for rows in _chunks(outbox, "created_at", until=cutoffs.outbox):
+        old = [key for key, created_at in rows if created_at < cutoffs.outbox]
+        yield "published events", outbox.filter(pk__in=old, due_at=None, published_at__lt=cutoffs.outbox).delete()[0]
 
 
-def _old(rows: QuerySet[Any], age: str, cutoff: datetime) -> Iterator[list[Any]]:
-    """Yield primary keys of old rows. They are in order of age but for a few, so no index on the age is needed."""
+def _chunks(rows: QuerySet[Any], age: str, *fields: str, until: datetime | None = None) -> Iterator[list[Any]]:
+    """Yield the primary key, the age and further fields of rows, until all of a chunk are young.
+
+    Rows come in order of their age, but for a few, so no index on it is needed.
+    """
     last = None
-    while True:
-        after = rows.filter(pk__gt=last) if last is not None else rows
-        chunk = list(after.order_by("pk").values_list("pk", age)[:CHUNK])
-        old = [key for key, time in chunk if time < cutoff]
-        if not old:
+    while chunk := list(
+        (rows.filter(pk__gt=last) if last is not None else rows).order_by("pk").values_list("pk", age, *fields)[:CHUNK]
+    ):
+        if until is not None and min(row[1] for row in chunk) >= until:
             return
-        yield old
+        yield chunk
         last = chunk[-1][0]
 
 
@@ -81,5 +113,5 @@ def _delete_dead_letters(using: str, keys: list[int]) -> int:
             events[group].append(event_id)
         for group, event_ids in events.items():
             processed = ProcessedEvent.objects.using(using).filter(consumer_group=group, event_id__in=event_ids)
-            processed.update(discarded=True)
+            processed.update(discarded=True, processed_at=timezone.now())
         return dead.delete()[0]

@@ -11,7 +11,8 @@ from uuid import UUID
 
 import msgspec
 from django.db import transaction
-from django.db.models import F
+from django.db.models import DateTimeField, F
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from .exceptions import BusError, BusUnavailable, InvalidEventName
@@ -49,7 +50,8 @@ def publish(events: Sequence[Staged], using: str, transport: Transport, stream_u
     results = transport.publish_many((stream_key(event.event_name, stream_use), event.fields) for event in events)
     outbox = OutboxEvent.objects.using(using)
     published = [event.id for event, result in zip(events, results, strict=True) if isinstance(result, str)]
-    outbox.filter(pk__in=published).update(due_at=None, published_at=timezone.now(), error="")
+    first = Coalesce("published_at", timezone.now(), output_field=DateTimeField())
+    outbox.filter(pk__in=published).update(due_at=None, published_at=first, error="")
     for event, result in zip(events, results, strict=True):
         if isinstance(result, BusUnavailable):
             raise result

@@ -1,7 +1,8 @@
 """Whole streams, with all their groups: how old they are, who has not read them, what may go."""
 
 from collections.abc import Iterable, Iterator
-from datetime import datetime
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from .exceptions import GroupMissing
@@ -22,11 +23,11 @@ class Group(NamedTuple):
     idle: float | None
     """Seconds since one of its consumers last asked for events; None if it has no consumer."""
 
-    def unread_since(self, now: datetime) -> float:
+    def unread_for(self) -> float:
         """Return for how many seconds nobody has read it."""
         if self.idle is not None:
             return self.idle
-        return (now - stream_time(self.last_delivered_id)).total_seconds()
+        return (datetime.now(UTC) - stream_time(self.last_delivered_id)).total_seconds()
 
 
 def last_id(transport: Transport, stream: str) -> str:
@@ -48,40 +49,39 @@ def oldest(transport: Transport, stream: str) -> datetime | None:
 
 def groups(transport: Transport, stream: str) -> list[Group]:
     """Return all groups of a stream; none if there is no stream."""
+    found = []
     try:
         with transport.errors(stream):
-            return [
-                Group(
-                    stream,
-                    row["name"].decode(),
-                    row["pending"],
-                    row.get("lag"),
-                    row["last-delivered-id"].decode(),
-                    min(
-                        (consumer["idle"] / 1000 for consumer in transport.client.xinfo_consumers(stream, row["name"])),
-                        default=None,
-                    ),
-                )
-                for row in transport.client.xinfo_groups(stream)
-            ]
+            rows = transport.client.xinfo_groups(stream)
     except GroupMissing:
         return []
+    for row in rows:
+        try:
+            with transport.errors(stream):
+                idle = [consumer["idle"] / 1000 for consumer in transport.client.xinfo_consumers(stream, row["name"])]
+        except GroupMissing:
+            continue  # it has just gone
+        name = row["name"].decode(errors="backslashreplace")
+        last_delivered_id = row["last-delivered-id"].decode()
+        found.append(Group(stream, name, row["pending"], row.get("lag"), last_delivered_id, min(idle, default=None)))
+    return found
 
 
 def find_streams(transport: Transport) -> Iterator[str]:
     """Yield the keys of all streams of events on the server."""
     with transport.errors():
         for key in transport.client.scan_iter(match="*:stream", count=1000, _type="stream"):
-            yield key.decode(errors="surrogateescape")
+            with suppress(UnicodeDecodeError):  # not one of ours
+                yield key.decode()
 
 
 def trim(
-    transport: Transport, stream: str, *, groups: Iterable[str], keep_since: datetime, keep_length: int, limit: int
+    transport: Transport, stream: str, *, awaited: Iterable[str], keep_since: datetime, keep_length: int, limit: int
 ) -> int:
     """Remove what every group has finished with; return how many entries that were.
 
     Args:
-        groups: those that must be there; while one is not, nothing is removed.
+        awaited: groups that must be there; while one is not, nothing is removed.
         keep_since: entries from then on are kept.
         keep_length: so many entries are kept, the newest.
         limit: remove so many at most.
@@ -91,7 +91,7 @@ def trim(
     """
     since = f"{round(keep_since.timestamp() * 1000)}-0"
     with transport.errors(stream):
-        removed: int = transport.client.register_script(TRIM)(keys=[stream], args=[since, keep_length, limit, *groups])
+        removed: int = transport.client.register_script(TRIM)(keys=[stream], args=[since, keep_length, limit, *awaited])
     return removed
 
 

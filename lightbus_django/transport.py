@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from .conf import URL_HELP
-from .exceptions import BusError, BusUnavailable, ConfigurationError, GroupMissing
+from .exceptions import BusError, BusForbidden, BusUnavailable, ConfigurationError, GroupMissing
 from .messages import Fields
 
 logger = logging.getLogger("lightbus_django")
@@ -73,13 +73,17 @@ class Transport:
                 retry=Retry(NoBackoff(), retries, supported_errors=(redis.ConnectionError,)),
             )
             self.client.connection_pool.make_connection()
+            for option in ("decode_responses", "protocol"):  # which change the answers
+                if self.client.connection_pool.connection_kwargs.get(option):
+                    raise TypeError(f"{option!r}")
         except ValueError:
             raise ConfigurationError(URL_HELP) from None  # its text may hold a part of the password
         except TypeError as error:
             name = str(error).rpartition(" ")[2]
-            raise ConfigurationError(f'settings.LIGHTBUS["URL"] has an unknown option: {name}') from None
+            raise ConfigurationError(f'settings.LIGHTBUS["URL"] has an option that is not for it: {name}') from None
         self._pause = 0.0
         self._down_until = 0.0
+        self._is_tried = False
 
     def __str__(self) -> str:
         """The address, without user and password."""
@@ -133,6 +137,7 @@ class Transport:
         if now < self._down_until:
             return False
         self._down_until = now + self._pause
+        self._is_tried = True
         return True
 
     @contextmanager
@@ -142,7 +147,9 @@ class Transport:
             yield
         except redis.RedisError as error:
             if isinstance(error, (redis.ConnectionError, redis.TimeoutError)):
-                self._pause = min(2 * self._pause or PAUSE, MAX_PAUSE)
+                if self._is_tried or not self._pause:  # of several that fail at a time one counts
+                    self._pause = min(2 * self._pause or PAUSE, MAX_PAUSE)
+                self._is_tried = False
                 self._down_until = time.monotonic() + self._pause
             # Not chained: redis-py's own errors may quote the URL.
             raise self._translate(error, what) from None
@@ -158,7 +165,7 @@ class Transport:
         if text.startswith("The XGROUP") or "NOGROUP" in text or "no such key" in text:
             return GroupMissing(f"Redis at {self}: {text}")
         if isinstance(error, redis.exceptions.NoPermissionError) or text.startswith(_DENIED_IN_SCRIPT):
-            return BusError(
+            return BusForbidden(
                 f"Redis at {self} denies its user something with {what!r}: {text}; docs/operations.md lists what to "
                 "grant, and Redis's command ACL LOG what was denied"
             )
@@ -166,7 +173,7 @@ class Transport:
             return BusError(
                 f"Redis at {self}: the key {what!r} holds something other than a stream; rename or delete it"
             )
-        return BusError(f"Redis at {self}, {what}: {text}")
+        return BusError(f"Redis at {self}: {what}: {text}" if what else f"Redis at {self}: {text}")
 
 
 @lru_cache(maxsize=16)

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 from django.db import Error as DatabaseError
@@ -14,13 +14,17 @@ from django.db import connections, router
 
 from .conf import Settings
 from .consumer import BLOCK, Consumer
-from .exceptions import BusError, ConfigurationError, LightbusError
+from .database import one_line
+from .exceptions import BusError, BusForbidden, ConfigurationError, LightbusError
 from .housekeeping import Housekeeping, has_outbox
 from .listeners import Listener
 from .models import OutboxEvent
 from .transport import Transport
 
 logger = logging.getLogger("lightbus_django")
+
+COMPLAIN_INTERVAL = 300.0
+"""Seconds between two errors in the log about what does not mend by itself."""
 
 MAX_DELAY = 5.0
 """Seconds at most until a thread tries again what failed."""
@@ -58,8 +62,11 @@ class Worker:
             )
             for listener in listeners
         ]
-        self.housekeeping = Housekeeping(self.consumers, settings=settings, transport=self.transport)
+        self.housekeeping = Housekeeping(
+            self.consumers, service_name=service_name, settings=settings, transport=self.transport
+        )
         self._stopping = threading.Event()
+        self._complain_at = 0.0
 
     def describe(self) -> list[str]:
         """Return what this worker is about, in lines for its log."""
@@ -118,19 +125,20 @@ class Worker:
             for consumer in self.consumers
         ]
         threads.append(threading.Thread(target=self._run_housekeeping, name="housekeeping", daemon=True))
-        threads.append(threading.Thread(target=self._run_leases, name="leases", daemon=True))
-        for thread in threads:
-            thread.start()
         well = True
-        while not self._stopping.is_set():
-            time.sleep(0.1)  # not wait(), which a signal handler that calls stop() could lock up
-            if not all(thread.is_alive() for thread in threads) and not self._stopping.is_set():
-                logger.critical("a thread died; ending the process")
-                well = False
-                self.stop()
-        deadline = time.monotonic() + stop_timeout
-        while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
-            time.sleep(0.02)  # nor join(), which sleeps through a second signal
+        with self._renewing() as leases:
+            for thread in threads:
+                thread.start()
+            while not self._stopping.is_set():
+                time.sleep(0.1)  # not wait(), which a signal handler that calls stop() could lock up
+                if not all(thread.is_alive() for thread in [*threads, leases]) and not self._stopping.is_set():
+                    logger.critical("a thread died; ending the process")
+                    well = False
+                    self.stop()
+            logger.info("stopping")
+            deadline = time.monotonic() + stop_timeout
+            while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
+                time.sleep(0.02)  # nor join(), which sleeps through a second signal
         late = [thread.name for thread in threads if thread.is_alive()]
         if late:
             logger.warning(
@@ -138,6 +146,7 @@ class Worker:
             )
         else:
             self.transport.close()
+            logger.info("stopped")
         return well and not late
 
     def run_burst(self) -> None:
@@ -146,7 +155,9 @@ class Worker:
         Raises:
             LightbusError: Redis or the database is not available; nothing is lost.
         """
-        try:
+        with self._renewing(), ExitStack() as stops:
+            for consumer in self.consumers:
+                stops.callback(consumer.stop)
             busy = True
             while busy and not self._stopping.is_set():
                 busy = self.housekeeping.relay() | self.housekeeping.flag_due_retries()
@@ -154,9 +165,6 @@ class Worker:
                     busy |= consumer.step(block=0)
             while not self._stopping.is_set() and self.housekeeping.step():
                 pass
-        finally:
-            for consumer in self.consumers:
-                consumer.stop()
 
     # --- Threads ------------------------------------------------------------------------------
 
@@ -179,18 +187,28 @@ class Worker:
         finally:
             connections.close_all()
 
-    def _run_leases(self) -> None:
-        """Beside the rest, for no slow handler or database may keep leases from being renewed."""
+    @contextmanager
+    def _renewing(self) -> Iterator[threading.Thread]:
+        """Renew leases meanwhile: beside the rest, for no slow handler or database may keep them from it."""
+        done = threading.Event()
 
-        def step() -> None:
-            if not self._stopping.wait(self.settings.acknowledgement_timeout / 4):
+        def renew() -> None:
+            while not done.wait(self.settings.acknowledgement_timeout / 4):
                 for consumer in self.consumers:
                     try:
                         consumer.renew()
                     except BusError as error:
                         logger.warning("%s: can't renew its leases: %s", consumer.group, error)
+                    except Exception:
+                        logger.exception("%s: an error that should not be; trying again", consumer.group)
 
-        self._again_and_again(step, "leases")
+        thread = threading.Thread(target=renew, name="leases", daemon=True)
+        thread.start()
+        try:
+            yield thread
+        finally:
+            done.set()
+            thread.join()
 
     def _again_and_again(self, step: Callable[[], object], name: str) -> None:
         delay = 0.0
@@ -198,8 +216,11 @@ class Worker:
             try:
                 step()
             except (LightbusError, DatabaseError) as error:
-                if not delay:
-                    logger.warning("%s: waiting: %s", name, error)
+                if isinstance(error, BusForbidden) and time.monotonic() > self._complain_at:
+                    self._complain_at = time.monotonic() + COMPLAIN_INTERVAL
+                    logger.error("%s: can't go on: %s", name, error)
+                elif not delay:
+                    logger.warning("%s: waiting: %s", name, one_line(error))
             except Exception:
                 logger.exception("%s: an error that should not be; trying again", name)
             else:

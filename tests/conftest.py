@@ -100,7 +100,7 @@ def consume(transport: Transport) -> Callable[..., Consumer]:
 @pytest.fixture
 def housekeeping(transport: Transport) -> Callable[..., Housekeeping]:
     def make(*consumers: Consumer) -> Housekeeping:
-        return Housekeeping(consumers, settings=get_settings(), transport=transport)
+        return Housekeeping(consumers, service_name="price-monitor", settings=get_settings(), transport=transport)
 
     return make
 

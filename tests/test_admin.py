@@ -182,3 +182,20 @@ def test_published_events_can_be_published_again(admin_client, client, django_us
     user.user_permissions.add(Permission.objects.get(codename="republish_outboxevent"))
     client.post(LISTS[OutboxEvent], data)
     assert OutboxEvent.objects.get().due_at is not None
+
+
+def test_an_action_works_on_no_more_than_the_page_has_counted(admin_client, monkeypatch):
+    monkeypatch.setattr("lightbus_django.admin.base.COUNT_LIMIT", 3)
+    events = [failed(event_id=str(number), next_attempt_at=None) for number in range(5)]
+    data = {"action": "discard", "select_across": "1", "_selected_action": [events[0].pk]}
+    response = admin_client.post(LISTS[FailedEvent], data, follow=True)
+    assert "More than 3 are selected; nothing was done" in response.content.decode()
+    assert FailedEvent.objects.count() == 5
+
+
+def test_what_a_retry_has_mended_meanwhile_is_not_discarded():
+    baker.make(ProcessedEvent, event_id="a", consumer_group="g")
+    event = failed(event_id="a", consumer_group="g")
+    FailedEvent.objects.all().delete()
+    event.discard()
+    assert not ProcessedEvent.objects.get().discarded

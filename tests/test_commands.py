@@ -1,5 +1,6 @@
 """Commands for the day after: publish again, retire a group."""
 
+import io
 import json
 from datetime import timedelta
 
@@ -91,7 +92,7 @@ class TestRepublish:
         lightbus(URL="redis://127.0.0.1:1/0")
         on_commit("shop.order_placed", number=1)
         lightbus(URL=lightbus_url)
-        assert "0 events published again." in run(capsys, "lightbus_republish", "--since", "1h")
+        assert "The outbox has nothing of this" in run(capsys, "lightbus_republish", "--since", "1h")
 
     def test_redis_that_is_away_is_no_loss(self, r, lightbus):
         on_commit("shop.order_placed", number=1)
@@ -119,6 +120,18 @@ class TestRetire:
         assert "shop-gone" in output
         assert "shop-here" in output
 
+    def test_shows_names_as_they_are(self, r, capsys):
+        names = ["shop-send-price-alerts-to-customers-of-the-north", "x[/b]"]
+        for name in names:
+            r.xgroup_create("competitor_prices.historical.*:stream", name, "0", mkstream=True)
+        r.xadd(b"\xff:stream", {"a": 1})
+        output = run(capsys, "lightbus_retire")
+        assert all(name in output for name in names)
+        assert "never read" in output
+
+    def test_says_that_there_are_none(self, r, capsys):
+        assert run(capsys, "lightbus_retire") == "There are no consumer groups.\n"
+
     def test_destroys_one(self, groups, capsys):
         assert "'shop-gone' of shop.*:stream is gone" in run(capsys, "lightbus_retire", "shop-gone", "--no-input")
         assert groups() == {"shop-here"}
@@ -138,6 +151,11 @@ class TestRetire:
         monkeypatch.setattr("builtins.input", lambda question: "y")
         call_command("lightbus_retire", "shop-gone", "--stream", KEY)
         assert groups() == {"shop-here"}
+
+    def test_has_to_have_somebody_to_ask(self, groups, monkeypatch):
+        monkeypatch.setattr("sys.stdin", io.StringIO())
+        with pytest.raises(CommandError, match="--no-input"):
+            call_command("lightbus_retire", "shop-gone")
 
     def test_says_that_there_is_none(self, r):
         with pytest.raises(CommandError, match="no consumer group 'shop-nothing'"):

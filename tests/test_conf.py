@@ -30,7 +30,8 @@ def test_only_the_service_name_is_required():
 @pytest.mark.parametrize(
     ("raw", "check_id", "says"),
     [
-        (None, "E001", "must be a dict"),
+        (None, "E001", "is missing"),
+        ([], "E001", "must be a dict"),
         ({}, "E002", "SERVICE_NAME"),
         ({"SERVICE_NAME": "a", "PROCES_NAME": "b"}, "E003", "Did you mean 'PROCESS_NAME'?"),
         ({"SERVICE_NAME": "a", "service_name": "b"}, "E003", "Did you mean 'SERVICE_NAME'?"),
@@ -100,5 +101,5 @@ def test_makemigrations_has_nothing_to_do(db):
 
 
 def test_an_option_of_the_url_that_redis_py_does_not_know_is_named():
-    with pytest.raises(ConfigurationError, match="unknown option: 'nonsense'"):
+    with pytest.raises(ConfigurationError, match="option that is not for it: 'nonsense'"):
         Transport("redis://localhost/0?nonsense=1", timeout=1)

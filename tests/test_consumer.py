@@ -1,6 +1,7 @@
 """One listener's loop, stepped by hand on a real server."""
 
 import threading
+import time
 from contextlib import suppress
 
 import pytest
@@ -692,3 +693,36 @@ def test_a_group_keeps_its_last_consumer(r, record, consume, housekeeping, light
     lightbus(CONSUMER_TTL=1e-9)
     housekeeping(consume()).tidy_consumers()
     assert [row["name"] for row in r.xinfo_consumers(KEY, GROUP)] == ["worker"]
+
+
+def test_a_group_of_somebody_elses_may_have_any_name(r, record, consume):
+    r.xgroup_create(KEY, b"a\xff", "0", mkstream=True)
+    consumer = consume()
+    fire("shop.order_placed", number=1)
+    drain(consumer)
+    assert effects() == [1]
+
+
+def test_a_process_that_waits_for_events_does_not_look_idle(r, record, consume):
+    """To Redis before 7.2 it would: a read that finds nothing is no sign of life there."""
+    consumer = consume()
+    fire("shop.order_placed", number=1)
+    drain(consumer)
+    eventually(lambda: r.xinfo_consumers(KEY, GROUP)[0]["idle"] > 50)
+    consumer.member.standing(KEY)
+    assert r.xinfo_consumers(KEY, GROUP)[0]["idle"] < 50
+    assert pending(r) == 0
+
+
+def test_slow_events_without_keys_are_acknowledged_as_they_are_handled(r, listeners, consume):
+    @listens_to("shop.order_placed", listener_name="record", idempotent=False)
+    def record(event, number):
+        seen.append(pending(r))
+        time.sleep(0.15)
+
+    seen: list[int] = []
+    consumer = consume()
+    for number in range(3):
+        fire("shop.order_placed", number=number)
+    drain(consumer)
+    assert seen == [3, 2, 1]

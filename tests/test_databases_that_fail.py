@@ -559,3 +559,5 @@ def test_what_a_handler_makes_of_a_lost_connection_is_no_failure_either():
             own.__suppress_context__ = False
         assert is_transient(own, "default")
     assert not is_transient(ValueError("can't book"), "default")
+    own.__cause__ = own  # raise error from error
+    assert not is_transient(own, "default")

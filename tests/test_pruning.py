@@ -8,7 +8,7 @@ from django.db import OperationalError, connection
 from django.utils import timezone
 from model_bakery import baker
 
-from lightbus_django import listens_to, pruning
+from lightbus_django import fire, listens_to, on_commit, pruning
 from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent
 from tests.app.models import Effect
 
@@ -76,7 +76,7 @@ def test_it_goes_in_small_chunks(housekeeping, monkeypatch, django_assert_max_nu
     young = baker.make(ProcessedEvent, processed_at=ago(1), event_id=iter(map(str, range(95, 200))), _quantity=100)
     keeper = housekeeping()
     caplog.set_level("INFO")
-    assert prune(keeper) == 10
+    assert prune(keeper) >= 10
     assert ProcessedEvent.objects.count() == len(young)
     assert "pruned 95 processed events" in caplog.text
     keeper.relay()  # knows its databases by now
@@ -119,7 +119,7 @@ def test_a_database_that_fails_is_tried_again(housekeeping):
         return execute(sql, *arguments)
 
     with connection.execute_wrapper(fail), pytest.raises(OperationalError):
-        keeper.prune()
+        prune(keeper)
     prune(keeper)
     assert ProcessedEvent.objects.count() == 0
 
@@ -148,3 +148,92 @@ def test_what_can_come_again_outlives_its_key_in_no_setting(lightbus, settings):
     (error,) = [message for message in run_checks() if message.id == "lightbus_django.E006"]
     assert "INBOX_RETENTION" in error.msg
     assert "STREAM_RETENTION" in error.msg
+
+
+class TestKeysOutliveTheirEvents:
+    def test_a_quiet_stream_keeps_no_keys_of_a_busy_one(self, listeners, consume, housekeeping, r):
+        @listens_to(["shop.order_placed", "quiet.order_placed"], start="beginning")
+        def record(event, number): ...
+
+        quiet = {"id": "quiet", "api_name": "quiet", "event_name": "order_placed", "version": 1, ":number": 1}
+        r.xadd("quiet.*:stream", quiet, id=f"{int(ago(400).timestamp() * 1000)}-0")
+        consumer = consume()
+        for number in range(3):
+            fire("shop.order_placed", number=number)
+        drain(consumer)
+        r.xtrim(KEY, maxlen=0, approximate=False)
+        ProcessedEvent.objects.update(processed_at=ago(100))
+        prune(housekeeping(consumer))
+        assert ProcessedEvent.objects.get().event_id == "quiet"
+
+    def test_an_event_may_have_been_published_again_since(self, listeners, consume, housekeeping, r):
+        @listens_to("shop.order_placed", start="beginning")
+        def record(event, number):
+            Effect.objects.create(number=number)
+
+        event = on_commit("shop.order_placed", number=1)
+        consumer = consume()
+        drain(consumer)
+        ProcessedEvent.objects.update(processed_at=ago(31))
+        fields = r.xrange(KEY)[0][1]
+        r.delete(KEY)
+        r.xgroup_create(KEY, consumer.group, "0", mkstream=True)
+        r.xadd(KEY, fields, id=f"{int(ago(25).timestamp() * 1000)}-0")
+        assert fields["id"] == event.id
+        prune(housekeeping(consumer))
+        drain(consumer)
+        assert Effect.objects.count() == 1
+
+    def test_a_row_of_the_outbox_gets_no_older_by_being_published_again(self, r, housekeeping):
+        row = baker.make(
+            OutboxEvent,
+            event_name="shop.order_placed",
+            payload="{}",
+            published_at=ago(6),
+            created_at=ago(6),
+            due_at=None,
+        )
+        OutboxEvent.objects.publish_again()
+        housekeeping().relay()
+        assert r.xlen(KEY) == 1
+        before = row.published_at
+        row.refresh_from_db()
+        assert (row.due_at, row.published_at) == (None, before)
+
+    def test_a_retry_that_succeeds_meanwhile(self):
+        baker.make(ProcessedEvent, event_id="a", consumer_group="g", processed_at=ago(31))
+
+        def renew(execute, sql, *arguments):
+            if sql.startswith("DELETE"):
+                with connection.cursor() as cursor:
+                    execute("UPDATE lightbus_django_processedevent SET processed_at = %s", [timezone.now()], False, {
+                        "connection": connection, "cursor": cursor
+                    })  # fmt: skip
+            return execute(sql, *arguments)
+
+        steps = pruning.prune("default", pruning.Cutoffs(inbox=ago(30), outbox=ago(7), failed=ago(90)))
+        with connection.execute_wrapper(renew):
+            list(steps)
+        assert ProcessedEvent.objects.count() == 1
+
+
+def test_a_dead_letter_is_as_old_as_its_last_attempt(listeners, consume, housekeeping):
+    @listens_to("shop.order_placed", start="beginning")
+    def record(event):
+        raise ValueError
+
+    fire("shop.order_placed")
+    consumer = consume()
+    drain(consumer)
+    FailedEvent.objects.update(failed_at=ago(91), attempts=4, next_attempt_at=ago(1))
+    assert consumer.inbox.retry(timezone.now())
+    assert FailedEvent.objects.get().is_dead_letter
+    prune(housekeeping(consumer))
+    assert FailedEvent.objects.count() == 1
+
+
+def test_a_dead_letter_that_goes_counts_as_discarded(housekeeping):
+    baker.make(ProcessedEvent, event_id="a", consumer_group="g", processed_at=ago(91))
+    baker.make(FailedEvent, event_id="a", consumer_group="g", failed_at=ago(91), next_attempt_at=None)
+    prune(housekeeping())
+    assert ProcessedEvent.objects.get().discarded

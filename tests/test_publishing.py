@@ -269,8 +269,9 @@ class TestRedisIsDown:
         assert not transport.is_worth_trying(soon)
         assert transport.is_worth_trying(soon + PAUSE)
         assert not transport.is_worth_trying(soon + PAUSE)  # the other one is at it
-        with pytest.raises(BusUnavailable):
-            fire("shop.order_placed", number=1)  # who fires gets an answer, whatever is known
+        for _ in range(2):
+            with pytest.raises(BusUnavailable):
+                fire("shop.order_placed", number=1)  # who fires gets an answer, whatever is known
         assert not transport.is_worth_trying(soon + PAUSE)
         assert transport.is_worth_trying(soon + 2 * PAUSE)
 
@@ -414,9 +415,9 @@ class TestRelay:
         self.stage(lightbus, lightbus_url)
         self.grow_old()
         monkeypatch.setattr(connections["other"].introspection, "table_names", refuse)
-        assert housekeeping().relay() is True
+        housekeeping().step()
         assert numbers(r) == [0]
-        assert "database 'other': away" in caplog.text
+        assert "relay: waiting: database 'other': OperationalError: away" in caplog.text
 
     def test_goes_on_while_redis_is_away(self, r, lightbus, lightbus_url, housekeeping, caplog):
         self.stage(lightbus, lightbus_url)
@@ -425,7 +426,7 @@ class TestRelay:
         keeper.transport.client.connection_pool.connection_kwargs["port"] = 1
         keeper.transport.client.connection_pool.disconnect()
         assert keeper.step(now=1.0) is False
-        assert "relay: Redis" in caplog.text
+        assert "relay: waiting: Redis" in caplog.text
         assert waiting() == 1
 
 

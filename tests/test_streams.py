@@ -108,7 +108,7 @@ def test_stream_ids_are_compared_as_numbers(r, record, consume, housekeeping, tr
     for number in range(2**53 - 500, 2**53 + 500):
         r.xadd(KEY, {"a": 1}, id=f"1-{number}")
     r.xgroup_setid(KEY, "late", f"1-{2**53 + 1}")
-    streams.trim(transport, KEY, groups=[], keep_since=timezone.now(), keep_length=0, limit=100_000)
+    streams.trim(transport, KEY, awaited=[], keep_since=timezone.now(), keep_length=0, limit=100_000)
     kept = {stream_id for stream_id, _ in r.xrange(KEY)}
     assert {f"1-{number}" for number in range(2**53 + 2, 2**53 + 500)} <= kept
     assert len(kept) <= 600
@@ -118,19 +118,19 @@ def test_stream_ids_are_compared_as_numbers(r, record, consume, housekeeping, tr
         r.xadd(KEY, {"a": 1}, id=f"1-{number}")
     r.xgroup_create(KEY, "later", "1-500")
     r.xgroup_setid(KEY, "late", "1-99")
-    streams.trim(transport, KEY, groups=[], keep_since=timezone.now(), keep_length=0, limit=100_000)
+    streams.trim(transport, KEY, awaited=[], keep_since=timezone.now(), keep_length=0, limit=100_000)
     assert r.xlen(KEY) == 1000  # 1-99 is in the first node
     r.delete(KEY)
     r.xgroup_create(KEY, "late", "0", mkstream=True)
     for number in range(1, 1001):
         r.xadd(KEY, {"a": 1}, id=f"{number}-0")
     r.xgroup_setid(KEY, "late", "9-0")
-    streams.trim(transport, KEY, groups=[], keep_since=timezone.now(), keep_length=0, limit=100_000)
+    streams.trim(transport, KEY, awaited=[], keep_since=timezone.now(), keep_length=0, limit=100_000)
     assert r.xlen(KEY) == 1000  # 9-0 is in the first node
 
 
 def test_a_stream_that_is_not_there_yet_is_none_to_trim(r, record, transport, consume):
-    assert streams.trim(transport, "no:stream", groups=[], keep_since=timezone.now(), keep_length=0, limit=10) == 0
+    assert streams.trim(transport, "no:stream", awaited=[], keep_since=timezone.now(), keep_length=0, limit=10) == 0
     assert streams.groups(transport, "no:stream") == []
     assert streams.oldest(transport, "no:stream") is None
 
@@ -153,7 +153,7 @@ def test_a_group_that_nobody_has_read_for_long_is_reported(
     r.xgroup_create(KEY, "shop-old_name", "0")
     # It has read all. A Lightbus service asks once and waits for ever, so its consumer may seem to be idle.
     r.xgroup_create(KEY, "shop-quiet", "$")
-    eventually(lambda: all(group.unread_since(timezone.now()) > 0.02 for group in streams.groups(transport, KEY)))
+    eventually(lambda: all(group.unread_for() > 0.02 for group in streams.groups(transport, KEY)))
     keeper.report_stale_groups()
     assert "nobody has read" in caplog.text
     assert "group shop-old_name of shop.*:stream for" in caplog.text

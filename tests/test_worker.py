@@ -3,13 +3,16 @@
 import logging
 import signal
 import threading
+import time
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import connections
 from django.test import override_settings
 
 from lightbus_django import fire, listens_to, on_commit
 from lightbus_django.conf import get_settings
+from lightbus_django.consumer import Consumer
 from lightbus_django.listeners import registry
 from lightbus_django.models import FailedEvent, OutboxEvent
 from lightbus_django.worker import Worker
@@ -198,3 +201,41 @@ def test_sigterm_ends_a_worker_and_its_processes(r, manage):
         output, _ = process.communicate(timeout=30)
         assert process.returncode == 0, output
         assert "service price-monitor, process p" in output
+
+
+@pytest.mark.parametrize("how", ["run", "run_burst"])
+def test_leases_are_renewed_until_the_last_event_is_done(r, listeners, lightbus, transport, how):
+    """In a burst, and while it stops: no other process starts what this one has in hand."""
+    lightbus(ACKNOWLEDGEMENT_TIMEOUT=0.5, RECLAIM_INTERVAL=0.05)
+    started = []
+
+    @listens_to("shop.order_placed", start="beginning", idempotent=False)
+    def slow(event, number):
+        started.append(number)
+        if number == 0 and how == "run":
+            worker.stop()
+        time.sleep(0.45)
+
+    def stay_eager():
+        while not done.is_set():
+            consumer.step(block=0)
+            done.wait(0.02)
+        connections.close_all()
+
+    for number in range(3):
+        fire("shop.order_placed", number=number)
+    worker = Worker(registry, service_name="shop", process_name="worker", settings=get_settings())
+    (listener,) = registry
+    consumer = Consumer(
+        listener, service_name="shop", process_name="eager", settings=get_settings(), transport=transport
+    )
+    done = threading.Event()
+    eager = threading.Thread(target=stay_eager)
+    eager.start()
+    try:
+        getattr(worker, how)()
+        eventually(lambda: len(started) == 3)
+    finally:
+        done.set()
+        eager.join()
+    assert sorted(started) == [0, 1, 2]

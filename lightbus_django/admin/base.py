@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin.models import LogEntry
 from django.core.paginator import Paginator
 from django.db.models import Model, Q, QuerySet
@@ -101,6 +101,19 @@ class EventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     @admin.display(description=_("event id"), ordering="id")
     def short_id(self, event: Any) -> str:
         return shorten(event.event_id)
+
+    def chosen(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """Return what an action was asked to work on, by key, for the page's queryset may be ordered or annotated.
+
+        Nothing, and a message, if there is more than the page could count and did ask about.
+        """
+        keys = list(queryset.order_by().values_list("pk", flat=True)[: COUNT_LIMIT + 1])
+        if len(keys) > COUNT_LIMIT:
+            text = _("More than %d are selected; nothing was done. Narrow them down by a filter.") % COUNT_LIMIT
+            self.message_user(request, text, messages.ERROR)
+            keys = []
+        chosen: QuerySet[Any] = self.model._default_manager.filter(pk__in=keys)
+        return chosen
 
     def note(self, request: HttpRequest, events: QuerySet[Any], flag: int, message: str) -> None:
         """Write into the admin's history who did it."""

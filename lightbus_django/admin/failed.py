@@ -8,7 +8,7 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from lightbus_django.messages import load_fields
-from lightbus_django.models import FailedEvent
+from lightbus_django.models import FailedEvent, FailedEventQuerySet
 
 from .base import EventAdmin, LatestValuesFilter
 
@@ -90,8 +90,7 @@ class FailedEventAdmin(EventAdmin):
 
     @admin.action(description=_("Retry now"), permissions=["retry"])
     def retry(self, request: HttpRequest, queryset: QuerySet[FailedEvent]) -> None:
-        # By key, for the queryset of the page may be ordered or annotated.
-        events = FailedEvent.objects.filter(pk__in=list(queryset.values_list("pk", flat=True)))
+        events: FailedEventQuerySet = self.chosen(request, queryset)  # type: ignore[assignment]
         self.note(request, events, CHANGE, "Retry now")
         count = events.retry_now()
         self.message_user(
@@ -102,9 +101,10 @@ class FailedEventAdmin(EventAdmin):
 
     @admin.action(description=_("Discard"), permissions=["discard"])
     def discard(self, request: HttpRequest, queryset: QuerySet[FailedEvent]) -> None:
-        self.note(request, queryset, DELETION, "Discard")
+        events = self.chosen(request, queryset)
+        self.note(request, events, DELETION, "Discard")
         count = 0
-        for event in queryset.iterator():
+        for event in events.iterator():
             event.discard()
             count += 1
         self.message_user(

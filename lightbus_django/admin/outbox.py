@@ -8,7 +8,7 @@ from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from lightbus_django.models import OutboxEvent
+from lightbus_django.models import OutboxEvent, OutboxEventQuerySet
 
 from .base import EventAdmin, LatestValuesFilter, shorten
 
@@ -48,8 +48,7 @@ class OutboxEventAdmin(EventAdmin):
 
     @admin.action(description=_("Publish again"), permissions=["republish"])
     def publish_again(self, request: HttpRequest, queryset: QuerySet[OutboxEvent]) -> None:
-        # By key, for the queryset of the page may be ordered or annotated.
-        events = OutboxEvent.objects.filter(pk__in=list(queryset.values_list("pk", flat=True)))
+        events: OutboxEventQuerySet = self.chosen(request, queryset)  # type: ignore[assignment]
         self.note(request, events, CHANGE, "Publish again")
         count = events.publish_again()
         self.message_user(

@@ -1,15 +1,29 @@
 """What the commands show on a terminal."""
 
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
 from django.core.management.base import CommandError
+from django.db import connections
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from lightbus_django.housekeeping import has_outbox
+from lightbus_django.models import as_stored
+
+
+def database(text: str) -> str:
+    """Check the alias of a database for argparse."""
+    if text not in connections:
+        raise ArgumentTypeError(f"{text!r} is not in settings.DATABASES; known: {', '.join(connections)}")
+    if not has_outbox(text):
+        raise ArgumentTypeError(f"{text!r} has no tables of lightbus_django; run manage.py migrate")
+    return text
 
 
 @contextmanager
@@ -27,12 +41,12 @@ def point_in_time(text: str) -> datetime:
     The current time zone is meant where it names none.
     """
     units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-    if text[:-1].isdigit() and text[-1] in units:
-        return timezone.now() - timedelta(**{units[text[-1]]: int(text[:-1])})
     try:
+        if text[:-1].isdigit() and text[-1] in units:
+            return timezone.now() - timedelta(**{units[text[-1]]: int(text[:-1])})
         time = parse_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         time = None
     if time is None:
         raise CommandError(f"{text!r} is no time: write 2026-03-01T12:00, or how long ago, such as 90m, 12h or 7d")
-    return timezone.make_aware(time) if timezone.is_naive(time) else time
+    return as_stored(timezone.make_aware(time) if timezone.is_naive(time) else time)

@@ -20,6 +20,12 @@ def positive(text: str) -> int:
     return number
 
 
+def seconds(text: str) -> float:
+    if (number := float(text)) < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return number
+
+
 class Command(BaseCommand):
     help = "Run the listeners of this service, and relay what is left in the outbox."
 
@@ -33,7 +39,7 @@ class Command(BaseCommand):
         parser.add_argument("--burst", action="store_true", help="end when nothing is left to do")
         parser.add_argument(
             "--stop-timeout",
-            type=float,
+            type=seconds,
             default=30.0,
             metavar="SECONDS",
             help="how long a stop waits for the event in hand (30)",
@@ -41,8 +47,8 @@ class Command(BaseCommand):
         parser.add_argument(
             "--leave",
             action="store_true",
-            help="on a stop leave the consumer groups: nobody comes back under this process name; a matter of "
-            "course if the name is random",
+            help="on a stop leave the consumer groups, for nobody comes back under this process name; implied if "
+            "the name is random",
         )
         parser.add_argument("--stop-with-parent", action="store_true", help=argparse.SUPPRESS)
 
@@ -77,6 +83,6 @@ class Command(BaseCommand):
                 if options["burst"]:
                     worker.run_burst()
                 elif not worker.run(stop_timeout=options["stop_timeout"]):
-                    raise CommandError("It did not end well; see its log.")
+                    raise CommandError("The worker did not end well; see its log.")
         except LightbusError as error:
             raise CommandError(str(error)) from error

@@ -1,26 +1,25 @@
+from datetime import UTC, datetime
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.utils import timezone
 
 from lightbus_django.conf import get_settings
 from lightbus_django.exceptions import LightbusError
-from lightbus_django.housekeeping import cutoffs_at
-from lightbus_django.management.output import progress
-from lightbus_django.pruning import prune
-from lightbus_django.transport import Transport
+from lightbus_django.management.output import database, progress
+from lightbus_django.pruning import cutoffs_at, prune
+from lightbus_django.transport import get_transport
 
 
 class Command(BaseCommand):
     help = "Delete rows that are older than INBOX_RETENTION, OUTBOX_RETENTION and FAILED_RETENTION say."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--database", default="default", help="the alias of the database (default)")
+        parser.add_argument("--database", type=database, default="default", help="the alias of the database (default)")
 
     def handle(self, **options: Any) -> None:
         try:
             settings = get_settings()
-            cutoffs = cutoffs_at(timezone.now(), settings, Transport(settings.url, timeout=settings.redis_timeout))
+            cutoffs = cutoffs_at(datetime.now(UTC), settings, get_transport(settings.url, settings.redis_timeout))
         except LightbusError as error:
             raise CommandError(str(error)) from error
         deleted = {"dead letters": 0, "processed events": 0, "published events": 0}

@@ -6,10 +6,10 @@ from django.utils import timezone
 
 from lightbus_django.conf import get_settings
 from lightbus_django.exceptions import LightbusError
-from lightbus_django.management.output import point_in_time, progress
+from lightbus_django.management.output import database, point_in_time, progress
 from lightbus_django.models import OutboxEvent
 from lightbus_django.relay import republish
-from lightbus_django.transport import Transport
+from lightbus_django.transport import get_transport
 
 
 class Command(BaseCommand):
@@ -23,29 +23,34 @@ class Command(BaseCommand):
             "--since",
             required=True,
             metavar="TIME",
-            help="what was published from then on: 2026-03-01T12:00, or how long ago, such as 90m, 12h or 7d",
+            help="what was first published from then on: 2026-03-01T12:00, in settings.TIME_ZONE, or how long ago, "
+            "such as 90m, 12h or 7d",
         )
         parser.add_argument("--until", metavar="TIME", help="what was published before then")
         parser.add_argument("--event", action="append", metavar="NAME", help="only this event; repeatable")
-        parser.add_argument("--database", default="default", help="the alias of the database (default)")
+        parser.add_argument("--database", type=database, default="default", help="the alias of the database (default)")
         parser.add_argument("--dry-run", action="store_true", help="only say what there is")
 
     def handle(self, **options: Any) -> None:
         until = point_in_time(options["until"]) if options["until"] else timezone.now()
-        rows = OutboxEvent.objects.using(options["database"]).published(point_in_time(options["since"]), until)
+        since = point_in_time(options["since"])
+        rows = OutboxEvent.objects.using(options["database"]).published(since, until)
         if options["event"]:
             rows = rows.filter(event_name__in=options["event"])
         counts = dict(rows.values_list("event_name").annotate(Count("pk")).order_by("event_name"))
         for name, count in counts.items():
             self.stdout.write(f"{name}: {count}")
         total = sum(counts.values())
+        if not total:
+            self.stdout.write(f"The outbox has nothing of this that was published from {since} to {until}.")
+            return
         if options["dry_run"]:
             self.stdout.write(f"{total} events would be published again.")
             return
         done = 0
         try:
             settings = get_settings()
-            transport = Transport(settings.url, timeout=settings.redis_timeout)
+            transport = get_transport(settings.url, settings.redis_timeout)
             with progress(self.stderr, "publishing", total) as advance:
                 for count in republish(rows, transport, settings.stream_use):
                     done += count

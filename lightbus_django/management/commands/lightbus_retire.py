@@ -2,7 +2,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.utils import timezone
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -10,7 +9,7 @@ from rich.table import Table
 from lightbus_django import streams
 from lightbus_django.conf import get_settings
 from lightbus_django.exceptions import LightbusError
-from lightbus_django.transport import Transport
+from lightbus_django.transport import Transport, get_transport
 
 
 class Command(BaseCommand):
@@ -34,7 +33,7 @@ class Command(BaseCommand):
         try:
             settings = get_settings()
             idle = settings.group_stale_after if options["idle"] is None else options["idle"]
-            transport = Transport(settings.url, timeout=settings.redis_timeout)
+            transport = get_transport(settings.url, settings.redis_timeout)
             keys = options["stream"] or sorted(streams.find_streams(transport))
             groups = [group for key in keys for group in streams.groups(transport, key)]
             if not options["group"]:
@@ -51,24 +50,47 @@ class Command(BaseCommand):
         if not groups:
             raise CommandError(f"There is no consumer group {name!r}. Without a name, the command lists them.")
         self.show(groups)
-        question = f"Destroy the group {name!r}? What it has not handled is lost to it. [y/N] "
-        if not options["no_input"] and input(question) != "y":
+        for group in groups:
+            if group.idle is not None and group.idle < idle:
+                raise CommandError(self.in_use(group, idle))
+        if not options["no_input"] and not self.is_wanted(name):
             raise CommandError("Nothing was destroyed.")
         for group in groups:
             if not streams.retire(transport, group.stream, name, idle=idle):
-                raise CommandError(
-                    f"{name!r} of {group.stream} is in use: one of its consumers has read within the last {idle:g} s. "
-                    "Stop its processes, or say how long ago will do: --idle SECONDS."
-                )
+                raise CommandError(self.in_use(group, idle))
             self.stdout.write(f"{name!r} of {group.stream} is gone.")
 
+    def in_use(self, group: streams.Group, idle: float) -> str:
+        return (
+            f"{group.name!r} of {group.stream} is in use: one of its consumers has read within the last "
+            f"{_length(idle)}. Stop its processes; --idle SECONDS allows for a shorter time."
+        )
+
+    def is_wanted(self, name: str) -> bool:
+        try:
+            return input(f"Destroy the group {name!r}? What it has not handled is lost to it. [y/N] ") == "y"
+        except EOFError:
+            raise CommandError("There is nobody to ask; --no-input does not ask.") from None
+
     def show(self, groups: Iterable[streams.Group]) -> None:
-        now = timezone.now()
-        table = Table("stream", "group", "not read for", "unread", "pending", box=box.SIMPLE)
-        for group in sorted(groups, key=lambda group: -group.unread_since(now)):
-            lag = "?" if group.lag is None else str(group.lag)
-            table.add_row(group.stream, group.name, _length(group.unread_since(now)), lag, str(group.pending))
-        Console(file=self.stdout, no_color=not self.stdout.isatty()).print(table)  # type: ignore[arg-type]
+        table = Table(box=box.SIMPLE)
+        for heading in ("stream", "group", "not read for", "unread", "pending"):
+            table.add_column(heading, overflow="fold")
+        for group in sorted(groups, key=lambda group: -group.unread_for()):
+            never = group.idle is None and group.last_delivered_id == "0-0"
+            table.add_row(
+                group.stream,
+                group.name,
+                "never read" if never else _length(group.unread_for()),
+                "unknown" if group.lag is None else str(group.lag),
+                str(group.pending),
+            )
+        if not table.rows:
+            self.stdout.write("There are no consumer groups.")
+            return
+        # Wide enough where it is no terminal, for names are to be copied.
+        width = None if self.stdout.isatty() else 200
+        Console(file=self.stdout, width=width, no_color=True, markup=False).print(table)  # type: ignore[arg-type]
 
 
 def _length(seconds: float) -> str:
