@@ -79,10 +79,12 @@ def nobody_to_blame(using: str) -> Iterator[None]:
     """
     try:
         yield
-    except _error_types() as error:
+    except Exception as error:
         if connections[using].in_atomic_block:
             raise
         transient = is_transient(error, using)
+        if not transient and not isinstance(error, _error_types()):
+            raise
         close_broken()
         if transient:
             raise DatabaseUnavailable(f"database {using!r}: {type(error).__name__}: {error}") from error

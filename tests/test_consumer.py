@@ -190,6 +190,17 @@ class TestAnyBytes:
         assert all(failed.is_dead_letter for failed in FailedEvent.objects.all())
         assert pending(r) == 0
 
+    def test_what_is_too_large_for_a_row_is_a_dead_letter_without_it(self, r, consumer):
+        """MariaDB would refuse it each time."""
+        r.xadd(KEY, {"api_name": "shop", "event_name": "order_placed", "junk": b"\xff" * 2_000_000})
+        fire("shop.order_placed", number=1)
+        drain(consumer)
+        assert effects() == [1]
+        failed = FailedEvent.objects.get()
+        assert failed.is_dead_letter
+        assert "too many to keep" in failed.error
+        assert len(failed.fields) < 1000
+
     def test_noop_entries_are_acknowledged_silently(self, r, consumer, caplog):
         r.xadd(KEY, {"": ""})
         drain(consumer)

