@@ -66,7 +66,7 @@ class Arguments:
                 continue
             hint = self._hints.get(name, self._rest)
             try:
-                arguments[name] = value if hint is Any else _convert(value, hint)
+                arguments[name] = value if hint is Any or hint is type(value) else _convert(value, hint)
             except DatabaseError:
                 raise  # a __from_bus__() may ask the database
             except Exception as error:

@@ -7,6 +7,7 @@ from collections import defaultdict, deque
 
 from django.utils import timezone
 
+from .batches import BatchInbox
 from .conf import Settings
 from .exceptions import BusError, GroupMissing, LightbusError
 from .failures import Delivery
@@ -14,7 +15,7 @@ from .groups import NOBODY, Entry, Member, id_key
 from .inbox import Inbox
 from .leases import Leases
 from .listeners import Listener
-from .messages import NOOP, Fields, stream_key
+from .messages import NOOP, Fields, split_name, stream_key
 from .streams import last_id
 from .transport import Transport
 
@@ -51,14 +52,14 @@ class Consumer:
         self.transport = transport
         self.member = Member(transport, self.group, process_name)
         self.leases = Leases(self.member, settings.acknowledgement_timeout)
-        self.inbox = Inbox(listener, self.group, settings)
+        self.inbox = (BatchInbox if listener.batch else Inbox)(listener, self.group, settings)
         self.streams = list(dict.fromkeys(stream_key(event, settings.stream_use) for event in listener.events))
         self.stopping = threading.Event()
         self.retries_due = threading.Event()
         self.lost = 0
         """How many events were trimmed before they were handled, as far as this process knows."""
         self._leave = leave
-        self._wanted = {event.encode() for event in listener.events}
+        self._wanted = {tuple(part.encode() for part in split_name(event)) for event in listener.events}
         self._joined = False
         self._positions: dict[str, str] = {}
         self._start_ids: dict[str, str] = {}
@@ -252,7 +253,7 @@ class Consumer:
     def _wants(self, fields: Fields) -> bool:
         api_name, event_name = fields.get(b"api_name"), fields.get(b"event_name")
         # What does not even say its name may be ours.
-        return not api_name or not event_name or api_name + b"." + event_name in self._wanted
+        return not api_name or not event_name or (api_name, event_name) in self._wanted
 
     def _handle(self) -> bool:
         first = self._held[0]
@@ -264,7 +265,7 @@ class Consumer:
         else:
             together = self._together()
             try:
-                settled = self.inbox.handle(together, begin=self._begin, stopping=self.stopping.is_set)
+                settled = self.inbox.handle(together, begin=self.leases.begin, stopping=self.stopping.is_set)
             except Exception as error:
                 self._careful = True
                 if isinstance(error, LightbusError) or len(together) == 1:
@@ -286,12 +287,8 @@ class Consumer:
             return [self._held[0]]
         return list(self._held)
 
-    def _begin(self, delivery: Delivery) -> None:
-        self.leases.begin(delivery.entry)
-
     def _settle(self, entry: Entry) -> None:
         self._acknowledge[entry.stream].append(entry.stream_id)
 
     def _lease(self) -> None:
-        held = [(delivery.entry.stream, delivery.entry.stream_id) for delivery in self._held]
-        self.leases.hold((*held, *self._outstanding))
+        self.leases.hold(self._held, self._outstanding)

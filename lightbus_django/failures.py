@@ -3,9 +3,9 @@
 import logging
 import random
 import traceback
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import msgspec
 from django.utils import timezone
 
 from .conf import Settings
@@ -22,26 +22,34 @@ MAX_CONTENT = 8 * 1024 * 1024
 """Characters of an entry that are kept; MariaDB's max_allowed_packet is 16 MiB if it was not told otherwise."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True, eq=False):
     """An entry to handle: the message that it holds, or the reason why it holds none."""
 
     entry: Entry
-    key: str
-    event_name: str
     message: EventMessage | None = None
     problem: UnreadableEvent | None = None
 
     @classmethod
     def of(cls, entry: Entry) -> "Delivery":
         try:
-            message = decode(entry.fields, entry.stream_id, entry.deliveries)
+            return cls(entry, decode(entry.fields, entry.stream_id, entry.deliveries))
         except UnreadableEvent as problem:
-            # Keyed by its place: a readable event that comes under the same id later is another matter.
-            names = (entry.fields.get(name, b"?") for name in (b"api_name", b"event_name"))
-            name = _storable(b".".join(names).decode(errors="backslashreplace"))[:MAX_NAME_LENGTH]
-            return cls(entry, event_key(f"{entry.stream}/{entry.stream_id}"), name, problem=problem)
-        return cls(entry, event_key(message.id), message.name, message)
+            return cls(entry, problem=problem)
+
+    @property
+    def key(self) -> str:
+        """What the database knows the event by."""
+        if self.message is not None:
+            return event_key(self.message.id)
+        # Its place: a readable event that comes under the same id later is another matter.
+        return event_key(f"{self.entry.stream}/{self.entry.stream_id}")
+
+    @property
+    def event_name(self) -> str:
+        if self.message is not None:
+            return self.message.name
+        names = (self.entry.fields.get(name, b"?") for name in (b"api_name", b"event_name"))
+        return _storable(b".".join(names).decode(errors="backslashreplace"))[:MAX_NAME_LENGTH]
 
 
 class Failures:

@@ -7,6 +7,8 @@ A group remembers which entries of a stream it has delivered, and for each one n
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from .exceptions import GroupMissing
 from .messages import Fields
 from .scripts import LEAVE, RECLAIM, TAKE, TOUCH
@@ -16,7 +18,7 @@ NOBODY = "nobody"
 """The consumer to which a process hands its events back that will not come back under its name."""
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True, eq=False):
     """One delivery of a stream's entry. `fields` is empty where somebody trimmed it away."""
 
     stream: str
@@ -86,9 +88,10 @@ class Member:
             if isinstance(reply, Exception):
                 raise reply
         return [
-            Entry(stream.decode(), stream_id.decode(), fields or {})
+            Entry(key, stream_id.decode(), dict(zip(flat[::2], flat[1::2], strict=True)) if flat else {})
             for stream, entries in reply or ()
-            for stream_id, fields in entries
+            for key in (stream.decode(),)
+            for stream_id, flat in entries
         ]
 
     def acknowledge(self, acknowledge: Mapping[str, Sequence[str]]) -> None:

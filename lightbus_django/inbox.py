@@ -14,8 +14,8 @@ from .database import independent_hooks, is_transient, nobody_to_blame
 from .exceptions import BusUnavailable, DatabaseUnavailable, UnreadableEvent
 from .failures import Delivery, Failures
 from .listeners import Listener
-from .messages import EventMessage
 from .models import FailedEvent, ProcessedEvent
+from .savepoints import Savepoints
 
 WINDOW = 0.1
 """Seconds for which events share a transaction: fast handlers share a commit, slow ones do not."""
@@ -49,7 +49,7 @@ class Inbox:
         self,
         deliveries: Sequence[Delivery],
         *,
-        begin: Callable[[Delivery], None] = lambda delivery: None,
+        begin: Callable[..., None] = lambda *deliveries: None,
         stopping: Callable[[], bool] = lambda: False,
     ) -> int:
         """Handle deliveries in order; return how many of them, from the first, are settled.
@@ -82,25 +82,23 @@ class Inbox:
         self,
         deliveries: Sequence[Delivery],
         known: set[str],
-        begin: Callable[[Delivery], None],
+        begin: Callable[..., None],
         stopping: Callable[[], bool],
     ) -> int:
-        new: dict[str, Delivery] = {}
-        for delivery in deliveries:
-            if delivery.key not in known:
-                new.setdefault(delivery.key, delivery)
+        new = self._new(deliveries, known)
         settled = 0
         closed = False
         try:
             with nobody_to_blame(self.using), transaction.atomic(using=self.using):
                 self._insert_keys(new.values())
+                savepoints = Savepoints(self.using)
                 started = time.monotonic()
                 for delivery in deliveries:
                     settled += 1
                     if not new.pop(delivery.key, None):
                         continue
                     begin(delivery)
-                    self._handle_one(delivery)
+                    self._handle_one(delivery, savepoints)
                     if transaction.get_rollback(self.using):
                         # Else Django would roll all back at the end, and say nothing.
                         raise DatabaseUnavailable("the transaction was lost with an error that the handler caught")
@@ -119,30 +117,40 @@ class Inbox:
         return settled
 
     def _handle_without_keys(
-        self, deliveries: Sequence[Delivery], begin: Callable[[Delivery], None], stopping: Callable[[], bool]
+        self, deliveries: Sequence[Delivery], begin: Callable[..., None], stopping: Callable[[], bool]
     ) -> int:
         settled = 0
         started = time.monotonic()
-        for delivery in deliveries:
-            begin(delivery)
+        while settled < len(deliveries):
             try:
                 with nobody_to_blame(self.using):
-                    self._handle_one_without_key(delivery)
+                    connections[self.using].ensure_connection()
+                    for delivery in deliveries[settled:]:
+                        begin(delivery)
+                        try:
+                            self._call(delivery)
+                        except BaseException as error:
+                            if not self._is_failure(error):
+                                raise
+                            self._failures.record(delivery, error)
+                            connections[self.using].ensure_connection()
+                        settled += 1
+                        if stopping() or time.monotonic() - started > WINDOW:
+                            return settled
             except (BusUnavailable, DatabaseUnavailable) as error:
                 if settled:
                     return settled  # these are; the next call meets the trouble again
-                if isinstance(error, BusUnavailable) or not self._is_to_blame(delivery.key):
+                if isinstance(error, BusUnavailable) or not self._is_to_blame(deliveries[0].key):
                     raise
-                self._record_with_key(delivery, error)
-            settled += 1
-            if stopping() or time.monotonic() - started > WINDOW:
-                break
+                self._record_with_key(deliveries[0], error)
+                settled = 1
         return settled
 
-    def _handle_one(self, delivery: Delivery) -> None:
+    def _handle_one(self, delivery: Delivery, savepoints: Savepoints) -> None:
         try:
-            with transaction.atomic(using=self.using):
-                self._call(delivery.message, delivery.problem)
+            with savepoints:
+                with independent_hooks(self.using, self.group):
+                    self._call(delivery)
                 self._check_rollback()
         except BaseException as error:
             if not self._is_failure(error):
@@ -151,20 +159,10 @@ class Inbox:
             if not transaction.get_rollback(self.using):
                 self._failures.record(delivery, error)
 
-    def _handle_one_without_key(self, delivery: Delivery) -> None:
-        connections[self.using].ensure_connection()
-        try:
-            self._call(delivery.message, delivery.problem)
-        except BaseException as error:
-            if not self._is_failure(error):
-                raise
-            self._failures.record(delivery, error)
-
-    def _call(self, message: EventMessage | None, problem: UnreadableEvent | None = None) -> None:
-        if message is None:
-            raise problem or UnreadableEvent("it holds no message")
-        with independent_hooks(self.using, self.group):
-            self.listener.call(message)
+    def _call(self, delivery: Delivery) -> None:
+        if delivery.message is None:
+            raise delivery.problem or UnreadableEvent("it holds no message")
+        self.listener.call(delivery.message)
 
     def _check_rollback(self) -> None:
         if transaction.get_rollback(self.using):
@@ -244,13 +242,14 @@ class Inbox:
         connections[self.using].ensure_connection()
         try:
             if not self.listener.idempotent:
-                self._call(failed.message())
+                self.listener.call_one(failed.message())
                 row.delete()
                 return None
             # Deleted first, so that of two processes that make this attempt one has nothing to delete.
             with transaction.atomic(using=self.using):
                 if row.delete()[0]:
-                    self._call(failed.message())
+                    with independent_hooks(self.using, self.group):
+                        self.listener.call_one(failed.message())
                     self._check_rollback()
                     self._keys([failed.event_id]).update(processed_at=timezone.now())
         except BaseException as error:
@@ -260,6 +259,14 @@ class Inbox:
         return None
 
     # --- Keys ---------------------------------------------------------------------------------
+
+    def _new(self, deliveries: Iterable[Delivery], known: set[str]) -> dict[str, Delivery]:
+        """Return by their keys those that are not `known`, each once."""
+        new: dict[str, Delivery] = {}
+        for delivery in deliveries:
+            if (key := delivery.key) not in known:
+                new.setdefault(key, delivery)
+        return new
 
     def _key(self, delivery: Delivery) -> ProcessedEvent:
         return ProcessedEvent(event_id=delivery.key, consumer_group=self.group, event_name=delivery.event_name)

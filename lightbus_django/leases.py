@@ -7,18 +7,11 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import NamedTuple
 
-from .groups import Entry, Member
+from .failures import Delivery
+from .groups import Member
 
 logger = logging.getLogger("lightbus_django")
-
-
-class _InHand(NamedTuple):
-    stream: str
-    stream_id: str
-    started: float
-    thread: int
 
 
 class Leases:
@@ -31,54 +24,59 @@ class Leases:
         self.member = member
         self.timeout = timeout
         self._lock = threading.Lock()
-        self._held: tuple[tuple[str, str], ...] = ()
-        self._in_hand: _InHand | None = None
-        self._told: _InHand | None = None
+        self._thread = 0
+        self._held: tuple[Delivery, ...] = ()
+        self._outstanding: tuple[tuple[str, str], ...] = ()
+        self._in_hand: tuple[tuple[Delivery, ...], float] | None = None
+        self._told: tuple[tuple[Delivery, ...], float] | None = None
 
-    def hold(self, entries: Iterable[tuple[str, str]]) -> None:
-        """Hold these, pairs of stream and stream id, and nothing else."""
-        self._held = tuple(entries)
+    def hold(self, held: Iterable[Delivery] = (), outstanding: Iterable[tuple[str, str]] = ()) -> None:
+        """Hold these, and nothing else; what is outstanding as pairs of stream and stream id."""
+        self._thread = threading.get_ident()
+        self._held, self._outstanding = tuple(held), tuple(outstanding)
 
     def end_all(self) -> None:
         """Hold nothing any more; no renewal is under way when this returns."""
         with self._lock:
-            self._held = ()
+            self._held, self._outstanding = (), ()
 
-    def begin(self, entry: Entry) -> None:
-        """This thread begins to handle `entry`, which is held."""
-        self._in_hand = _InHand(entry.stream, entry.stream_id, time.monotonic(), threading.get_ident())
+    def begin(self, *deliveries: Delivery) -> None:
+        """The thread that holds them begins to handle these, together."""
+        self._in_hand = deliveries, time.monotonic()
 
     def end(self) -> None:
         """Nothing is being handled any more."""
         self._in_hand = None
 
     def renew(self, now: float) -> None:
-        """Start the clock anew of what is held, but not of the one in hand if it exceeds the timeout.
+        """Start the clock anew of what is held, but not of what is in hand if that exceeds the timeout.
 
         `now` is the time on the monotonic clock, in seconds.
         """
-        by_stream = defaultdict(list)
-        for stream, stream_id in self._held:
-            by_stream[stream].append(stream_id)
         in_hand = self._in_hand
-        if in_hand and now - in_hand.started > self.timeout:
-            if in_hand.stream_id in by_stream[in_hand.stream]:
-                by_stream[in_hand.stream].remove(in_hand.stream_id)
+        exceeds: tuple[Delivery, ...] = ()
+        if in_hand is not None and now - in_hand[1] > self.timeout:
+            exceeds = in_hand[0]
             if in_hand is not self._told:
-                self._tell(in_hand, now)
+                self._told = in_hand
+                self._tell(exceeds[0], now - in_hand[1])
         with self._lock:
+            by_stream = defaultdict(list)
+            for delivery in self._held:
+                if delivery not in exceeds:
+                    by_stream[delivery.entry.stream].append(delivery.entry.stream_id)
+            for stream, stream_id in self._outstanding:
+                by_stream[stream].append(stream_id)
             for stream, stream_ids in by_stream.items():
-                if stream_ids and self._held:
-                    self.member.renew(stream, stream_ids)
+                self.member.renew(stream, stream_ids)
 
-    def _tell(self, in_hand: _InHand, now: float) -> None:
-        self._told = in_hand
-        frame = sys._current_frames().get(in_hand.thread)
+    def _tell(self, delivery: Delivery, seconds: float) -> None:
+        frame = sys._current_frames().get(self._thread)
         logger.warning(
             "%s: %s exceeds ACKNOWLEDGEMENT_TIMEOUT (%.0f s so far); "
             "another process may take it. Its handler is at\n%s",
             self.member.group,
-            in_hand.stream_id,
-            now - in_hand.started,
+            delivery.entry.stream_id,
+            seconds,
             "".join(traceback.format_stack(frame)) if frame else "an unknown place",
         )

@@ -29,6 +29,7 @@ class Listener:
     listener_name: str
     consumer_group: str | None = None
     idempotent: bool = True
+    batch: bool = False
     using: str | None = None
     start: str | datetime = "new"
 
@@ -58,7 +59,22 @@ class Listener:
             Exception: whatever the handler raises.
         """
         arguments = self._arguments.read(message.payload)
-        result = self._call(message, **arguments)
+        self._check_result(self._call(message, **arguments))
+
+    def call_with(self, messages: list[EventMessage]) -> None:
+        """Run a batch handler."""
+        self._check_result(self._call(messages))
+
+    def call_one(self, message: EventMessage) -> None:
+        """Run either kind of handler with one event."""
+        if self.batch:
+            self.call_with([message])
+        else:
+            self.call(message)
+
+    def _check_result(self, result: object) -> None:
+        if result is None:
+            return
         if inspect.iscoroutine(result):
             result.close()
         if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
@@ -78,7 +94,15 @@ class Listener:
         """Raise ConfigurationError if the handler can't be called with an event."""
         if inspect.isgeneratorfunction(self.handler) or inspect.isasyncgenfunction(self.handler):
             raise ConfigurationError(f"The handler {self.path} is a generator, and nobody takes what it yields.")
-        self._arguments  # noqa: B018
+        if not self.batch:
+            self._arguments  # noqa: B018
+            return
+        try:
+            inspect.signature(self.handler).bind([])
+        except TypeError as error:
+            raise ConfigurationError(
+                f"The batch handler {self.path} must take one argument, the list of events: {error}."
+            ) from error
 
 
 class Registry:
@@ -143,6 +167,7 @@ def listens_to(
     listener_name: str | None = None,
     consumer_group: str | None = None,
     idempotent: bool = True,
+    batch: bool = False,
     using: str | None = None,
     start: str | datetime = "new",
 ) -> Callable[[Handler], Handler]:
@@ -158,6 +183,9 @@ def listens_to(
             `{service_name}-{listener_name}` with hyphens for underscores.
         idempotent: commit an idempotency key together with the handler's writes, so that an event
             has its effects in the database once. False gives that up for speed.
+        batch: the handler takes a list of events, at most BATCH_SIZE, for one bulk_create for instance:
+            `handler(events)`. Of each event it has the payload as JSON knows it. If it raises, what it
+            wrote is rolled back and the list is split, until the event is found that it can't handle.
         using: alias of the database that the handler writes to, where its keys are kept too.
         start: where a consumer group that does not exist yet starts: "new", "beginning", a datetime
             (events from then on) or a stream id (events after it).
@@ -193,6 +221,7 @@ def listens_to(
                 listener_name=listener_name or handler.__name__,
                 consumer_group=consumer_group,
                 idempotent=idempotent,
+                batch=batch,
                 using=using,
                 start=start,
             )

@@ -186,28 +186,28 @@ def decode(fields: Mapping[bytes, bytes], stream_id: str, attempt: int = 1) -> E
         UnreadableEvent: saying what is wrong with which field.
     """
     payload: dict[str, Any] = {}
-    metadata: dict[bytes, str] = {}
-    for name, value in fields.items():
-        try:
+    name = b""
+    try:
+        for name, value in fields.items():
             if name[:1] == b":":
                 payload[name[1:].decode()] = _decode_json(value)
             else:
-                metadata[name] = value.decode()
-        except UnicodeDecodeError as error:
-            raise UnreadableEvent(f"field {name!r} is not UTF-8: {error}") from error
-        except (ValueError, RecursionError) as error:
-            raise UnreadableEvent(f"field {name!r} is not JSON: {error}") from error
+                value.decode()
+    except UnicodeDecodeError as error:
+        raise UnreadableEvent(f"field {name!r} is not UTF-8: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UnreadableEvent(f"field {name!r} is not JSON: {error}") from error
     for required in (b"id", b"api_name", b"event_name", b"version"):
-        if not metadata.get(required):
+        if not fields.get(required):
             raise UnreadableEvent(f"the metadata field {required.decode()!r} is missing or empty")
     try:
-        version = int(metadata[b"version"])
+        version = int(fields[b"version"])
     except ValueError:
-        raise UnreadableEvent(f"the version is not a whole number: {metadata[b'version']!r:.50}") from None
+        raise UnreadableEvent(f"the version is not a whole number: {fields[b'version']!r:.50}") from None
     return EventMessage(
-        id=metadata[b"id"],
-        api_name=metadata[b"api_name"],
-        event_name=metadata[b"event_name"],
+        id=fields[b"id"].decode(),
+        api_name=fields[b"api_name"].decode(),
+        event_name=fields[b"event_name"].decode(),
         version=version,
         payload=payload,
         stream_id=stream_id,

@@ -4,6 +4,7 @@ Nothing but this room, `groups` and `streams` speaks to Redis.
 """
 
 import logging
+import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -69,18 +70,22 @@ class Transport:
                 url,
                 socket_timeout=timeout,
                 socket_connect_timeout=timeout,
+                protocol=2,
                 # Timeouts are not tried again.
                 retry=Retry(NoBackoff(), retries, supported_errors=(redis.ConnectionError,)),
             )
             self.client.connection_pool.make_connection()
-            for option in ("decode_responses", "protocol"):  # which change the answers
-                if self.client.connection_pool.connection_kwargs.get(option):
-                    raise TypeError(f"{option!r}")
+            options = self.client.connection_pool.connection_kwargs
+            if options.get("protocol") != 2 or options.get("decode_responses"):  # which change the answers
+                raise TypeError("'protocol' or 'decode_responses'")
+            # As it comes: redis-py would make a pair of each entry and a dict of its fields, and `groups` would
+            # take them apart again.
+            self.client.set_response_callback("XREADGROUP", lambda reply, **options: reply)
         except ValueError:
             raise ConfigurationError(URL_HELP) from None  # its text may hold a part of the password
         except TypeError as error:
-            name = str(error).rpartition(" ")[2]
-            raise ConfigurationError(f'settings.LIGHTBUS["URL"] has an option that is not for it: {name}') from None
+            names = ", ".join(re.findall(r"'\w+'", str(error)))
+            raise ConfigurationError(f'settings.LIGHTBUS["URL"] has an option that is not for it: {names}') from None
         self._pause = 0.0
         self._down_until = 0.0
         self._is_tried = False

@@ -390,7 +390,7 @@ class TestLeases:
         fire("shop.order_placed", number=1)
         (stream_id,) = fetch(r, "worker")
         r.xtrim(KEY, maxlen=0, approximate=False)
-        consumer.leases.hold([(KEY, stream_id)])
+        consumer.leases.hold(outstanding=[(KEY, stream_id)])
         consumer.renew()
         consumer._look_back = True
         drain(consumer)
@@ -400,7 +400,7 @@ class TestLeases:
         consumer = consume()
         fire("shop.order_placed", number=1)
         (stream_id,) = fetch(r, "other")
-        consumer.leases.hold([(KEY, stream_id)])
+        consumer.leases.hold(outstanding=[(KEY, stream_id)])
         consumer.renew()
         assert r.xpending_range(KEY, GROUP, "-", "+", 1)[0]["consumer"] == "other"
         assert consumer.member.take(KEY, stream_id) is None

@@ -207,6 +207,16 @@ def test_several_events(example: Example, work):
     assert bookings() == [(7, 0, "order_placed"), (7, 0, "order_cancelled")]
 
 
+@of("Batch handlers")
+def test_batch_handlers(example: Example, work):
+    example.run()
+    work()
+    for number in range(3):
+        fire("shop.order_placed", number=number, total=Decimal("9.99"))
+    work()
+    assert bookings() == [(number, Decimal("9.99"), "") for number in range(3)]
+
+
 @of("Async handlers")
 def test_async_handlers(example: Example, work, r):
     example.run()
