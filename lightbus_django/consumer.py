@@ -11,12 +11,12 @@ from .batches import BatchInbox
 from .conf import Settings
 from .exceptions import BusError, GroupMissing, LightbusError
 from .failures import Delivery
-from .groups import NOBODY, Entry, Member, id_key
+from .groups import NOBODY, Entry, Member
 from .inbox import Inbox
 from .leases import Leases
 from .listeners import Listener
-from .messages import NOOP, Fields, split_name, stream_key
-from .streams import last_id
+from .messages import NOOP, Fields, split_name
+from .positions import Positions
 from .transport import Transport
 
 logger = logging.getLogger("lightbus_django")
@@ -53,17 +53,13 @@ class Consumer:
         self.member = Member(transport, self.group, process_name)
         self.leases = Leases(self.member, settings.acknowledgement_timeout)
         self.inbox = (BatchInbox if listener.batch else Inbox)(listener, self.group, settings)
-        self.streams = list(dict.fromkeys(stream_key(event, settings.stream_use) for event in listener.events))
+        self.positions = Positions(self.member, listener, settings.stream_use, self.inbox)
+        self.streams = self.positions.streams
         self.stopping = threading.Event()
         self.retries_due = threading.Event()
-        self.lost = 0
-        """How many events were trimmed before they were handled, as far as this process knows."""
         self._leave = leave
         self._wanted = {tuple(part.encode() for part in split_name(event)) for event in listener.events}
         self._joined = False
-        self._positions: dict[str, str] = {}
-        self._start_ids: dict[str, str] = {}
-        self._unread_lost: dict[str, int] = {}
         self._look_back = True
         self._reclaim_at = 0.0
         self._outstanding: deque[tuple[str, str]] = deque()
@@ -94,7 +90,8 @@ class Consumer:
 
     def _step(self, now: float, block: float) -> bool:
         if not self._joined:
-            self._join()
+            self.positions.join()
+            self._joined = True
         if self._held:
             self.flush()  # what is settled is not leased any more
             return self._handle()
@@ -140,47 +137,6 @@ class Consumer:
 
     # --- Where events come from ---------------------------------------------------------------
 
-    def _join(self) -> None:
-        for stream in self.streams:
-            try:
-                self._look(stream)
-            except GroupMissing:
-                start_id = self._start_id(stream)
-            else:
-                start_id = self._positions[stream]
-            if self.member.join(stream, start_id):
-                logger.info("%s: new consumer group of %s, from %s on", self.group, stream, start_id)
-            self._look(stream)
-        self._joined = True
-
-    def _start_id(self, stream: str) -> str:
-        """Return where a group that is not there has to begin."""
-        was_at = self._positions.get(stream)
-        if was_at is None:
-            # What is new is so from the first try on; the inbox may not answer yet.
-            start_id = self._start_ids.setdefault(stream, self.listener.start_id)
-            if start_id == "$":
-                start_id = self._start_ids[stream] = last_id(self.transport, stream)
-            if not self.inbox.has_handled(self._events_of(stream)):
-                return start_id
-        if was_at is None or id_key(last_id(self.transport, stream)) < id_key(was_at):
-            was_at = "0"  # another stream under the same name, or nobody knows; the inbox knows what was handled
-        logger.warning("%s: the group was gone from %s; made anew at %s", self.group, stream, was_at)
-        return was_at
-
-    def _events_of(self, stream: str) -> list[str]:
-        return [event for event in self.listener.events if stream_key(event, self.settings.stream_use) == stream]
-
-    def _look(self, stream: str) -> None:
-        """Remember where the group stands, and say what it lost before it was given it."""
-        self._positions[stream], lost = self.member.standing(stream)
-        if lost is None:
-            return
-        if (more := lost - self._unread_lost.get(stream, 0)) > 0:
-            self.lost += more
-            logger.error("%s: lost %d events of %s: they were trimmed unread", self.group, more, stream)
-        self._unread_lost[stream] = lost
-
     def _list_outstanding(self) -> bool:
         self.flush()
         for stream in self.streams:
@@ -209,7 +165,7 @@ class Consumer:
             count += claimed
             for stream_id in lost:
                 self._say_lost(stream, stream_id)
-            self._look(stream)
+            self.positions.look(stream)
         if count:
             logger.info("%s: reclaimed %d events from processes that exceeded the timeout", self.group, count)
             self._look_back = True
@@ -247,7 +203,7 @@ class Consumer:
         self._settle(entry)
 
     def _say_lost(self, stream: str, stream_id: str) -> None:
-        self.lost += 1
+        self.positions.lost += 1
         logger.error("%s: lost %s of %s: it was trimmed before it was handled", self.group, stream_id, stream)
 
     def _wants(self, fields: Fields) -> bool:

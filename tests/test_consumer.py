@@ -493,7 +493,7 @@ class TestLosses:
         r.xtrim(KEY, maxlen=2, approximate=False)
         caplog.clear()
         consumer = consume()
-        assert consumer.lost == 3
+        assert consumer.positions.lost == 3
         assert "lost 3 events of shop.*:stream: they were trimmed unread" in caplog.text
         drain(consumer)
         assert effects() == [0, 4, 5]
@@ -510,7 +510,7 @@ class TestLosses:
             consumer.step(now=1e6 * turn, block=0)
             drain(consumer)
             consumer.step(now=1e6 * turn + 1e5, block=0)
-        assert consumer.lost == 9
+        assert consumer.positions.lost == 9
         assert effects() == [0, 13, 14, 23, 24, 33, 34]
 
     def test_what_is_trimmed_after_it_was_handled_is_none(self, r, record, consume, caplog):
@@ -523,7 +523,7 @@ class TestLosses:
         fire("shop.order_placed", number=5)
         consumer.step(now=2e6, block=0)
         consumer = consume(process_name="another")
-        assert consumer.lost == 0
+        assert consumer.positions.lost == 0
         assert "lost" not in caplog.text
 
 

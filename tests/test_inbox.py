@@ -194,7 +194,7 @@ def test_a_lost_connection_of_another_database_is_opened_anew():
 
 
 def test_an_event_that_meets_trouble_alone_again_and_again_is_a_failure_in_the_end(monkeypatch):
-    monkeypatch.setattr("lightbus_django.inbox.TROUBLES", 3)
+    monkeypatch.setattr("lightbus_django.handling.TROUBLES", 3)
 
     @listens_to("shop.order_placed")
     def handler(event, number):
