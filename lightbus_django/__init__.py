@@ -16,7 +16,7 @@ from .listeners import listens_to
 from .messages import EventMessage
 
 if TYPE_CHECKING:
-    from .publishing import afire, aon_commit, fire, on_commit
+    from .publishing import afire, afire_many, aon_commit, fire, fire_many, on_commit
 
 __version__ = "0.1.0"
 
@@ -31,8 +31,10 @@ __all__ = [
     "LightbusError",
     "UnreadableEvent",
     "afire",
+    "afire_many",
     "aon_commit",
     "fire",
+    "fire_many",
     "listens_to",
     "on_commit",
 ]
@@ -40,7 +42,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Models can't be imported before Django's apps are loaded, but this package can.
-    if name in ("afire", "aon_commit", "fire", "on_commit"):
+    if name in ("afire", "afire_many", "aon_commit", "fire", "fire_many", "on_commit"):
         from . import publishing
 
         return getattr(publishing, name)

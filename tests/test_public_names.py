@@ -17,8 +17,10 @@ def test_the_public_names_are_these():
         "LightbusError",
         "UnreadableEvent",
         "afire",
+        "afire_many",
         "aon_commit",
         "fire",
+        "fire_many",
         "listens_to",
         "on_commit",
     ]

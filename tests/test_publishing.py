@@ -21,8 +21,10 @@ from lightbus_django import (
     InvalidEventName,
     InvalidPayload,
     afire,
+    afire_many,
     aon_commit,
     fire,
+    fire_many,
     on_commit,
 )
 from lightbus_django.conf import get_settings
@@ -110,6 +112,33 @@ class TestFire:
         r.set(KEY, "a string")
         with pytest.raises(BusError, match=r"'shop\.\*:stream' holds something other than a stream"):
             fire("shop.order_placed")
+
+
+class TestFireMany:
+    def test_publishes_in_order_under_ids_of_their_own(self, r):
+        events = fire_many(("shop.order_placed", {"number": number}) for number in range(2500))
+        assert numbers(r) == list(range(2500))
+        assert [event.stream_id for event in events] == [stream_id for stream_id, _ in r.xrange(KEY)]
+        assert len({event.id for event in events}) == 2500
+        assert events[7].payload == {"number": 7}
+        assert fire_many([]) == []
+
+    def test_all_or_nothing_where_one_cannot_be(self, r):
+        with pytest.raises(InvalidPayload):
+            fire_many([("shop.order_placed", {"number": 1}), ("shop.order_placed", {"number": object()})])
+        assert not r.exists(KEY)
+
+    def test_says_that_redis_refused_one(self, r):
+        r.set("bad.*:stream", "in the way")
+        with pytest.raises(BusError, match="something other than a stream"):
+            fire_many([("shop.order_placed", {"number": 1}), ("bad.thing", {})])
+
+    def test_from_async_code(self, r):
+        async def work():
+            return await afire_many([("shop.order_placed", {"number": 1})])
+
+        (event,) = asyncio.run(work())
+        assert r.xrange(KEY)[0][0] == event.stream_id
 
 
 class TestOnCommit:

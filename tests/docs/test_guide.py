@@ -86,6 +86,10 @@ def test_fire(example: Example, r):
     [(stream_id, fields)] = r.xrange("competitor_prices.*:stream")
     assert (stream_id, fields["id"]) == (guide.event.stream_id, guide.event.id)
     assert guide.fire("competitor_prices.changed").id > guide.event.id
+    example.run()
+    assert [event.id for event in guide.events] == [
+        fields["id"] for _, fields in r.xrange("competitor_prices.*:stream")[2:]
+    ]
 
 
 @of("on_commit")
