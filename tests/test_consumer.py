@@ -737,3 +737,13 @@ def test_slow_events_without_keys_are_acknowledged_as_they_are_handled(r, listen
         fire("shop.order_placed", number=number)
     drain(consumer)
     assert seen == [3, 2, 1]
+
+
+def test_of_a_groups_consumers_the_one_seen_last_is_kept(r, record, consume, housekeeping, lightbus):
+    lightbus(CONSUMER_TTL=1e-9)
+    r.xgroup_create(KEY, GROUP, mkstream=True)
+    for name in ("a", "z"):
+        r.xgroup_createconsumer(KEY, GROUP, name)
+    eventually(lambda: min(row["idle"] for row in r.xinfo_consumers(KEY, GROUP)) > 20)
+    housekeeping(consume()).tidy_consumers()
+    assert [row["name"] for row in r.xinfo_consumers(KEY, GROUP)] == ["worker"]
