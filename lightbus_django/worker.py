@@ -195,6 +195,8 @@ class Worker:
         def renew() -> None:
             while not done.wait(self.settings.acknowledgement_timeout / 4):
                 for consumer in self.consumers:
+                    if done.is_set():
+                        break  # each may take a timeout while Redis hangs
                     try:
                         consumer.renew()
                     except BusError as error:
