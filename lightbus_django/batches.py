@@ -46,13 +46,14 @@ class BatchInbox(Inbox):
         if not readable:
             return
         begin(*readable)
+        savepoints = Savepoints(self.using)
         try:
-            with Savepoints(self.using), independent_hooks(self.using, self.group):
+            with savepoints, independent_hooks(self.using, self.group):
                 self._call_with(readable)
-                self._check_rollback()
+            savepoints.end()
         except BaseException as error:
             self._split_or_record(readable, error)
-        if transaction.get_rollback(self.using):
+        if savepoints.is_lost:
             raise DatabaseUnavailable("the transaction was lost with an error that the handler caught")
 
     def _handle_without_keys(

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 
 from django.utils import timezone
 
@@ -12,11 +12,12 @@ from .conf import Settings
 from .exceptions import BusError, GroupMissing, LightbusError
 from .failures import Delivery
 from .groups import NOBODY, Entry, Member
-from .inbox import Inbox
+from .inbox import WINDOW, Inbox
 from .leases import Leases
 from .listeners import Listener
-from .messages import NOOP, Fields, split_name
+from .messages import NOOP
 from .positions import Positions
+from .reading import Reading
 from .transport import Transport
 
 logger = logging.getLogger("lightbus_django")
@@ -55,17 +56,19 @@ class Consumer:
         self.inbox = (BatchInbox if listener.batch else Inbox)(listener, self.group, settings)
         self.positions = Positions(self.member, listener, settings.stream_use, self.inbox)
         self.streams = self.positions.streams
+        self.reading = Reading(
+            self.member, self.streams, count=settings.batch_size, timeout=settings.acknowledgement_timeout
+        )
         self.stopping = threading.Event()
         self.retries_due = threading.Event()
         self._leave = leave
-        self._wanted = {tuple(part.encode() for part in split_name(event)) for event in listener.events}
         self._joined = False
         self._look_back = True
         self._reclaim_at = 0.0
         self._outstanding: deque[tuple[str, str]] = deque()
         self._held: deque[Delivery] = deque()
         self._careful = False
-        self._acknowledge: defaultdict[str, list[str]] = defaultdict(list)
+        self._fast = False
 
     def step(self, now: float | None = None, *, block: float = BLOCK) -> bool:
         """Do the next thing; return whether there was something to do.
@@ -93,8 +96,10 @@ class Consumer:
             self.positions.join()
             self._joined = True
         if self._held:
-            self.flush()  # what is settled is not leased any more
+            self.reading.flush()  # what is settled is not leased any more
             return self._handle()
+        if self.reading.is_asked:
+            return self._receive(self.reading.receive(), now)
         if self._outstanding:
             return self._take()
         if self._look_back and self._list_outstanding():
@@ -103,14 +108,17 @@ class Consumer:
             return True
         # A retry and what is new take turns.
         retried = self.retries_due.is_set() and self._retry()
-        return self._read(0 if retried else block) or retried
+        return self._receive(self.reading.read(0 if retried else block), now) or retried
 
     def stop(self) -> None:
         """Acknowledge what is settled, and hand the rest back to the other processes."""
         idle = self.settings.acknowledgement_timeout + 1
         to = NOBODY if self._leave else None
         self.leases.end_all()
-        self.flush()
+        if self.reading.is_asked:
+            for entry in self.reading.receive():
+                self._sort(entry)
+        self.reading.flush()
         for delivery in self._held:
             entry = delivery.entry
             self.member.hand_back(entry.stream, [entry.stream_id], idle=idle, deliveries=entry.deliveries - 1, to=to)
@@ -123,13 +131,8 @@ class Consumer:
         if self._leave and self._joined:
             for stream in self.streams:
                 self.member.leave(stream)
+        self.member.close()
         self.inbox.give_back()
-
-    def flush(self) -> None:
-        """Acknowledge what is settled now, instead of with the next read."""
-        if self._acknowledge:
-            self.member.acknowledge(self._acknowledge)
-            self._acknowledge.clear()
 
     def renew(self, now: float | None = None) -> None:
         """Start the clock anew of what waits here, and of the event in hand unless it exceeds the timeout."""
@@ -138,7 +141,7 @@ class Consumer:
     # --- Where events come from ---------------------------------------------------------------
 
     def _list_outstanding(self) -> bool:
-        self.flush()
+        self.reading.flush()
         for stream in self.streams:
             stream_ids = self.member.outstanding(stream, self.settings.batch_size)
             self._outstanding.extend((stream, stream_id) for stream_id in stream_ids)
@@ -147,16 +150,15 @@ class Consumer:
         return self._look_back
 
     def _take(self) -> bool:
-        self.flush()  # lest what is settled counts as in hand, should the next one kill us
         stream, stream_id = self._outstanding[0]
-        entry = self.member.take(stream, stream_id)
+        entry = self.reading.take(stream, stream_id)
         self._outstanding.popleft()
         if entry is not None:
-            self._receive(entry)
+            self._sort(entry)
         return self._handle() if self._held else True
 
     def _reclaim(self, now: float) -> bool:
-        self.flush()
+        self.reading.flush()
         count = 0
         for stream in self.streams:
             claimed, lost = self.member.reclaim(
@@ -174,48 +176,49 @@ class Consumer:
         return False
 
     def _retry(self) -> bool:
-        self.flush()
+        self.reading.flush()
         if self.inbox.retry(timezone.now()):
             return True
         self.retries_due.clear()
         return False
 
-    def _read(self, block: float) -> bool:
-        entries = self.member.read(
-            self.streams, count=self.settings.batch_size, block=block, acknowledge=self._acknowledge
-        )
-        self._acknowledge.clear()
+    def _receive(self, entries: list[Entry], now: float) -> bool:
         for entry in entries:
-            self._receive(entry)
+            self._sort(entry)
+        if len(entries) >= self.settings.batch_size and self._may_ask_ahead(now):
+            self.reading.ask()
         if self._held:
+            started, self._fast = time.monotonic(), False
             self._handle()
+            self._fast = not self._held and time.monotonic() - started < WINDOW
         return bool(entries)
+
+    def _may_ask_ahead(self, now: float) -> bool:
+        """Whether what comes after this batch will not wait for long, and nothing else is to be done before."""
+        others_wait = self._look_back or now >= self._reclaim_at or self.retries_due.is_set() or self.stopping.is_set()
+        return self._fast and not others_wait
 
     # --- What becomes of them -----------------------------------------------------------------
 
-    def _receive(self, entry: Entry) -> None:
+    def _sort(self, entry: Entry) -> None:
         fields = entry.fields
         if not fields:
             self._say_lost(entry.stream, entry.stream_id)
-        elif fields != NOOP and self._wants(fields):
+        elif fields != NOOP and self.listener.wants(fields):
             self._held.append(Delivery.of(entry))
             return
-        self._settle(entry)
+        self.reading.settle(entry)
 
     def _say_lost(self, stream: str, stream_id: str) -> None:
         self.positions.lost += 1
         logger.error("%s: lost %s of %s: it was trimmed before it was handled", self.group, stream_id, stream)
 
-    def _wants(self, fields: Fields) -> bool:
-        api_name, event_name = fields.get(b"api_name"), fields.get(b"event_name")
-        # What does not even say its name may be ours.
-        return not api_name or not event_name or (api_name, event_name) in self._wanted
-
     def _handle(self) -> bool:
         first = self._held[0]
         deaths = first.entry.deliveries - 1
         self._lease()
-        if deaths >= self.settings.max_attempts:
+        # The first one may have been a neighbour's: only what was delivered again was alone.
+        if deaths >= max(self.settings.max_attempts, 2):
             self.inbox.bury(first, f"its process died {deaths} times while handling it, or exceeded the timeout")
             settled = 1
         else:
@@ -231,7 +234,7 @@ class Consumer:
             finally:
                 self.leases.end()
         for _ in range(settled):
-            self._settle(self._held.popleft().entry)
+            self.reading.settle(self._held.popleft().entry)
         if not self._held:
             self._careful = False
             self._lease()
@@ -242,9 +245,6 @@ class Consumer:
         if self._careful or self._held[0].entry.deliveries > 1:
             return [self._held[0]]
         return list(self._held)
-
-    def _settle(self, entry: Entry) -> None:
-        self._acknowledge[entry.stream].append(entry.stream_id)
 
     def _lease(self) -> None:
         self.leases.hold(self._held, self._outstanding)

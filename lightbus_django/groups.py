@@ -4,18 +4,23 @@ A group remembers which entries of a stream it has delivered, and for each one n
 (*pending*), to which consumer, when, and how often.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from .exceptions import GroupMissing
+from .line import Line
 from .messages import Fields
 from .scripts import LEAVE, RECLAIM, TAKE, TOUCH
 from .transport import Transport
 
 NOBODY = "nobody"
 """The consumer to which a process hands its events back that will not come back under its name."""
+
+SHOW_UP_INTERVAL = 60.0
+"""Seconds between two signs of life of a consumer that finds nothing to read."""
 
 
 class Entry(msgspec.Struct, frozen=True, eq=False):
@@ -44,9 +49,10 @@ class Member:
         self.transport = transport
         self.group = group
         self.name = name
+        self._line = Line(transport)
+        self._show_up_at: dict[str, float] = {}
         client = transport.client
         self._touch = client.register_script(TOUCH)
-        self._take = client.register_script(TAKE)
         self._reclaim = client.register_script(RECLAIM)
         self._leave = client.register_script(LEAVE)
 
@@ -71,28 +77,31 @@ class Member:
         with self.transport.errors(stream):
             self._leave(keys=[stream], args=[self.group, self.name, NOBODY])
 
-    def read(
+    def ask(
         self, streams: Sequence[str], *, count: int, block: float, acknowledge: Mapping[str, Sequence[str]]
-    ) -> list[Entry]:
-        """Acknowledge, then return up to `count` new entries of each stream, in one round trip.
+    ) -> None:
+        """Acknowledge, and ask for up to `count` new entries of each stream; `receive` returns them.
 
-        Waits up to `block` seconds for the first entry; 0 does not wait.
+        Redis waits up to `block` seconds for the first entry; 0 does not wait.
         """
-        pipeline = self.transport.client.pipeline(transaction=False)
-        for stream, stream_ids in acknowledge.items():
-            pipeline.xack(stream, self.group, *stream_ids)
-        milliseconds = max(1, round(block * 1000)) if block else None
-        pipeline.xreadgroup(self.group, self.name, dict.fromkeys(streams, ">"), count=count, block=milliseconds)
-        with self.transport.errors(" ".join(streams)):
-            reply = pipeline.execute(raise_on_error=False)[-1]
-            if isinstance(reply, Exception):
-                raise reply
+        waiting = ("BLOCK", max(1, round(block * 1000))) if block else ()
+        new = [">"] * len(streams)
+        command = "XREADGROUP", "GROUP", self.group, self.name, "COUNT", count, *waiting, "STREAMS", *streams, *new
+        self._send(acknowledge, command, " ".join(streams))
+
+    def receive(self) -> list[Entry]:
+        """Return the new entries that were asked for."""
+        reply = self._line.receive()
         return [
             Entry(key, stream_id.decode(), dict(zip(flat[::2], flat[1::2], strict=True)) if flat else {})
             for stream, entries in reply or ()
             for key in (stream.decode(),)
             for stream_id, flat in entries
         ]
+
+    def close(self) -> None:
+        """Give up the connection on which `ask` and `receive` speak."""
+        self._line.close()
 
     def acknowledge(self, acknowledge: Mapping[str, Sequence[str]]) -> None:
         """Acknowledge stream ids, by stream."""
@@ -107,10 +116,13 @@ class Member:
         with self.transport.errors(stream):
             return [row["message_id"].decode() for row in self._pending(stream, count, consumername=self.name)]
 
-    def take(self, stream: str, stream_id: str) -> Entry | None:
-        """Deliver one outstanding entry again, counting the delivery; None if it is another's by now."""
-        with self.transport.errors(stream):
-            reply = self._take(keys=[stream], args=[self.group, self.name, stream_id])
+    def take(self, stream: str, stream_id: str, *, acknowledge: Mapping[str, Sequence[str]]) -> Entry | None:
+        """Acknowledge, then deliver one outstanding entry again, counting the delivery, in one round trip.
+
+        None if it is another consumer's by now.
+        """
+        self._send(acknowledge, ("EVAL", TAKE, 1, stream, self.group, self.name, stream_id), stream)
+        reply = self._line.receive()
         if reply is None:
             return None
         deliveries, entries = reply
@@ -132,10 +144,11 @@ class Member:
             claimed, lost = self._reclaim(keys=[stream], args=[self.group, self.name, milliseconds, *stream_ids])
         return claimed, [stream_id.decode() for stream_id in lost]
 
-    def renew(self, stream: str, stream_ids: Sequence[str]) -> None:
-        """Start the clock of outstanding entries anew, of those that are still this consumer's."""
+    def renew(self, stream: str, stream_ids: Sequence[str]) -> list[str]:
+        """Start the clock of entries anew, of those that are still this consumer's; return these."""
         with self.transport.errors(stream):
-            self._touch(keys=[stream], args=[self.group, self.name, self.name, 0, -1, *stream_ids])
+            touched = self._touch(keys=[stream], args=[self.group, self.name, self.name, 0, -1, *stream_ids])
+        return [stream_id.decode() for stream_id in touched]
 
     def hand_back(
         self, stream: str, stream_ids: Sequence[str], *, idle: float, deliveries: int = -1, to: str | None = None
@@ -177,8 +190,15 @@ class Member:
 
         What is read here is what this consumer has outstanding behind the last entry: nothing.
         """
+        if time.monotonic() < self._show_up_at.get(stream, 0.0):
+            return
         with self.transport.errors(stream):
             self.transport.client.xreadgroup(self.group, self.name, {stream: last_id}, count=1)
+        self._show_up_at[stream] = time.monotonic() + SHOW_UP_INTERVAL
+
+    def _send(self, acknowledge: Mapping[str, Sequence[str]], command: Sequence[str | int], what: str) -> None:
+        commands = [("XACK", stream, self.group, *stream_ids) for stream, stream_ids in acknowledge.items()]
+        self._line.send([*commands, command], what)
 
     def _pending(self, stream: str, count: int, **filters: Any) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = self.transport.client.xpending_range(

@@ -14,6 +14,7 @@ from .exceptions import BusUnavailable, DatabaseUnavailable, UnreadableEvent
 from .failures import Delivery, Failures
 from .listeners import Listener
 from .models import FailedEvent, ProcessedEvent
+from .savepoints import check_rollback
 
 TROUBLES = 20
 """How often one event alone may meet trouble of the database, which answers else, before it is its own."""
@@ -79,7 +80,7 @@ class Handling:
                 if row.delete()[0]:
                     with independent_hooks(self.using, self.group):
                         self.listener.call_one(failed.message())
-                    self._check_rollback()
+                    check_rollback(self.using)
                     self._keys([failed.event_id]).update(processed_at=timezone.now())
         except BaseException as error:
             if not self._is_failure(error):
@@ -89,16 +90,9 @@ class Handling:
 
     # --- Whose failure it is ------------------------------------------------------------------
 
-    def _check_rollback(self) -> None:
-        if transaction.get_rollback(self.using):
-            raise transaction.TransactionManagementError(
-                "the handler caught a database error that had broken its transaction: let it go, or wrap what "
-                "may fail in transaction.atomic()"
-            )
-
     def _is_failure(self, error: BaseException) -> bool:
         """Whether what a handler raised is its own failure; what it raises may be no Exception, as sys.exit()'s is."""
-        if isinstance(error, (KeyboardInterrupt, BusUnavailable)):
+        if isinstance(error, (KeyboardInterrupt, BusUnavailable, DatabaseUnavailable)):
             return False
         return not is_transient(error, self.using)
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from django.db import Error as DatabaseError
-from django.db import connections, router
+from django.db import connections
 from django.utils import timezone
 
 from . import streams
@@ -20,7 +20,7 @@ from .database import close_broken, nobody_to_blame, one_line
 from .exceptions import BusUnavailable, GroupMissing, LightbusError
 from .listeners import registry
 from .messages import is_name, stream_key
-from .models import FailedEvent, OutboxEvent
+from .models import FailedEvent, OutboxEvent, has_outbox
 from .pruning import cutoffs_at, prune
 from .relay import relay
 from .transport import Transport
@@ -103,11 +103,11 @@ class Housekeeping:
     # --- What is left or due ------------------------------------------------------------------
 
     def relay(self) -> bool:
-        """Publish what was left in the outboxes."""
+        """Mark what is published, and publish what was left in the outboxes."""
 
         def relay_from(alias: str) -> int:
             with nobody_to_blame(alias):
-                return relay(alias, timezone.now(), self.transport, self.settings.stream_use)
+                return relay(alias, timezone.now(), self.transport, self.settings)
 
         count = sum(_each(self._outboxes(), relay_from))
         if count:
@@ -249,11 +249,3 @@ def _each(items: Iterable[Item], work: Callable[[Item], Result]) -> list[Result]
     if problem is not None:
         raise problem
     return results
-
-
-def has_outbox(alias: str) -> bool:
-    """Whether the outbox's table is in this database; where several are configured, it need not be in all."""
-    if connections[alias].vendor == "unknown":  # DATABASES = {"default": {}, ...}
-        return False
-    table = OutboxEvent._meta.db_table
-    return router.allow_migrate_model(alias, OutboxEvent) and table in connections[alias].introspection.table_names()

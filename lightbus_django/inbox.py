@@ -4,18 +4,22 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from django.db import DatabaseError, IntegrityError, connections, transaction
+from django.utils import timezone
 
 from .conf import Settings
 from .database import independent_hooks, nobody_to_blame
 from .exceptions import BusUnavailable, DatabaseUnavailable, UnreadableEvent
 from .failures import Delivery
 from .handling import Handling
+from .inserts import insert
 from .listeners import Listener
 from .models import ProcessedEvent
 from .savepoints import Savepoints
 
 WINDOW = 0.1
 """Seconds for which events share a transaction: fast handlers share a commit, slow ones do not."""
+
+_COLUMNS = ("event_id", "consumer_group", "event_name", "processed_at", "discarded")
 
 
 class _KeyTaken(Exception):
@@ -77,18 +81,20 @@ class Inbox(Handling):
                 self._insert_keys(new.values())
                 savepoints = Savepoints(self.using)
                 started = time.monotonic()
-                for delivery in deliveries:
-                    settled += 1
-                    if not new.pop(delivery.key, None):
-                        continue
-                    begin(delivery)
-                    self._handle_one(delivery, savepoints)
-                    if transaction.get_rollback(self.using):
-                        # Else Django would roll all back at the end, and say nothing.
-                        raise DatabaseUnavailable("the transaction was lost with an error that the handler caught")
-                    closed = time.monotonic() - started > WINDOW
-                    if closed or stopping():
-                        break
+                with independent_hooks(self.using, self.group):
+                    for delivery in deliveries:
+                        settled += 1
+                        if not new.pop(delivery.key, None):
+                            continue
+                        begin(delivery)
+                        self._handle_one(delivery, savepoints)
+                        if savepoints.is_lost:
+                            # Else Django would roll all back at the end, and say nothing.
+                            raise DatabaseUnavailable("the transaction was lost with an error that the handler caught")
+                        closed = time.monotonic() - started > WINDOW
+                        if closed or stopping():
+                            break
+                savepoints.end()
                 if new:  # left for another transaction
                     self._keys(new).delete()
         except DatabaseError as error:
@@ -133,14 +139,12 @@ class Inbox(Handling):
     def _handle_one(self, delivery: Delivery, savepoints: Savepoints) -> None:
         try:
             with savepoints:
-                with independent_hooks(self.using, self.group):
-                    self._call(delivery)
-                self._check_rollback()
+                self._call(delivery)
         except BaseException as error:
             if not self._is_failure(error):
                 raise
             # Else the savepoint was lost with the transaction: nothing can be written, and nobody is to blame.
-            if not transaction.get_rollback(self.using):
+            if not savepoints.is_lost:
                 self._failures.record(delivery, error)
 
     def _call(self, delivery: Delivery) -> None:
@@ -172,7 +176,9 @@ class Inbox(Handling):
         return new
 
     def _insert_keys(self, deliveries: Iterable[Delivery]) -> None:
+        now = connections[self.using].ops.adapt_datetimefield_value(timezone.now())
+        rows = [(delivery.key, self.group, delivery.event_name, now, False) for delivery in deliveries]
         try:
-            ProcessedEvent.objects.using(self.using).bulk_create([self._key(delivery) for delivery in deliveries])
+            insert(ProcessedEvent, self.using, _COLUMNS, rows)
         except IntegrityError as error:
             raise _KeyTaken from error

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from .arguments import Arguments
 from .exceptions import ConfigurationError
-from .messages import MAX_NAME_LENGTH, EventMessage, split_name
+from .messages import MAX_NAME_LENGTH, EventMessage, Fields, split_name
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
@@ -50,6 +50,15 @@ class Listener:
             milliseconds = (start - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
             return f"{milliseconds - 1}-{2**64 - 1}" if milliseconds > 0 else "0"
         return {"new": "$", "beginning": "0"}.get(self.start, self.start)
+
+    def wants(self, fields: Fields) -> bool:
+        """Whether this entry of a stream is for this listener; one that does not even say its name may be."""
+        api_name, event_name = fields.get(b"api_name"), fields.get(b"event_name")
+        return not api_name or not event_name or (api_name, event_name) in self._wanted
+
+    @cached_property
+    def _wanted(self) -> frozenset[tuple[bytes, ...]]:
+        return frozenset(tuple(part.encode() for part in split_name(event)) for event in self.events)
 
     def call(self, message: EventMessage) -> None:
         """Run the handler.

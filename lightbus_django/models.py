@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import ClassVar
 
 from django.conf import settings as django_settings
-from django.db import models, transaction
+from django.db import connections, models, router, transaction
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -166,3 +166,11 @@ class OutboxEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.event_name} {self.id}"
+
+
+def has_outbox(alias: str) -> bool:
+    """Whether the outbox's table is in this database; where several are configured, it need not be in all."""
+    if connections[alias].vendor == "unknown":  # DATABASES = {"default": {}, ...}
+        return False
+    table = OutboxEvent._meta.db_table
+    return router.allow_migrate_model(alias, OutboxEvent) and table in connections[alias].introspection.table_names()

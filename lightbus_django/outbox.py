@@ -3,18 +3,23 @@
 import logging
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
+from typing import Any
 from uuid import UUID
 
 import msgspec
 from django.db import Error as DatabaseError
 from django.db import connections, router, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from .conf import get_settings
+from .dispatch import GRACE, Staged, publish_with_notes
 from .exceptions import BusError
+from .inserts import adapted, insert
 from .messages import EventMessage, encode, encode_payload
 from .models import OutboxEvent
-from .relay import GRACE, RELAY_SIZE, Staged, publish
+from .relay import RELAY_SIZE
 from .transport import get_transport
 
 logger = logging.getLogger("lightbus_django")
@@ -42,42 +47,47 @@ def stage(message: EventMessage, using: str) -> None:
         InvalidPayload: no row was written; the transaction goes on.
     """
     payload = encode_payload(message.payload, get_settings().max_payload_size)
-    batch = _Batch.at_hand(using)
-    row = OutboxEvent(
-        id=UUID(message.id),
-        event_name=message.name,
-        version=message.version,
-        payload=_encode_payload({key: msgspec.Raw(value) for key, value in payload.items()}).decode(),
-        due_at=batch.due_at,
-    )
-    row.save(using=using, force_insert=True)
-    batch.add(Staged(row.id, row.event_name, encode(message, payload)))
+    connection = connections[using]
+    batch = _Batch.at_hand(connection)
+    row_id = UUID(message.id)
+    row = {
+        "id": row_id,
+        "event_name": message.name,
+        "version": message.version,
+        "payload": _encode_payload({key: msgspec.Raw(value) for key, value in payload.items()}).decode(),
+        "created_at": timezone.now(),
+        "due_at": batch.due_at,
+        "error": "",
+    }
+    with transaction.mark_for_rollback_on_error(using):
+        insert(OutboxEvent, using, tuple(row), [adapted(OutboxEvent, using, row)])
+    batch.add(Staged(row_id, message.name, encode(message, payload)))
     # Each event needs a hook of its own: Django drops those of a savepoint that is rolled back.
-    transaction.on_commit(batch.publish, using=using, robust=True)
+    connection.on_commit(batch.publish, robust=True)
 
 
 class _Batch:
     """The events of one transaction; the first of their hooks to run publishes all of them."""
 
-    def __init__(self, using: str) -> None:
-        self.using = using
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self.connection = connection
         self.due_at = timezone.now() + GRACE
         self.events: list[Staged] = []
         self.in_transaction = False
         self.published = False
 
     @classmethod
-    def at_hand(cls, using: str) -> "_Batch":
+    def at_hand(cls, connection: BaseDatabaseWrapper) -> "_Batch":
         """Return the batch of the transaction that is open. A rollback takes it away with its hooks."""
-        for hook in reversed(connections[using].run_on_commit):
+        for hook in reversed(connection.run_on_commit):
             batch = getattr(hook[1], "__self__", None)
             if isinstance(batch, cls) and not batch.published:
                 return batch
-        return cls(using)
+        return cls(connection)
 
     def add(self, event: Staged) -> None:
         self.events.append(event)
-        self.in_transaction |= connections[self.using].in_atomic_block
+        self.in_transaction |= self.connection.in_atomic_block
 
     def publish(self) -> None:
         if self.published:
@@ -91,22 +101,42 @@ class _Batch:
         try:
             for first in range(0, len(self.events), RELAY_SIZE):
                 events = self._ours(self.events[first : first + RELAY_SIZE], timezone.now())
-                publish(events, self.using, transport, settings.stream_use)
+                publish_with_notes(events, self.connection.alias, transport, settings)
         except (BusError, DatabaseError) as error:
             logger.warning("outbox: %d events wait for the relay: %s", len(self.events), error)
 
     def _ours(self, events: Sequence[Staged], now: datetime) -> Sequence[Staged]:
         """Return the events whose rows are there, and not taken by a relay.
 
-        A savepoint may have been rolled back without Django's knowing. And where the transaction took
-        long, the rows are due, or soon will be.
+        Django runs commit hooks though a savepoint was rolled back of which it does not know, or even the
+        whole transaction: to PostgreSQL a COMMIT after an error that somebody caught is a ROLLBACK. And where
+        the transaction took long, the rows are due, or soon will be.
         """
         if not self.in_transaction:
             return events
-        rows = OutboxEvent.objects.using(self.using).filter(pk__in=[event.id for event in events])
-        due_at = self.due_at
-        if now > due_at - MARGIN:
+        if now > self.due_at - MARGIN:
             due_at = now + GRACE
+            rows = OutboxEvent.objects.using(self.connection.alias).filter(pk__in=[event.id for event in events])
             rows.filter(due_at=self.due_at).update(due_at=due_at)
-        ours = set(rows.filter(due_at=due_at).values_list("pk", flat=True))
+            ours = set(rows.filter(due_at=due_at).values_list("pk", flat=True))
+        else:
+            ours = _there([event.id for event in events], self.connection)
         return [event for event in events if event.id in ours]
+
+
+def _there(row_ids: Sequence[UUID], connection: Any) -> set[UUID]:
+    """Return which rows there are; without Django's compiler and the driver's parameters, as every commit pays."""
+    literals = ", ".join(f"'{_as_stored(row_id, connection)}'" for row_id in row_ids)
+    with connection.cursor() as cursor:
+        cursor.execute(f"{_select(connection.alias)} ({literals})")
+        return {found if type(found) is UUID else UUID(found) for (found,) in cursor.fetchall()}
+
+
+def _as_stored(row_id: UUID, connection: Any) -> str:
+    return str(row_id) if connection.features.has_native_uuid_field else row_id.hex
+
+
+@lru_cache(maxsize=16)
+def _select(using: str) -> str:
+    quote = connections[using].ops.quote_name
+    return f"SELECT {quote('id')} FROM {quote(OutboxEvent._meta.db_table)} WHERE {quote('id')} IN"  # noqa: S608

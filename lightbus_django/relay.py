@@ -1,126 +1,138 @@
-"""Publishing rows of the outbox: those just committed, those left behind, those to be published again.
+"""The relay: publishing rows of the outbox that were left behind, or that are to be published again."""
 
-No transaction is open while Redis is waited for.
-"""
-
-import logging
-from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
-from typing import NamedTuple
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import msgspec
 from django.db import transaction
-from django.db.models import DateTimeField, F
-from django.db.models.functions import Coalesce
+from django.db.models import F, Func, IntegerField
 from django.utils import timezone
 
-from .exceptions import BusError, BusUnavailable, InvalidEventName
-from .messages import EventMessage, Fields, encode, split_name, stream_key
+from .conf import Settings
+from .dispatch import GRACE, Staged, publish, put_off, settle
+from .exceptions import InvalidEventName
+from .messages import EventMessage, Fields, encode, split_name
 from .models import OutboxEvent, OutboxEventQuerySet
 from .transport import Transport
-
-logger = logging.getLogger("lightbus_django")
-
-GRACE = timedelta(seconds=10)
-"""How long somebody has for publishing the rows that are theirs, before a relay takes them."""
 
 RELAY_SIZE = 1000
 """How many rows are published at a time."""
 
+RELAY_BYTES = 16 * 1024 * 1024
+"""How many bytes of payload are published at a time, unless one row alone has more."""
+
 _decode_payload = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-class Staged(NamedTuple):
-    """A row of the outbox and the fields to publish."""
-
-    id: UUID
-    event_name: str
-    fields: Fields
-
-
-def publish(events: Sequence[Staged], using: str, transport: Transport, stream_use: str) -> int:
-    """Publish events of committed rows in order, and mark the rows; return how many were published.
-
-    Raises:
-        BusUnavailable: the rows of what was not published are as they were.
-    """
-    if not events:
-        return 0
-    results = transport.publish_many((stream_key(event.event_name, stream_use), event.fields) for event in events)
-    outbox = OutboxEvent.objects.using(using)
-    published = [event.id for event, result in zip(events, results, strict=True) if isinstance(result, str)]
-    first = Coalesce("published_at", timezone.now(), output_field=DateTimeField())
-    outbox.filter(pk__in=published).update(due_at=None, published_at=first, error="")
-    for event, result in zip(events, results, strict=True):
-        if isinstance(result, BusUnavailable):
-            raise result
-        if isinstance(result, BusError):
-            _put_off(using, event.id, event.event_name, result)
-    return len(published)
-
-
-def relay(using: str, now: datetime, transport: Transport, stream_use: str) -> int:
+def relay(using: str, now: datetime, transport: Transport, settings: Settings) -> int:
     """Publish what is due at `now` and was left behind, up to RELAY_SIZE rows; return how many rows were due.
+
+    What is noted as published is marked before, so that it is not published again.
 
     Raises:
         BusUnavailable: the rows are due again after GRACE.
+        BusError: some notes can't be read, and nothing is left that is due.
     """
-    rows = _claim(using, now)
-    publish(_read(rows, using), using, transport, stream_use)
-    return len(rows)
+    outbox = OutboxEvent.objects.using(using)
+    due = outbox.filter(due_at__lte=now)
+    rows = _look(due) if due.exists() else []
+    waiting = {name for _, name in rows} | _latest_waiting(outbox)
+    problems = settle(waiting, using, transport, settings)
+    if rows:
+        claimed, count = _claim(outbox, rows[0][0], rows[-1][0], now)
+        publish(_read(claimed), claimed, transport, settings)
+        if count:
+            return count
+    for problem in problems:
+        raise problem
+    return 0
 
 
-def republish(rows: OutboxEventQuerySet, transport: Transport, stream_use: str) -> Iterator[int]:
+def republish(rows: OutboxEventQuerySet, transport: Transport, settings: Settings) -> Iterator[int]:
     """Publish again, under their ids, rows that were published; yield how many, some at a time.
 
     Raises:
         BusUnavailable: the rest was not published.
     """
     last = None
-    while chunk := list((rows.filter(pk__gt=last) if last else rows).order_by("pk")[:RELAY_SIZE]):
-        yield publish(_read(chunk, rows.db), rows.db, transport, stream_use)
-        last = chunk[-1].pk
+    while chunk := _look(rows.filter(pk__gt=last) if last else rows):
+        last = chunk[-1][0]
+        rows_of_chunk = rows.filter(pk__range=(chunk[0][0], last))
+        yield publish(_read(rows_of_chunk), rows_of_chunk, transport, settings)
 
 
-def _claim(using: str, now: datetime) -> list[OutboxEvent]:
-    """Take due rows away from other relays for the time of GRACE.
+class _Bytes(Func):
+    """The size of a text, which a database knows without reading it. SQLite has but the characters."""
+
+    function = "OCTET_LENGTH"
+    output_field = IntegerField()
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        return self.as_sql(compiler, connection, function="LENGTH", **context)
+
+    as_oracle = as_sqlite
+
+
+def _look(rows: OutboxEventQuerySet) -> list[tuple[UUID, str]]:
+    """Return key and event name of the first rows: up to RELAY_SIZE, and RELAY_BYTES if there are several."""
+    found: list[tuple[UUID, str]] = []
+    left = RELAY_BYTES
+    for key, name, size in rows.order_by("pk").values_list("pk", "event_name", _Bytes("payload"))[:RELAY_SIZE]:
+        left -= size
+        if found and left < 0:
+            break
+        found.append((key, name))
+    return found
+
+
+def _latest_waiting(outbox: OutboxEventQuerySet) -> set[str]:
+    return set(outbox.exclude(due_at=None).order_by("-due_at").values_list("event_name", flat=True)[:RELAY_SIZE])
+
+
+def _claim(outbox: OutboxEventQuerySet, first: UUID, last: UUID, now: datetime) -> tuple[OutboxEventQuerySet, int]:
+    """Take due rows away from other relays for the time of GRACE; return them, and how many they are.
 
     None while another relay is at older ones: what one transaction fired stays in order.
     """
-    outbox = OutboxEvent.objects.using(using)
-    due = outbox.filter(due_at__lte=now).order_by("pk")
-    if not due.exists():
-        return []
-    with transaction.atomic(using=using):
-        # Locked rows are waited for, not skipped, so that the next query sees what the other relay took.
-        rows = list(due.select_for_update()[:RELAY_SIZE])
-        taken = outbox.filter(due_at__gt=now, due_at__lte=now + GRACE, error="")
-        if taken.filter(due_at__gt=F("created_at") + GRACE).exists():
-            return []
-        outbox.filter(pk__in=[row.pk for row in rows]).update(due_at=now + GRACE)
-    return rows
+    until = now + GRACE
+    if _another_relays(outbox, now, until):
+        return outbox.none(), 0
+    rows = outbox.filter(pk__range=(first, last))
+    due = rows.filter(due_at__lte=now)
+    oldest = due.order_by("pk").values_list("pk", flat=True).first()
+    if oldest is None:
+        return outbox.none(), 0
+    with transaction.atomic(using=outbox.db):
+        # Relays wait for one another at one row: to wait with some rows locked is a deadlock with who marks them.
+        if not due.filter(pk=oldest).update(due_at=until):
+            return outbox.none(), 0
+        if _another_relays(outbox, now, until):
+            transaction.set_rollback(True, using=outbox.db)
+            return outbox.none(), 0
+        count = 1 + due.update(due_at=until)
+    return rows.filter(due_at=until), count
 
 
-def _read(rows: Sequence[OutboxEvent], using: str) -> list[Staged]:
-    """Return the events that rows hold; one that can't be read is put off."""
+def _another_relays(outbox: OutboxEventQuerySet, now: datetime, until: datetime) -> bool:
+    """Whether there is a claim that is not settled yet, other than the one up to `until`."""
+    claimed = outbox.filter(due_at__gt=now, due_at__lte=timezone.now() + GRACE, error="").exclude(due_at=until)
+    return claimed.filter(due_at__gt=F("created_at") + GRACE).exists()
+
+
+def _read(rows: OutboxEventQuerySet) -> list[Staged]:
+    """Return the events that rows hold, in order; one that can't be read is put off."""
     events = []
-    for row in rows:
+    for key, name, version, payload in rows.order_by("pk").values_list("pk", "event_name", "version", "payload"):
         try:
-            events.append(_staged(row))
+            events.append(Staged(key, name, _fields(key, name, version, payload)))
         except (InvalidEventName, msgspec.MsgspecError, ValueError) as error:
-            _put_off(using, row.pk, row.event_name, error)
+            put_off(rows.db, key, name, error)
     return events
 
 
-def _staged(row: OutboxEvent) -> Staged:
-    api_name, event_name = split_name(row.event_name)
-    message = EventMessage(id=str(row.id), api_name=api_name, event_name=event_name, version=row.version, payload={})
-    payload = {key: bytes(value) for key, value in _decode_payload(row.payload).items()}
-    return Staged(row.id, row.event_name, encode(message, payload))
-
-
-def _put_off(using: str, key: UUID, event_name: str, error: Exception) -> None:
-    """Let a row that can't be published wait, lest it holds up those behind it."""
-    logger.error("outbox: %s %s can't be published yet: %s", event_name, key, error)
-    OutboxEvent.objects.using(using).filter(pk=key).update(due_at=timezone.now() + 6 * GRACE, error=str(error))
+def _fields(key: UUID, name: str, version: int, payload: str) -> Fields:
+    api_name, event_name = split_name(name)
+    message = EventMessage(id=str(key), api_name=api_name, event_name=event_name, version=version, payload={})
+    return encode(message, {field: bytes(value) for field, value in _decode_payload(payload).items()})

@@ -6,6 +6,11 @@ from typing import Any
 
 from django.db import Error, connections, transaction
 
+from .exceptions import DatabaseUnavailable
+
+ABORTED = 3
+"""What libpq calls INERROR, in whichever driver."""
+
 _numbers = count(1)
 
 
@@ -13,7 +18,11 @@ class Savepoints:
     """`with savepoints:` is what `with transaction.atomic():` is in a transaction that is open, at half the price.
 
     That takes two queries with a cursor for each; here the end of one savepoint goes with the beginning of
-    the next, by the driver's own cursor, and the end of the transaction ends the last.
+    the next, by the driver's own cursor, and `end` ends the last.
+
+    Raises:
+        TransactionManagementError: at the end of the block, if an error that was caught in it broke the transaction.
+        DatabaseUnavailable: the transaction is lost, and whatever was done in it.
     """
 
     def __init__(self, using: str) -> None:
@@ -31,9 +40,7 @@ class Savepoints:
             statements.insert(0, f"RELEASE SAVEPOINT {self._name}")
         if self._at_once:
             statements = ["; ".join(statements)]
-        with self._connection.wrap_database_errors:
-            for statement in statements:
-                self._cursor.execute(statement)
+        self._execute(*statements)
         self._name = name
         # Where Django looks for what a commit hook belongs to.
         self._connection.savepoint_ids.append(name)
@@ -42,10 +49,53 @@ class Savepoints:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._connection.savepoint_ids.pop()
-        if error is None:
-            return
+        if error is not None:
+            self._roll_back()
+        elif self.is_lost or self._is_aborted():
+            self._roll_back()
+            raise _broken()
+
+    def end(self) -> None:
+        """Release the last savepoint; an error shows that it is there no more."""
+        if self._name:
+            self._execute(f"RELEASE SAVEPOINT {self._name}")
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the whole transaction can only be rolled back."""
+        return bool(self._connection.needs_rollback)
+
+    def _is_aborted(self) -> bool:
+        """Whether PostgreSQL takes no more statements, after an error of which Django does not know that it matters."""
+        return self._at_once and self._connection.connection.info.transaction_status == ABORTED
+
+    def _execute(self, *statements: str) -> None:
+        try:
+            with self._connection.wrap_database_errors:
+                for statement in statements:
+                    self._cursor.execute(statement)
+        except Error as error:
+            # MySQL takes the whole transaction back for a deadlock, and goes on with another, if somebody caught it.
+            raise DatabaseUnavailable(
+                f"the transaction was lost with an error that a handler caught: {error}"
+            ) from error
+
+    def _roll_back(self) -> None:
         transaction.set_rollback(False, self._using)
         try:
             self._connection.savepoint_rollback(self._name)
         except Error:
             transaction.set_rollback(True, self._using)
+
+
+def check_rollback(using: str) -> None:
+    """Raise TransactionManagementError if an error that somebody caught has broken the transaction."""
+    if transaction.get_rollback(using):
+        raise _broken()
+
+
+def _broken() -> transaction.TransactionManagementError:
+    return transaction.TransactionManagementError(
+        "the handler caught a database error that had broken its transaction: let it go, or wrap what "
+        "may fail in transaction.atomic()"
+    )

@@ -3,6 +3,7 @@
 # XCLAIM takes entries from whoever has them; TOUCH and TAKE leave alone what is another's by now. And it
 # drops pending entries that were trimmed, without a word; TOUCH leaves them to TAKE, RECLAIM tells of them.
 TOUCH = """
+local touched = {}
 for i = 6, #ARGV do
   local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2])
   if #pending == 1 and #redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i]) == 1 then
@@ -13,8 +14,10 @@ for i = 6, #ARGV do
     end
     claim[#claim + 1] = 'JUSTID'
     redis.call(unpack(claim))
+    touched[#touched + 1] = ARGV[i]
   end
 end
+return touched
 """
 
 TAKE = """
@@ -115,3 +118,11 @@ end
 return redis.call('XGROUP', 'DESTROY', KEYS[1], ARGV[1])
 """
 )
+
+# An event is noted once it is in the stream, whatever goes wrong: what is noted is never published again.
+# What can't be noted is not published; so the notes are looked at before.
+PUBLISH = """
+local notes = redis.call('SCARD', KEYS[2])
+redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))
+return notes + redis.call('SADD', KEYS[2], ARGV[1])
+"""

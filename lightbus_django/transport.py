@@ -1,17 +1,19 @@
 """One Redis server: the connection, its errors, and what goes on the bus.
 
-Nothing but this room, `groups` and `streams` speaks to Redis.
+Nothing but this room, `line`, `groups`, `streams` and `notes` speaks to Redis.
 """
 
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import redis
+from hiredis import pack_command
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -25,6 +27,9 @@ PAUSE = 5.0
 """Seconds for which a server that did not answer is not asked again by those who can wait; doubled each time."""
 
 MAX_PAUSE = 60.0
+
+MAX_CONNECTIONS = 10_000
+"""More than a process needs: each thread that listens, or fires, has one. redis-py by itself allows 100."""
 
 _UNAVAILABLE = (
     redis.ConnectionError,
@@ -71,6 +76,7 @@ class Transport:
                 socket_timeout=timeout,
                 socket_connect_timeout=timeout,
                 protocol=2,
+                max_connections=MAX_CONNECTIONS,
                 # Timeouts are not tried again.
                 retry=Retry(NoBackoff(), retries, supported_errors=(redis.ConnectionError,)),
             )
@@ -78,9 +84,6 @@ class Transport:
             options = self.client.connection_pool.connection_kwargs
             if options.get("protocol") != 2 or options.get("decode_responses"):  # which change the answers
                 raise TypeError("'protocol' or 'decode_responses'")
-            # As it comes: redis-py would make a pair of each entry and a dict of its fields, and `groups` would
-            # take them apart again.
-            self.client.set_response_callback("XREADGROUP", lambda reply, **options: reply)
         except ValueError:
             raise ConfigurationError(URL_HELP) from None  # its text may hold a part of the password
         except TypeError as error:
@@ -105,28 +108,45 @@ class Transport:
 
     def publish(self, stream: str, fields: Fields) -> str:
         """Append one event; return its stream id."""
-        with self.errors(stream):
-            stream_id: bytes = self.client.xadd(stream, fields)
-        self._pause = 0.0
-        return stream_id.decode()
+        (reply,) = self.send([(b"XADD", stream, b"*", *flat(fields))])
+        if isinstance(reply, Exception):
+            raise self.translate(reply, stream)
+        stream_id: str = reply.decode()
+        return stream_id
 
     def publish_many(self, events: Iterable[tuple[str, Fields]]) -> list[str | BusError]:
         """Append events in order, in one round trip; return the stream id or the error of each."""
-        pipeline = self.client.pipeline(transaction=False)
-        streams = []
+        streams, commands = [], []
         for stream, fields in events:
             streams.append(stream)
-            pipeline.xadd(stream, fields)
-        with self.errors():
-            replies = pipeline.execute(raise_on_error=False)
+            commands.append((b"XADD", stream, b"*", *flat(fields)))
+        return [
+            self.translate(reply, stream) if isinstance(reply, Exception) else reply.decode()
+            for stream, reply in zip(streams, self.send(commands), strict=True)
+        ]
+
+    def send(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Send commands in one go; return the reply to each, an error of Redis's as one of redis-py's.
+
+        By a connection of the pool: redis-py's commands and pipelines cost more than all else that an
+        event takes, for options that are not used here.
+        """
+        pool = self.client.connection_pool
+        try:
+            connection = pool.get_connection()
+            try:
+                replies: list[Any] = connection.retry.call_with_retry(
+                    lambda: _exchange(connection, commands), lambda error: connection.disconnect()
+                )
+            except BaseException:
+                connection.disconnect()  # lest who comes next gets the replies to these
+                raise
+            finally:
+                pool.release(connection)
+        except redis.RedisError as error:
+            raise self._failure(error) from None
         self._pause = 0.0
-        results: list[str | BusError] = []
-        for stream, reply in zip(streams, replies, strict=True):
-            if isinstance(reply, Exception):
-                results.append(self._translate(reply, stream))
-            else:
-                results.append(reply.decode())
-        return results
+        return replies
 
     # --- Errors -------------------------------------------------------------------------------
 
@@ -151,15 +171,20 @@ class Transport:
         try:
             yield
         except redis.RedisError as error:
-            if isinstance(error, (redis.ConnectionError, redis.TimeoutError)):
-                if self._is_tried or not self._pause:  # of several that fail at a time one counts
-                    self._pause = min(2 * self._pause or PAUSE, MAX_PAUSE)
-                self._is_tried = False
-                self._down_until = time.monotonic() + self._pause
             # Not chained: redis-py's own errors may quote the URL.
-            raise self._translate(error, what) from None
+            raise self._failure(error, what) from None
 
-    def _translate(self, error: Exception, what: str) -> BusError:
+    def _failure(self, error: redis.RedisError, what: str = "") -> BusError:
+        """Translate an error that ended a call, and remember a server that did not answer."""
+        if isinstance(error, (redis.ConnectionError, redis.TimeoutError)):
+            if self._is_tried or not self._pause:  # of several that fail at a time one counts
+                self._pause = min(2 * self._pause or PAUSE, MAX_PAUSE)
+            self._is_tried = False
+            self._down_until = time.monotonic() + self._pause
+        return self.translate(error, what)
+
+    def translate(self, error: Exception, what: str) -> BusError:
+        """Return what an error of redis-py's means here; `what` is the key that was worked on."""
         text = str(error)
         if isinstance(error, redis.ReadOnlyError) or text.startswith("UNBLOCKED"):
             # After a failover the address may stand for another server, which only a new connection reaches.
@@ -179,6 +204,27 @@ class Transport:
                 f"Redis at {self}: the key {what!r} holds something other than a stream; rename or delete it"
             )
         return BusError(f"Redis at {self}: {what}: {text}" if what else f"Redis at {self}: {text}")
+
+
+def flat(fields: Fields) -> Iterator[bytes]:
+    """Return names and values in turn, as commands take them."""
+    return chain.from_iterable(fields.items())
+
+
+def packed(commands: Sequence[Sequence[Any]]) -> bytes:
+    """Return commands as they go over the wire."""
+    return b"".join(pack_command(tuple(command)) for command in commands)
+
+
+def _exchange(connection: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    connection.send_packed_command([packed(commands)])
+    replies = []
+    for _ in commands:
+        try:
+            replies.append(connection.read_response())
+        except redis.ResponseError as error:
+            replies.append(error)
+    return replies
 
 
 @lru_cache(maxsize=16)

@@ -16,9 +16,9 @@ from .conf import Settings
 from .consumer import BLOCK, Consumer
 from .database import one_line
 from .exceptions import BusError, BusForbidden, ConfigurationError, LightbusError
-from .housekeeping import Housekeeping, has_outbox
+from .housekeeping import Housekeeping
 from .listeners import Listener
-from .models import OutboxEvent
+from .models import OutboxEvent, has_outbox
 from .transport import Transport
 
 logger = logging.getLogger("lightbus_django")

@@ -109,7 +109,7 @@ def drain(consumer: Consumer) -> None:
     """Step until nothing is left, and acknowledge."""
     while consumer.step(block=0):
         pass
-    consumer.flush()
+    consumer.reading.flush()
 
 
 def eventually(condition: Callable[[], Any], seconds: float = 30) -> Any:

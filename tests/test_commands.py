@@ -28,7 +28,19 @@ def run(capsys, *arguments):
 
 
 class TestRepublish:
-    def test_after_redis_lost_everything_listeners_get_what_they_have_not_handled(self, r, listeners, consume, capsys):
+    @pytest.fixture
+    def lose_everything(self, r, housekeeping):
+        """Empty Redis, once the rows are marked as published."""
+
+        def lose():
+            housekeeping().relay()
+            r.flushdb()
+
+        return lose
+
+    def test_after_redis_lost_everything_listeners_get_what_they_have_not_handled(
+        self, r, lose_everything, listeners, consume, capsys
+    ):
         @listens_to("shop.order_placed", start="beginning")
         def record(event, number):
             Effect.objects.create(number=number)
@@ -39,13 +51,13 @@ class TestRepublish:
         drain(consumer)
         for number in range(5, 10):
             on_commit("shop.order_placed", number=number)
-        r.flushdb()
+        lose_everything()
         assert "10 events published again." in run(capsys, "lightbus_republish", "--since", "1h")
         assert r.xlen(KEY) == 10
         drain(consumer)
         assert sorted(Effect.objects.values_list("number", flat=True)) == list(range(10))
 
-    def test_a_listener_that_starts_after_the_loss_gets_them_too(self, r, listeners, consume, capsys):
+    def test_a_listener_that_starts_after_the_loss_gets_them_too(self, r, lose_everything, listeners, consume, capsys):
         """It is not new: its inbox knows it. So it does not start at what is new."""
 
         @listens_to("shop.order_placed")
@@ -56,33 +68,34 @@ class TestRepublish:
         on_commit("shop.order_placed", number=1)
         drain(consumer)
         on_commit("shop.order_placed", number=2)
-        r.flushdb()
+        lose_everything()
         run(capsys, "lightbus_republish", "--since", "1h")
         drain(consume(process_name="started later"))
         assert list(Effect.objects.order_by("id").values_list("number", flat=True)) == [1, 2]
 
-    def test_in_order_and_under_the_same_ids(self, r, capsys):
+    def test_in_order_and_under_the_same_ids(self, r, lose_everything, capsys):
         ids = [on_commit("shop.order_placed", number=number).id for number in range(5)]
-        r.flushdb()
+        lose_everything()
         run(capsys, "lightbus_republish", "--since", "1h")
         assert [fields["id"] for _, fields in r.xrange(KEY)] == ids
 
-    def test_a_dry_run_only_says_what_there_is(self, r, capsys):
+    def test_a_dry_run_only_says_what_there_is(self, r, lose_everything, capsys):
         for number in range(3):
             on_commit("shop.order_placed", number=number)
         on_commit("shop.parcel_sent")
-        r.flushdb()
+        lose_everything()
         output = run(capsys, "lightbus_republish", "--since", "1h", "--dry-run")
         assert output == "shop.order_placed: 3\nshop.parcel_sent: 1\n4 events would be published again.\n"
         assert not r.exists(KEY)
 
-    def test_limits(self, r, capsys):
+    def test_limits(self, r, lose_everything, housekeeping, capsys):
         noon = timezone.now() - timedelta(hours=12)
         for number in range(4):
             event = on_commit("shop.order_placed", number=number)
+            housekeeping().relay()
             OutboxEvent.objects.filter(pk=event.id).update(published_at=noon + timedelta(hours=number))
         on_commit("shop.parcel_sent")
-        r.flushdb()
+        lose_everything()
         since = (noon + timedelta(hours=1)).isoformat()
         until = (noon + timedelta(hours=3)).isoformat()
         run(capsys, "lightbus_republish", "--since", since, "--until", until, "--event", "shop.order_placed")
@@ -94,8 +107,9 @@ class TestRepublish:
         lightbus(URL=lightbus_url)
         assert "The outbox has nothing of this" in run(capsys, "lightbus_republish", "--since", "1h")
 
-    def test_redis_that_is_away_is_no_loss(self, r, lightbus):
+    def test_redis_that_is_away_is_no_loss(self, r, lightbus, housekeeping):
         on_commit("shop.order_placed", number=1)
+        housekeeping().relay()
         lightbus(URL="redis://127.0.0.1:1/0")
         with pytest.raises(CommandError, match=r"0 of 1 events were published again, then: .*not available"):
             call_command("lightbus_republish", "--since", "1h")

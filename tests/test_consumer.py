@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 from django.db import OperationalError, connection
 
-from lightbus_django import BusError, BusUnavailable, fire, listens_to
+from lightbus_django import BusError, BusUnavailable, fire, groups, listens_to
 from lightbus_django.consumer import Consumer
 from lightbus_django.exceptions import DatabaseUnavailable
 from lightbus_django.listeners import registry
@@ -403,7 +403,7 @@ class TestLeases:
         consumer.leases.hold(outstanding=[(KEY, stream_id)])
         consumer.renew()
         assert r.xpending_range(KEY, GROUP, "-", "+", 1)[0]["consumer"] == "other"
-        assert consumer.member.take(KEY, stream_id) is None
+        assert consumer.member.take(KEY, stream_id, acknowledge={}) is None
 
 
 class TestStop:
@@ -424,7 +424,7 @@ class TestStop:
         while second.step(now=1e9, block=0):
             pass
         assert effects() == [0, 1, 2, 3, 4]
-        assert pending(r) == 1 or second.flush() is None
+        assert pending(r) == 1 or second.reading.flush() is None
 
     def test_what_is_left_is_handed_back_though_the_database_is_away(self, r, record, consume, monkeypatch):
         def refuse():
@@ -692,6 +692,8 @@ def test_consumers_long_gone_are_deleted_only_with_nothing_pending(r, record, co
     r.xgroup_createconsumer(KEY, GROUP, "owes")
     fire("shop.order_placed", number=1)
     fetch(r, "owes")
+    time.sleep(0.002)  # Redis counts in milliseconds
+    fire("shop.order_placed", number=2)
     drain(consumer)
     housekeeping(consumer).tidy_consumers()
     names = {row["name"] for row in r.xinfo_consumers(KEY, GROUP)}
@@ -714,8 +716,9 @@ def test_a_group_of_somebody_elses_may_have_any_name(r, record, consume):
     assert effects() == [1]
 
 
-def test_a_process_that_waits_for_events_does_not_look_idle(r, record, consume):
+def test_a_process_that_waits_for_events_does_not_look_idle(monkeypatch, r, record, consume):
     """To Redis before 7.2 it would: a read that finds nothing is no sign of life there."""
+    monkeypatch.setattr(groups, "SHOW_UP_INTERVAL", 0)
     consumer = consume()
     fire("shop.order_placed", number=1)
     drain(consumer)
@@ -747,3 +750,20 @@ def test_of_a_groups_consumers_the_one_seen_last_is_kept(r, record, consume, hou
     eventually(lambda: min(row["idle"] for row in r.xinfo_consumers(KEY, GROUP)) > 20)
     housekeeping(consume()).tidy_consumers()
     assert [row["name"] for row in r.xinfo_consumers(KEY, GROUP)] == ["worker"]
+
+
+def test_a_neighbour_of_a_batch_that_killed_its_process_is_no_dead_letter(r, listeners, consume, lightbus):
+    """Also with MAX_ATTEMPTS 1: it may not even have been started."""
+    lightbus(MAX_ATTEMPTS=1)
+
+    @listens_to("shop.order_placed")
+    def handler(event, number):
+        Effect.objects.create(number=number)
+
+    consumer = consume()
+    for number in range(3):
+        fire("shop.order_placed", number=number)
+    consumer.reading.ask()
+    consumer.reading.receive()  # it dies
+    drain(consume())
+    assert not FailedEvent.objects.exists()

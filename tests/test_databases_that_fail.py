@@ -466,7 +466,7 @@ def test_an_event_whose_key_is_refused_holds_nobody_up(r, listen, consume, latin
     fire_orders(2)
     for _ in range(10):
         consumer.step(block=0)
-    consumer.flush()
+    consumer.reading.flush()
     assert handled() == at_first(2)
     assert FailedEvent.objects.count() == 1
     assert deliveries(r) == []

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import sys
 import threading
 import time
 from contextlib import closing, suppress
@@ -13,6 +14,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import Group
 from django.db import OperationalError, connections, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from lightbus_django import (
@@ -27,10 +29,11 @@ from lightbus_django import (
     fire_many,
     on_commit,
 )
+from lightbus_django import transport as transport_module
 from lightbus_django.conf import get_settings
 from lightbus_django.ids import uuid7
 from lightbus_django.models import OutboxEvent
-from lightbus_django.relay import GRACE, _claim
+from lightbus_django.relay import GRACE, _claim, _look
 from lightbus_django.transport import PAUSE, Transport, get_transport
 from tests.app.models import Effect
 
@@ -142,13 +145,14 @@ class TestFireMany:
 
 
 class TestOnCommit:
-    def test_nothing_is_published_before_the_commit_and_all_in_order_after_it(self, r):
+    def test_nothing_is_published_before_the_commit_and_all_in_order_after_it(self, r, housekeeping):
         with transaction.atomic():
             messages = [on_commit("shop.order_placed", number=number) for number in range(5)]
             assert not r.exists(KEY)
             assert waiting() == 5
         assert numbers(r) == [0, 1, 2, 3, 4]
         assert [fields["id"] for _, fields in r.xrange(KEY)] == [message.id for message in messages]
+        housekeeping().relay()
         assert waiting() == 0
         assert OutboxEvent.objects.exclude(published_at=None).count() == 5
 
@@ -173,7 +177,7 @@ class TestOnCommit:
             on_commit("shop.order_placed", number=2)
         assert numbers(r) == [2]
 
-    def test_a_savepoint_that_is_rolled_back_takes_its_events_with_it(self, r):
+    def test_a_savepoint_that_is_rolled_back_takes_its_events_with_it(self, r, housekeeping):
         with transaction.atomic():
             on_commit("shop.order_placed", number=1)
             with transaction.atomic():
@@ -185,6 +189,7 @@ class TestOnCommit:
                 raise ZeroDivisionError
             transaction.on_commit(lambda: None)
         assert numbers(r) == [1, 2]
+        housekeeping().relay()
         assert waiting() == 0
 
     def test_the_first_of_the_hooks_may_be_rolled_back(self, r):
@@ -355,13 +360,43 @@ class TestRelay:
         first, second = housekeeping(), housekeeping()
         r.set(KEY, "in the way")  # the first one's take long
         now = timezone.now()
-        assert len(_claim("default", now)) == 2
+        rows = _look(OutboxEvent.objects.filter(due_at__lte=now))
+        assert _claim(OutboxEvent.objects.using("default"), rows[0][0], rows[-1][0], now)[1] == 2
         r.delete(KEY)
-        assert second.relay() is False
+        with CaptureQueriesContext(connections["default"]) as captured:
+            assert second.relay() is False
+        assert not [query for query in captured.captured_queries if query["sql"].startswith("UPDATE")]
         OutboxEvent.objects.filter(due_at__gt=now).update(due_at=now)  # it died
         while first.relay() or second.relay():
             pass
         assert numbers(r) == list(range(5))
+
+    def test_one_that_comes_second_by_a_hair_takes_nothing(self, r, lightbus, lightbus_url, housekeeping, monkeypatch):
+        """Another one has taken the first rows since this one looked, and is not done with them."""
+        self.stage(lightbus, lightbus_url, 5)
+        self.grow_old()
+        first = []
+
+        def claim_first():
+            monkeypatch.setattr("lightbus_django.relay.RELAY_SIZE", 2)
+            now = timezone.now()
+            rows = _look(OutboxEvent.objects.filter(due_at__lte=now))
+            first.append(_claim(OutboxEvent.objects.using("default"), rows[0][0], rows[-1][0], now)[1])
+            connections.close_all()
+
+        def execute_late(execute, sql, *arguments):
+            result = execute(sql, *arguments)
+            if "created_at" in sql and not first:  # nobody was at it
+                thread = threading.Thread(target=claim_first)
+                thread.start()
+                thread.join()
+            return result
+
+        with connections["default"].execute_wrapper(execute_late):
+            assert housekeeping().relay() is False
+        assert first == [2]
+        assert not r.exists(KEY)
+        assert OutboxEvent.objects.filter(due_at__lte=timezone.now()).count() == 3
 
     def test_any_number_of_them_publish_every_event_once(self, r, lightbus, lightbus_url, housekeeping):
         self.stage(lightbus, lightbus_url, 5000)
@@ -405,6 +440,7 @@ class TestRelay:
         OutboxEvent.objects.all().delete()
         commit(relay_first=False)
         assert numbers(r) == [1, 1]
+        assert housekeeping().relay() is False
         assert waiting() == 0
 
     @pytest.mark.parametrize(("name", "payload"), [("nonsense", "{}"), ("shop.order_placed", "no JSON")])
@@ -429,6 +465,18 @@ class TestRelay:
         assert bad.published_at is None
         assert bad.due_at > timezone.now()
         assert numbers(r) == [7]
+
+    def test_what_is_refused_is_not_marked_with_the_rest(self, r, housekeeping):
+        r.set("bad.*:stream", "in the way")
+        self.stage_row(number=1)
+        bad = OutboxEvent.objects.create(id=uuid7(), event_name="bad.thing", payload="{}", due_at=timezone.now())
+        self.stage_row(number=2)
+        assert housekeeping().relay() is True
+        assert numbers(r) == [1, 2]
+        bad.refresh_from_db()
+        assert "other than a stream" in bad.error
+        assert bad.published_at is None
+        assert list(OutboxEvent.objects.exclude(due_at=None)) == [bad]
 
     def stage_row(self, *, number):
         OutboxEvent.objects.create(
@@ -460,18 +508,40 @@ class TestRelay:
 
 
 def test_no_transaction_is_open_while_redis_is_waited_for(r, monkeypatch):
-    from lightbus_django.transport import Transport
-
     seen = []
-    publish_many = Transport.publish_many
+    send = Transport.send
 
-    def watch(self, events):
+    def watch(self, commands):
         seen.append([connection.in_atomic_block for connection in connections.all(initialized_only=True)])
-        return publish_many(self, events)
+        return send(self, commands)
 
-    monkeypatch.setattr(Transport, "publish_many", watch)
+    monkeypatch.setattr(Transport, "send", watch)
     with transaction.atomic():
         Group.objects.create(name="x")
         on_commit("shop.order_placed", number=1)
     assert len(seen) == 1
     assert not any(seen[0])
+
+
+def test_replies_of_an_interrupted_send_are_not_taken_for_others(r, lightbus_url):
+    """As Ctrl-C, or Celery's soft time limit, may come between two calls of redis-py."""
+    transport = Transport(lightbus_url, timeout=10)
+    transport.send([(b"PING",)])
+
+    def trace(frame, event, arg):
+        if frame.f_code is transport_module._exchange.__code__:
+            if event == "line" and "replies" in frame.f_locals:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return trace
+        return None
+
+    r.client_pause(500)
+    sys.settrace(trace)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            transport.send([(b"ECHO", b"one")])
+    finally:
+        sys.settrace(None)
+    assert transport.send([(b"ECHO", b"two")]) == [b"two"]
+    transport.close()

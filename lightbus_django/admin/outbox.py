@@ -51,6 +51,9 @@ class OutboxEventAdmin(EventAdmin):
         events: OutboxEventQuerySet = self.chosen(request, queryset)  # type: ignore[assignment]
         self.note(request, events, CHANGE, "Publish again")
         count = events.publish_again()
+        if not count:
+            self.message_user(request, _("They still wait; lightbus_listen publishes or marks them."), messages.WARNING)
+            return
         self.message_user(
             request,
             ngettext("%d event will be published again.", "%d events will be published again.", count) % count,

@@ -13,8 +13,7 @@ from django.utils.dateparse import parse_datetime
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lightbus_django.housekeeping import has_outbox
-from lightbus_django.models import as_stored
+from lightbus_django.models import as_stored, has_outbox
 
 
 def database(text: str) -> str:

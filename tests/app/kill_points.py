@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from lightbus_django.groups import Member
 from lightbus_django.inbox import Inbox
 from lightbus_django.listeners import Listener
+from lightbus_django.notes import Notes
 from lightbus_django.transport import Transport
 
 
@@ -24,7 +25,7 @@ class Point(NamedTuple):
 
 
 POINTS = {
-    "events read": Point(Member, "read", "after", if_result=bool),
+    "events read": Point(Member, "receive", "after", if_result=bool),
     "handler begins": Point(Listener, "call", "before"),
     "handler done": Point(Listener, "call", "after"),
     "transaction committed": Point(Inbox, "handle", "after"),
@@ -32,8 +33,12 @@ POINTS = {
     "event taken": Point(Member, "take", "after"),
     "retry committed": Point(Inbox, "retry", "after", if_result=bool),
     "handing back": Point(Member, "hand_back", "before"),
-    "publishing": Point(Transport, "publish_many", "before"),
-    "published": Point(Transport, "publish_many", "after"),
+    "publishing": Point(Notes, "publish", "before"),
+    "published": Point(Notes, "publish", "after"),
+    "relaying": Point(Transport, "publish_many", "before"),
+    "relayed": Point(Transport, "publish_many", "after"),
+    "notes read": Point(Notes, "read", "after", if_result=bool),
+    "rows marked": Point(Notes, "remove", "before"),
 }
 
 

@@ -16,26 +16,26 @@ def sabotage(kind: str) -> None:
     from lightbus_django.consumer import Consumer
 
     if kind == "acknowledgement":
-        receive = Consumer._receive
+        sort = Consumer._sort
 
-        def acknowledge_and_receive(self: Consumer, entry: Any) -> None:
-            self._settle(entry)
-            self.flush()
-            receive(self, entry)
+        def acknowledge_and_sort(self: Consumer, entry: Any) -> None:
+            self.reading.settle(entry)
+            self.reading.flush()
+            sort(self, entry)
 
-        Consumer._receive = acknowledge_and_receive
+        Consumer._sort = acknowledge_and_sort
     elif kind == "order":
-        publish, handle = outbox.publish, Consumer._handle
+        publish, handle = outbox.publish_with_notes, Consumer._handle
 
-        def publish_in_reverse(events: Any, *args: Any) -> int:
-            return publish(events[::-1], *args)
+        def publish_in_reverse(events: Any, *args: Any) -> None:
+            publish(events[::-1], *args)
 
         def handle_in_reverse(self: Consumer) -> bool:
             if not self._careful:
                 self._held.reverse()
             return handle(self)
 
-        outbox.publish = publish_in_reverse
+        outbox.publish_with_notes = publish_in_reverse
         Consumer._handle = handle_in_reverse
     elif kind == "trimming":
 

@@ -136,9 +136,10 @@ def test_async_code(example: Example, r):
 
 
 @of("Several databases")
-def test_several_databases(example: Example, r):
+def test_several_databases(example: Example, r, housekeeping):
     guide = example.run()
     guide.copy_booking(7, Decimal("9.99"))
+    housekeeping().relay()
     assert OutboxEvent.objects.using("other").get().published_at
     assert fired(r, "bookkeeping.*:stream") == ["bookkeeping.booking_copied"]
 
@@ -481,7 +482,7 @@ def test_streams_and_tables_grow(listeners, work, r, capsys):
     assert ProcessedEvent.objects.count() == 0
 
 
-def test_redis_keeps_the_events(listeners, work, r, settings):
+def test_redis_keeps_the_events(listeners, work, r, housekeeping):
     got = []
 
     @listens_to("shop.order_placed")
@@ -492,6 +493,7 @@ def test_redis_keeps_the_events(listeners, work, r, settings):
     on_commit("shop.order_placed", number=1)
     work()
     on_commit("shop.order_placed", number=2)
+    housekeeping().relay()
     r.flushdb()
     for arguments in commands("Redis keeps the events"):
         call_command(*arguments)

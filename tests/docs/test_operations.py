@@ -13,7 +13,7 @@ import redis
 from django.core.management import call_command, load_command_class
 
 import lightbus_django
-from lightbus_django import BusError, BusUnavailable, fire, listens_to, on_commit, streams
+from lightbus_django import BusError, BusUnavailable, dispatch, fire, listens_to, on_commit, streams
 from lightbus_django.conf import get_settings
 from lightbus_django.groups import Member
 from lightbus_django.listeners import registry
@@ -94,17 +94,29 @@ def refuses(client: Any, *commands: str) -> None:
             client.execute_command(*command.split())
 
 
+def used(admin: Any) -> set[str]:
+    return {name.removeprefix("cmdstat_").lower() for name in admin.info("commandstats")}
+
+
 def granted(user: str) -> set[str]:
     return {word.strip("()+") for word in USERS[user].split() if word.startswith(("+", "(+"))}
 
 
 @pytest.mark.django_db(transaction=True, databases=["default", "other"])
 def test_a_firing_process_fires_and_can_do_nothing_else(
-    server: Server, admin: Any, lightbus: Callable[..., None], transport_of: Callable[[str], Any]
+    server: Server,
+    admin: Any,
+    lightbus: Callable[..., None],
+    transport_of: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lightbus(URL=server.url_of("shop-web", "a-password"), REDIS_TIMEOUT=5)
+    monkeypatch.setattr(dispatch, "SETTLE_EVERY", 1)
+    admin.config_resetstat()
+    lightbus(URL=server.url_of("shop-web", "a-password"), REDIS_TIMEOUT=5, SERVICE_NAME="shop")
     fire("shop.order_placed", number=1)
     on_commit("shop.order_placed", number=2)
+    assert OutboxEvent.objects.get().published_at
+    assert granted("shop-web") <= used(admin)
     OutboxEvent.objects.create(event_name="shop.order_placed", payload="{}", due_at="2000-01-01T00:00Z")
     relay = Worker([], service_name="shop", process_name="worker", settings=get_settings())
     relay.run_burst()
@@ -114,7 +126,7 @@ def test_a_firing_process_fires_and_can_do_nothing_else(
     with pytest.raises(BusError, match=r"denies its user something with 'bookkeeping\.\*:stream'.*operations\.md"):
         fire("bookkeeping.booked", number=1)
     on_commit("bookkeeping.booked", number=1)
-    assert OutboxEvent.objects.get(event_name="bookkeeping.booked").due_at
+    assert "denies" in OutboxEvent.objects.get(event_name="bookkeeping.booked").error
     assert not admin.exists(BOOKKEEPING)
 
     with transport_of("shop-web") as transport:
@@ -141,13 +153,14 @@ def test_a_listening_process_can_do_all_its_work_and_nothing_else(
     admin.config_resetstat()
     lightbus(URL=server.url_of("shop-web", "a-password"), REDIS_TIMEOUT=5)
     fire("shop.order_placed", number=1)
-    lightbus(URL=server.url_of("bookkeeping-listen", "a-password"), REDIS_TIMEOUT=5)
+    lightbus(URL=server.url_of("bookkeeping-listen", "a-password"), REDIS_TIMEOUT=5, SERVICE_NAME="bookkeeping")
     OutboxEvent.objects.create(event_name="bookkeeping.left", payload="{}", due_at="2000-01-01T00:00Z")
     worker = Worker(registry, service_name="bookkeeping", process_name="worker", settings=get_settings())
     worker.run_burst()
     worker.transport.close()
     assert "denies" not in caplog.text
     assert Effect.objects.count() == 1
+    assert not OutboxEvent.objects.exclude(due_at=None).exists()
     assert {fields["event_name"] for _, fields in admin.xrange(BOOKKEEPING)} == {"booked", "left"}
 
     with transport_of("bookkeeping-listen") as transport:
@@ -157,8 +170,24 @@ def test_a_listening_process_can_do_all_its_work_and_nothing_else(
         with pytest.raises(BusError, match=r"denies its user something with 'other\.\*:stream'"):
             streams.last_id(transport, "other.*:stream")
 
-    used = {name.removeprefix("cmdstat_").lower() for name in admin.info("commandstats")}
-    assert granted("bookkeeping-listen") <= used
+    assert granted("bookkeeping-listen") <= used(admin)
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_a_process_that_only_relays_and_trims_can_do_so(
+    server: Server, admin: Any, lightbus: Callable[..., None], listeners: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    lightbus(URL=server.url_of("shop-web", "a-password"), REDIS_TIMEOUT=5, SERVICE_NAME="shop", STREAM_RETENTION=0)
+    on_commit("shop.order_placed", number=1)
+    OutboxEvent.objects.create(event_name="shop.order_placed", payload="{}", due_at="2000-01-01T00:00Z")
+    lightbus(URL=server.url_of("shop-listen", "a-password"))
+    worker = Worker([], service_name="shop", process_name="worker", settings=get_settings())
+    worker.run_burst()
+    worker.transport.close()
+    assert "waiting" not in caplog.text
+    assert "denies" not in caplog.text
+    assert not OutboxEvent.objects.exclude(due_at=None).exists()
+    assert admin.keys("*:published:*") == []
 
 
 def use_all_of(transport: Transport, admin: Any) -> None:
@@ -166,12 +195,13 @@ def use_all_of(transport: Transport, admin: Any) -> None:
     group = "bookkeeping-retries"
     one, two = Member(transport, group, "one"), Member(transport, group, "two")
     assert one.join(SHOP, "0")
-    (entry,) = one.read([SHOP], count=10, block=0, acknowledge={})
+    one.ask([SHOP], count=10, block=0, acknowledge={})
+    (entry,) = one.receive()
     assert one.outstanding(SHOP, 10) == [entry.stream_id]
     one.renew(SHOP, [entry.stream_id])
     one.hand_back(SHOP, [entry.stream_id], idle=61, deliveries=0)
     assert two.reclaim(SHOP, idle=60, count=10) == (1, [])
-    assert two.take(SHOP, entry.stream_id)
+    assert two.take(SHOP, entry.stream_id, acknowledge={})
     assert two.standing(SHOP).position < streams.last_id(transport, SHOP)
     two.acknowledge({SHOP: [entry.stream_id]})
     admin.script_flush()
@@ -186,14 +216,15 @@ def test_what_is_denied_within_a_script_is_told_as_well(
     with transport_of("bookkeeping-listen") as transport:
         member = Member(transport, "group", "one")
         member.join(SHOP, "0")
-        member.read([SHOP], count=1, block=0, acknowledge={})
+        member.ask([SHOP], count=1, block=0, acknowledge={})
+        member.receive()
         admin.execute_command("ACL", "SETUSER", "bookkeeping-listen", "-xclaim")
         try:
             with pytest.raises(BusError, match="denies its user something"):
-                member.take(SHOP, stream_id)
+                member.take(SHOP, stream_id, acknowledge={})
         finally:
             admin.execute_command("ACL", "SETUSER", "bookkeeping-listen", "+xclaim")
-        assert member.take(SHOP, stream_id)
+        assert member.take(SHOP, stream_id, acknowledge={})
 
 
 def test_an_operator_looks_and_retires_groups(

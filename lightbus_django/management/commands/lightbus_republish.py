@@ -52,7 +52,7 @@ class Command(BaseCommand):
             settings = get_settings()
             transport = get_transport(settings.url, settings.redis_timeout)
             with progress(self.stderr, "publishing", total) as advance:
-                for count in republish(rows, transport, settings.stream_use):
+                for count in republish(rows, transport, settings):
                     done += count
                     advance(count)
         except LightbusError as error:

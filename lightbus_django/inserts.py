@@ -1,0 +1,49 @@
+"""Rows inserted as tuples.
+
+An instance of a model for each row, and Django's compiler for each statement, take twice as long as the database.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import chain
+from typing import Any
+
+from django.db import connections, models
+
+_PLAIN = (str, int)
+
+
+def insert(model: type[models.Model], using: str, names: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
+    """Insert rows with as few statements as the database allows. No signals are sent, no defaults filled in.
+
+    Args:
+        names: the fields that the tuples hold, in order.
+        rows: values as the driver takes them.
+    """
+    if not rows:
+        return
+    connection: Any = connections[using]
+    size = connection.ops.bulk_batch_size([model._meta.get_field(name) for name in names], rows)
+    with connection.cursor() as cursor:
+        for first in range(0, len(rows), size):
+            chunk = rows[first : first + size]
+            cursor.execute(_statement(model, using, names, len(chunk)), list(chain.from_iterable(chunk)))
+
+
+def adapted(model: type[models.Model], using: str, row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the values of a row, by field, as the driver takes them."""
+    connection: Any = connections[using]
+    field: Any = model._meta.get_field
+    return tuple(
+        value if type(value) in _PLAIN else field(name).get_db_prep_save(value, connection)
+        for name, value in row.items()
+    )
+
+
+@lru_cache(maxsize=256)
+def _statement(model: type[models.Model], using: str, names: tuple[str, ...], count: int) -> str:
+    ops: Any = connections[using].ops
+    fields: Any = [model._meta.get_field(name) for name in names]
+    columns = ", ".join(ops.quote_name(field.column) for field in fields)
+    rows = ops.bulk_insert_sql(fields, [["%s"] * len(fields)] * count)
+    return f"INSERT INTO {ops.quote_name(model._meta.db_table)} ({columns}) {rows}"

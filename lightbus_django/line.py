@@ -1,0 +1,56 @@
+"""A connection to Redis of one's own."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import redis
+
+from .transport import Transport, packed
+
+
+class Line:
+    """A connection that is kept, and on which replies are fetched when they are wanted.
+
+    redis-py's client takes one from its pool for each command, and waits for the reply there and then.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self._connection: Any = None
+        self._sent = 0
+        self._what = ""
+
+    def send(self, commands: Sequence[Sequence[str | int]], what: str) -> None:
+        """Send commands in one go, to be received before others are sent; `what` as Transport.errors takes it."""
+        self._sent, self._what = len(commands), what
+        with self._errors():
+            if self._connection is None:
+                self._connection = self.transport.client.connection_pool.get_connection()
+            self._connection.send_packed_command([packed(commands)])
+
+    def receive(self) -> Any:
+        """Wait for what was sent; return the reply to the last command, and pass over the others, errors too."""
+        with self._errors():
+            for _ in range(self._sent - 1):
+                with suppress(redis.ResponseError):
+                    self._connection.read_response()
+            return self._connection.read_response()
+
+    def close(self) -> None:
+        """Give the connection back; with the next command there will be another."""
+        if self._connection is not None:
+            self._connection.disconnect()
+            self.transport.client.connection_pool.release(self._connection)
+            self._connection = None
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        with self.transport.errors(self._what):
+            try:
+                yield
+            except BaseException:
+                # What it still has to say answers nothing that anybody will ask; and after a failover its address may
+                # stand for another server.
+                self.close()
+                raise

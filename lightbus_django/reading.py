@@ -1,0 +1,93 @@
+"""What one consumer is done with, and what is new for it: both go to Redis in one round trip."""
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+
+from .groups import Entry, Member
+
+
+class Reading:
+    """One consumer's reads. What is new can be asked for while what came before is still being handled."""
+
+    def __init__(self, member: Member, streams: Sequence[str], *, count: int, timeout: float) -> None:
+        """Make the reads of `member`.
+
+        Args:
+            count: how many entries of each stream to read at a time.
+            timeout: seconds after which others take what a consumer was given.
+        """
+        self.member = member
+        self.streams = streams
+        self.count = count
+        self.timeout = timeout
+        self._settled: defaultdict[str, list[str]] = defaultdict(list)
+        self._sent: defaultdict[str, list[str]] = defaultdict(list)
+        self._asked_at: float | None = None
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether Redis was asked for entries that nobody has received yet."""
+        return self._asked_at is not None
+
+    def settle(self, entry: Entry) -> None:
+        """Let an entry be acknowledged with the next read."""
+        self._settled[entry.stream].append(entry.stream_id)
+
+    def flush(self) -> None:
+        """Acknowledge what is settled now."""
+        if self._settled:
+            self.member.acknowledge(self._settled)
+            self._settled.clear()
+
+    def read(self, block: float) -> list[Entry]:
+        """Acknowledge what is settled, and return what is new; waits up to `block` seconds for it."""
+        self.ask(block)
+        return self._receive()
+
+    def take(self, stream: str, stream_id: str) -> Entry | None:
+        """Acknowledge what is settled, and take an outstanding entry as Member.take does."""
+        entry = self.member.take(stream, stream_id, acknowledge=self._settled)
+        self._settled.clear()
+        return entry
+
+    def ask(self, block: float = 0.0) -> None:
+        """Acknowledge what is settled and ask for what is new, which `receive` returns."""
+        self._sent, self._settled = self._settled, defaultdict(list)
+        self._asked_at = time.monotonic()
+        try:
+            self.member.ask(self.streams, count=self.count, block=block, acknowledge=self._sent)
+        except BaseException:
+            self._take_back()
+            raise
+
+    def receive(self) -> list[Entry]:
+        """Return what was asked for, less what others may have taken meanwhile."""
+        asked_at = self._asked_at
+        entries = self._receive()
+        # Nobody has renewed the claim on them, for nobody knew what they are.
+        if asked_at is not None and time.monotonic() - asked_at > self.timeout / 2:
+            ours = {(stream, stream_id) for stream in self.streams for stream_id in self._renew(stream, entries)}
+            entries = [entry for entry in entries if (entry.stream, entry.stream_id) in ours]
+        return entries
+
+    def _receive(self) -> list[Entry]:
+        try:
+            entries = self.member.receive()
+        except BaseException:
+            self._take_back()
+            raise
+        self._asked_at = None
+        self._sent.clear()
+        return entries
+
+    def _renew(self, stream: str, entries: Sequence[Entry]) -> list[str]:
+        stream_ids = [entry.stream_id for entry in entries if entry.stream == stream]
+        return self.member.renew(stream, stream_ids) if stream_ids else []
+
+    def _take_back(self) -> None:
+        """Nobody knows what became of what was sent: acknowledge it once more."""
+        self._asked_at = None
+        for stream, stream_ids in self._sent.items():
+            self._settled[stream][:0] = stream_ids
+        self._sent.clear()
