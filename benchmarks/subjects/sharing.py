@@ -1,0 +1,83 @@
+"""Worker processes that share the events of one listener."""
+
+import multiprocessing
+import threading
+import time
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier, Event
+from typing import Any, NamedTuple
+
+from benchmarks.cores import Role, on_core_of
+from lightbus_django import listens_to
+
+from . import ours as lightbus
+from .events import EVENT, STREAM, connect, fill
+from .tally import Tally, await_groups, check_stream, check_tables
+
+CORES: tuple[Role, ...] = ("measured", "servers")
+"""Where the first process runs, and the second, which shares its core with the servers."""
+
+START_TIMEOUT = 60.0
+
+
+class Part(NamedTuple):
+    """What one process did, from its first event to its last, on the clock that all of them read."""
+
+    handled: int
+    sum_of_numbers: int
+    first: float
+    last: float
+    cpu_seconds: float
+
+
+def processes(events: int, *, processes: int, handler: str, **options: Any) -> dict[str, float]:
+    """Handle events in so many worker processes, with the handler of this name and options of `@listens_to`."""
+    forking = multiprocessing.get_context("fork")
+    begin, end, parts = forking.Barrier(processes + 1), forking.Event(), forking.Queue()
+    for number in range(processes):
+        work = [f"measured-{number}", handler, options, begin, end, parts]
+        with on_core_of(CORES[number % len(CORES)]):
+            forking.Process(target=_work, args=work, daemon=True).start()
+    client = connect()
+    client.xgroup_create(STREAM, lightbus.GROUP, id="0", mkstream=True)
+    fill(client, events)
+    begin.wait(START_TIMEOUT)
+    await_groups(client)
+    end.set()
+    done: list[Part] = [parts.get(timeout=START_TIMEOUT) for _ in range(processes)]
+    total = Tally()
+    total.count, total.sum = sum(part.handled for part in done), sum(part.sum_of_numbers for part in done)
+    total.check(events)
+    check_stream(client, events)
+    prices = 0 if handler == "nothing" else events
+    check_tables(prices=prices, keys=events if options.get("idempotent", True) else 0)
+    busy = [part for part in done if part.handled]
+    seconds = max(part.last for part in busy) - min(part.first for part in busy)
+    return {"events": events, "seconds": seconds, "cpu_seconds": sum(part.cpu_seconds for part in done)}
+
+
+def _work(
+    process_name: str, handler: str, options: dict[str, Any], begin: Barrier, end: Event, parts: "Queue[Part]"
+) -> None:
+    tally = Tally()
+    handle = getattr(tally, handler)
+    first = last = 0.0
+
+    def timed(event: object, sku: str, price: str, number: int, at: str) -> None:
+        nonlocal first, last
+        first = first or time.monotonic()
+        handle(event, sku, price, number, at)
+        last = time.monotonic()
+
+    listens_to(EVENT, listener_name="measured", **options)(timed)
+    worker = lightbus.worker(process_name)
+
+    def stop() -> None:
+        end.wait()
+        worker.stop()
+
+    threading.Thread(target=stop).start()
+    begin.wait(START_TIMEOUT)
+    cpu_started = time.process_time()
+    lightbus.run(worker)
+    parts.put(Part(tally.count, tally.sum, first, last, time.process_time() - cpu_started))
