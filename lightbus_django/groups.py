@@ -13,7 +13,7 @@ import msgspec
 from .exceptions import GroupMissing
 from .line import Line
 from .messages import Fields
-from .scripts import LEAVE, RECLAIM, TAKE, TOUCH
+from .scripts import JOIN, LEAVE, RECLAIM, STANDING, TAKE, TOUCH
 from .transport import Transport
 
 NOBODY = "nobody"
@@ -43,7 +43,11 @@ class Standing(NamedTuple):
 
 
 class Member:
-    """One consumer of one group. Its methods raise as those of Transport do, and GroupMissing."""
+    """One consumer of one group. Its methods raise as those of Transport do, and GroupMissing.
+
+    Only `renew` and `acknowledge` may be called by other threads, or between `ask` and `receive`: the others speak on
+    a connection of its own.
+    """
 
     def __init__(self, transport: Transport, group: str, name: str) -> None:
         self.transport = transport
@@ -51,31 +55,14 @@ class Member:
         self.name = name
         self._line = Line(transport)
         self._show_up_at: dict[str, float] = {}
-        client = transport.client
-        self._touch = client.register_script(TOUCH)
-        self._reclaim = client.register_script(RECLAIM)
-        self._leave = client.register_script(LEAVE)
 
     def join(self, stream: str, start_id: str) -> bool:
-        """Create group, stream and consumer where missing; return whether the group is new.
-
-        In one transaction: a Lightbus service that starts destroys groups without a consumer.
-        """
-        pipeline = self.transport.client.pipeline(transaction=True)
-        pipeline.xgroup_create(stream, self.group, id=start_id, mkstream=True)
-        pipeline.xgroup_createconsumer(stream, self.group, self.name)
-        with self.transport.errors(stream):
-            created, consumer_created = pipeline.execute(raise_on_error=False)
-            if isinstance(consumer_created, Exception):
-                raise created if isinstance(created, Exception) else consumer_created
-            if isinstance(created, Exception) and not str(created).startswith("BUSYGROUP"):
-                raise created
-        return not isinstance(created, Exception)
+        """Create group, stream and consumer where missing; return whether the group is new."""
+        return bool(self._run(JOIN, stream, self.group, self.name, start_id))
 
     def leave(self, stream: str) -> None:
         """Delete this consumer if it has nothing pending; the group keeps one, for Lightbus's sake."""
-        with self.transport.errors(stream):
-            self._leave(keys=[stream], args=[self.group, self.name, NOBODY])
+        self._run(LEAVE, stream, self.group, self.name, NOBODY)
 
     def ask(
         self, streams: Sequence[str], *, count: int, block: float, acknowledge: Mapping[str, Sequence[str]]
@@ -87,7 +74,7 @@ class Member:
         waiting = ("BLOCK", max(1, round(block * 1000))) if block else ()
         new = [">"] * len(streams)
         command = "XREADGROUP", "GROUP", self.group, self.name, "COUNT", count, *waiting, "STREAMS", *streams, *new
-        self._send(acknowledge, command, " ".join(streams))
+        self._line.send([*self._acknowledgements(acknowledge), command], " ".join(streams))
 
     def receive(self) -> list[Entry]:
         """Return the new entries that were asked for."""
@@ -105,24 +92,22 @@ class Member:
 
     def acknowledge(self, acknowledge: Mapping[str, Sequence[str]]) -> None:
         """Acknowledge stream ids, by stream."""
-        pipeline = self.transport.client.pipeline(transaction=False)
-        for stream, stream_ids in acknowledge.items():
-            pipeline.xack(stream, self.group, *stream_ids)
-        with self.transport.errors():
-            pipeline.execute()
+        for reply in self.transport.send(self._acknowledgements(acknowledge)):
+            if isinstance(reply, Exception):
+                raise self.transport.translate(reply, " ".join(acknowledge))
 
     def outstanding(self, stream: str, count: int) -> list[str]:
         """Return the oldest stream ids that are pending for this consumer."""
-        with self.transport.errors(stream):
-            return [row["message_id"].decode() for row in self._pending(stream, count, consumername=self.name)]
+        rows = self._say([("XPENDING", stream, self.group, "-", "+", count, self.name)], stream)
+        return [row[0].decode() for row in rows]
 
     def take(self, stream: str, stream_id: str, *, acknowledge: Mapping[str, Sequence[str]]) -> Entry | None:
         """Acknowledge, then deliver one outstanding entry again, counting the delivery, in one round trip.
 
         None if it is another consumer's by now.
         """
-        self._send(acknowledge, ("EVAL", TAKE, 1, stream, self.group, self.name, stream_id), stream)
-        reply = self._line.receive()
+        take = "EVAL", TAKE, 1, stream, self.group, self.name, stream_id
+        reply = self._say([*self._acknowledgements(acknowledge), take], stream)
         if reply is None:
             return None
         deliveries, entries = reply
@@ -136,18 +121,12 @@ class Member:
         Their deliveries are not counted up. Returns how many there were, and the stream ids of those
         that somebody has trimmed away, which are acknowledged.
         """
-        milliseconds = round(idle * 1000)
-        with self.transport.errors(stream):
-            stream_ids = [row["message_id"] for row in self._pending(stream, count, idle=milliseconds)]
-            if not stream_ids:
-                return 0, []
-            claimed, lost = self._reclaim(keys=[stream], args=[self.group, self.name, milliseconds, *stream_ids])
+        claimed, lost = self._run(RECLAIM, stream, self.group, self.name, round(idle * 1000), count)
         return claimed, [stream_id.decode() for stream_id in lost]
 
     def renew(self, stream: str, stream_ids: Sequence[str]) -> list[str]:
         """Start the clock of entries anew, of those that are still this consumer's; return these."""
-        with self.transport.errors(stream):
-            touched = self._touch(keys=[stream], args=[self.group, self.name, self.name, 0, -1, *stream_ids])
+        touched = self.transport.run(TOUCH, stream, self.group, self.name, self.name, 0, -1, *stream_ids)
         return [stream_id.decode() for stream_id in touched]
 
     def hand_back(
@@ -161,66 +140,46 @@ class Member:
             to: another consumer under whose name they wait, if not this one's.
         """
         milliseconds = round(idle * 1000)
-        with self.transport.errors(stream):
-            self._touch(
-                keys=[stream], args=[self.group, self.name, to or self.name, milliseconds, deliveries, *stream_ids]
-            )
+        self._run(TOUCH, stream, self.group, self.name, to or self.name, milliseconds, deliveries, *stream_ids)
 
     def standing(self, stream: str) -> Standing:
-        """Return where the group stands."""
-        pipeline = self.transport.client.pipeline(transaction=True)
-        pipeline.xinfo_stream(stream)
-        pipeline.xinfo_groups(stream)
-        pipeline.xpending_range(stream, self.group, min="-", max="+", count=1)
-        with self.transport.errors(stream):
-            about, groups, oldest = pipeline.execute(raise_on_error=False)
-            for reply in (about, groups, oldest):
-                if isinstance(reply, Exception):
-                    raise reply
-        for group in groups:
-            if group["name"] == self.group.encode():
-                delivered = group["last-delivered-id"].decode()
-                self._show_up(stream, about["last-generated-id"])
-                position = before(oldest[0]["message_id"].decode()) if oldest else delivered
-                return Standing(position, _lost(about, delivered, group.get("entries-read")))
-        raise GroupMissing(f"Redis at {self.transport}: the group {self.group!r} of {stream!r} is gone")
+        """Return where the group stands, and show up as one of its consumers from time to time."""
+        now = time.monotonic()
+        shows_up = now >= self._show_up_at.get(stream, 0.0)
+        reply = self._run(STANDING, stream, self.group, self.name, int(shows_up))
+        if reply is None:
+            raise GroupMissing(f"Redis at {self.transport}: the group {self.group!r} of {stream!r} is gone")
+        if shows_up:
+            self._show_up_at[stream] = now + SHOW_UP_INTERVAL
+        oldest, delivered, entries_read, last, length, entries_added, first = reply
+        position = before(oldest.decode()) if oldest else delivered.decode()
+        if entries_read is None or entries_added is None:
+            return Standing(position, None)
+        ids = (stream_id.decode() for stream_id in (delivered, first or b"0-0", last))
+        return Standing(position, _lost(*ids, entries_read=entries_read, length=length, entries_added=entries_added))
 
-    def _show_up(self, stream: str, last_id: bytes) -> None:
-        """Let this consumer not count as idle: to Redis before 7.2 a read that finds nothing is no sign of life.
+    def _acknowledgements(self, acknowledge: Mapping[str, Sequence[str]]) -> list[tuple[str | int, ...]]:
+        return [("XACK", stream, self.group, *stream_ids) for stream, stream_ids in acknowledge.items()]
 
-        What is read here is what this consumer has outstanding behind the last entry: nothing.
-        """
-        if time.monotonic() < self._show_up_at.get(stream, 0.0):
-            return
-        with self.transport.errors(stream):
-            self.transport.client.xreadgroup(self.group, self.name, {stream: last_id}, count=1)
-        self._show_up_at[stream] = time.monotonic() + SHOW_UP_INTERVAL
+    def _run(self, script: str, stream: str, *args: str | int) -> Any:
+        return self._say([("EVAL", script, 1, stream, *args)], stream)
 
-    def _send(self, acknowledge: Mapping[str, Sequence[str]], command: Sequence[str | int], what: str) -> None:
-        commands = [("XACK", stream, self.group, *stream_ids) for stream, stream_ids in acknowledge.items()]
-        self._line.send([*commands, command], what)
-
-    def _pending(self, stream: str, count: int, **filters: Any) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.transport.client.xpending_range(
-            stream, self.group, min="-", max="+", count=count, **filters
-        )
-        return rows
+    def _say(self, commands: Sequence[Sequence[str | int]], what: str) -> Any:
+        self._line.send(commands, what)
+        return self._line.receive()
 
 
-def _lost(about: dict[str, Any], delivered: str, entries_read: int | None) -> int | None:
+def _lost(delivered: str, first: str, last: str, *, entries_read: int, length: int, entries_added: int) -> int | None:
     """Return how many entries are gone from a stream, less those that the group has read.
 
     It can be told where the first entry is one that it has not read, or where it has read all: then
     from what Redis before 7.4 has missed to count itself, for ever.
     """
-    if entries_read is None or "entries-added" not in about:
+    if id_key(delivered) >= id_key(last):
+        return max(0, entries_added - entries_read)
+    if length and id_key(first) <= id_key(delivered):
         return None
-    if id_key(delivered) >= id_key(about["last-generated-id"].decode()):
-        return max(0, int(about["entries-added"]) - entries_read)
-    first = about.get("recorded-first-entry-id", b"0-0").decode()
-    if about["length"] and id_key(first) <= id_key(delivered):
-        return None
-    return max(0, int(about["entries-added"]) - int(about["length"]) - entries_read)
+    return max(0, entries_added - length - entries_read)
 
 
 def id_key(stream_id: str) -> tuple[int, int]:

@@ -3,14 +3,12 @@
 An instance of a model for each row, and Django's compiler for each statement, take twice as long as the database.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import Any
 
 from django.db import connections, models
-
-_PLAIN = (str, int)
 
 
 def insert(model: type[models.Model], using: str, names: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
@@ -23,21 +21,13 @@ def insert(model: type[models.Model], using: str, names: tuple[str, ...], rows: 
     if not rows:
         return
     connection: Any = connections[using]
-    size = connection.ops.bulk_batch_size([model._meta.get_field(name) for name in names], rows)
+    size = 1
+    if len(rows) > 1:
+        size = connection.ops.bulk_batch_size([model._meta.get_field(name) for name in names], rows)
     with connection.cursor() as cursor:
         for first in range(0, len(rows), size):
             chunk = rows[first : first + size]
             cursor.execute(_statement(model, using, names, len(chunk)), list(chain.from_iterable(chunk)))
-
-
-def adapted(model: type[models.Model], using: str, row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the values of a row, by field, as the driver takes them."""
-    connection: Any = connections[using]
-    field: Any = model._meta.get_field
-    return tuple(
-        value if type(value) in _PLAIN else field(name).get_db_prep_save(value, connection)
-        for name, value in row.items()
-    )
 
 
 @lru_cache(maxsize=256)

@@ -16,7 +16,7 @@ from django.utils import timezone
 from .conf import get_settings
 from .dispatch import GRACE, Staged, publish_with_notes
 from .exceptions import BusError
-from .inserts import adapted, insert
+from .inserts import insert
 from .messages import EventMessage, encode, encode_payload
 from .models import OutboxEvent
 from .relay import RELAY_SIZE
@@ -26,6 +26,8 @@ logger = logging.getLogger("lightbus_django")
 
 MARGIN = GRACE / 2
 """How long before its rows are due a process does not begin to publish them without making sure."""
+
+_COLUMNS = ("id", "event_name", "version", "payload", "created_at", "due_at", "error")
 
 _encode_payload = msgspec.json.Encoder().encode
 
@@ -47,20 +49,14 @@ def stage(message: EventMessage, using: str) -> None:
         InvalidPayload: no row was written; the transaction goes on.
     """
     payload = encode_payload(message.payload, get_settings().max_payload_size)
-    connection = connections[using]
+    text = _encode_payload({key: msgspec.Raw(value) for key, value in payload.items()}).decode()
+    connection: Any = connections[using]
     batch = _Batch.at_hand(connection)
     row_id = UUID(message.id)
-    row = {
-        "id": row_id,
-        "event_name": message.name,
-        "version": message.version,
-        "payload": _encode_payload({key: msgspec.Raw(value) for key, value in payload.items()}).decode(),
-        "created_at": timezone.now(),
-        "due_at": batch.due_at,
-        "error": "",
-    }
+    created_at, due_at = map(connection.ops.adapt_datetimefield_value, (timezone.now(), batch.due_at))
+    row = (_as_stored(row_id, connection), message.name, message.version, text, created_at, due_at, "")
     with transaction.mark_for_rollback_on_error(using):
-        insert(OutboxEvent, using, tuple(row), [adapted(OutboxEvent, using, row)])
+        insert(OutboxEvent, using, _COLUMNS, [row])
     batch.add(Staged(row_id, message.name, encode(message, payload)))
     # Each event needs a hook of its own: Django drops those of a savepoint that is rolled back.
     connection.on_commit(batch.publish, robust=True)
@@ -132,8 +128,8 @@ def _there(row_ids: Sequence[UUID], connection: Any) -> set[UUID]:
         return {found if type(found) is UUID else UUID(found) for (found,) in cursor.fetchall()}
 
 
-def _as_stored(row_id: UUID, connection: Any) -> str:
-    return str(row_id) if connection.features.has_native_uuid_field else row_id.hex
+def _as_stored(row_id: UUID, connection: Any) -> UUID | str:
+    return row_id if connection.features.has_native_uuid_field else row_id.hex
 
 
 @lru_cache(maxsize=16)

@@ -38,13 +38,14 @@ class Positions:
         for stream in self._events:
             try:
                 self.look(stream)
+                start_id, is_known = self._positions[stream], True
             except GroupMissing:
-                start_id = self._start_id(stream)
-            else:
-                start_id = self._positions[stream]
+                start_id, is_known = self._start_id(stream), False
             if self.member.join(stream, start_id):
                 logger.info("%s: new consumer group of %s, from %s on", self.member.group, stream, start_id)
-            self.look(stream)
+                is_known = False
+            if not is_known:
+                self.look(stream)
 
     def look(self, stream: str) -> None:
         """Remember where the group stands, and say what it lost before it was given it."""

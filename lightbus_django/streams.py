@@ -90,19 +90,16 @@ def trim(
     many more than need be are kept.
     """
     since = f"{round(keep_since.timestamp() * 1000)}-0"
-    with transport.errors(stream):
-        removed: int = transport.client.register_script(TRIM)(keys=[stream], args=[since, keep_length, limit, *awaited])
+    removed: int = transport.run(TRIM, stream, since, keep_length, limit, *awaited)
     return removed
 
 
 def tidy_consumers(transport: Transport, stream: str, group: str, *, idle: float) -> int:
     """Delete consumers idle for `idle` seconds that have nothing pending, but not a group's last one."""
-    with transport.errors(stream):
-        deleted: int = transport.client.register_script(TIDY)(keys=[stream], args=[group, round(idle * 1000)])
+    deleted: int = transport.run(TIDY, stream, group, round(idle * 1000))
     return deleted
 
 
 def retire(transport: Transport, stream: str, group: str, *, idle: float) -> bool:
     """Destroy a group that nobody has read for `idle` seconds; return whether that was so."""
-    with transport.errors(stream):
-        return bool(transport.client.register_script(RETIRE)(keys=[stream], args=[group, round(idle * 1000)]))
+    return bool(transport.run(RETIRE, stream, group, round(idle * 1000)))

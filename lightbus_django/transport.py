@@ -148,6 +148,13 @@ class Transport:
         self._pause = 0.0
         return replies
 
+    def run(self, script: str, key: str, *args: str | int) -> Any:
+        """Run a script, in Lua, on one key; return its reply."""
+        (reply,) = self.send([(b"EVAL", script, 1, key, *args)])
+        if isinstance(reply, Exception):
+            raise self.translate(reply, key)
+        return reply
+
     # --- Errors -------------------------------------------------------------------------------
 
     def is_worth_trying(self, now: float | None = None) -> bool:
