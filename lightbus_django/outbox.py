@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from datetime import datetime
-from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -21,6 +20,7 @@ from .messages import EventMessage, encode, encode_payload
 from .models import OutboxEvent
 from .relay import RELAY_SIZE
 from .transport import get_transport
+from .witness import Witness
 
 logger = logging.getLogger("lightbus_django")
 
@@ -54,7 +54,8 @@ def stage(message: EventMessage, using: str) -> None:
     batch = _Batch.at_hand(connection)
     row_id = UUID(message.id)
     created_at, due_at = map(connection.ops.adapt_datetimefield_value, (timezone.now(), batch.due_at))
-    row = (_as_stored(row_id, connection), message.name, message.version, text, created_at, due_at, "")
+    stored_id = row_id if connection.features.has_native_uuid_field else row_id.hex
+    row = (stored_id, message.name, message.version, text, created_at, due_at, "")
     with transaction.mark_for_rollback_on_error(using):
         insert(OutboxEvent, using, _COLUMNS, [row])
     batch.add(Staged(row_id, message.name, encode(message, payload)))
@@ -70,6 +71,8 @@ class _Batch:
         self.due_at = timezone.now() + GRACE
         self.events: list[Staged] = []
         self.in_transaction = False
+        self.witness = Witness.of(connection)
+        self.doubts = self.witness.doubts
         self.published = False
 
     @classmethod
@@ -104,35 +107,16 @@ class _Batch:
     def _ours(self, events: Sequence[Staged], now: datetime) -> Sequence[Staged]:
         """Return the events whose rows are there, and not taken by a relay.
 
-        Django runs commit hooks though a savepoint was rolled back of which it does not know, or even the
-        whole transaction: to PostgreSQL a COMMIT after an error that somebody caught is a ROLLBACK. And where
-        the transaction took long, the rows are due, or soon will be.
+        Those of a savepoint, or a transaction, that was rolled back though this hook runs, are not there. And where the
+        transaction took long, the rows are due, or soon will be.
         """
-        if not self.in_transaction:
+        is_late = now > self.due_at - MARGIN
+        if not self.in_transaction or not (is_late or self.witness.doubts > self.doubts):
             return events
-        if now > self.due_at - MARGIN:
+        rows = OutboxEvent.objects.using(self.connection.alias).filter(pk__in=[event.id for event in events])
+        if is_late:
             due_at = now + GRACE
-            rows = OutboxEvent.objects.using(self.connection.alias).filter(pk__in=[event.id for event in events])
             rows.filter(due_at=self.due_at).update(due_at=due_at)
-            ours = set(rows.filter(due_at=due_at).values_list("pk", flat=True))
-        else:
-            ours = _there([event.id for event in events], self.connection)
+            rows = rows.filter(due_at=due_at)
+        ours = set(rows.values_list("pk", flat=True))
         return [event for event in events if event.id in ours]
-
-
-def _there(row_ids: Sequence[UUID], connection: Any) -> set[UUID]:
-    """Return which rows there are; without Django's compiler and the driver's parameters, as every commit pays."""
-    literals = ", ".join(f"'{_as_stored(row_id, connection)}'" for row_id in row_ids)
-    with connection.cursor() as cursor:
-        cursor.execute(f"{_select(connection.alias)} ({literals})")
-        return {found if type(found) is UUID else UUID(found) for (found,) in cursor.fetchall()}
-
-
-def _as_stored(row_id: UUID, connection: Any) -> UUID | str:
-    return row_id if connection.features.has_native_uuid_field else row_id.hex
-
-
-@lru_cache(maxsize=16)
-def _select(using: str) -> str:
-    quote = connections[using].ops.quote_name
-    return f"SELECT {quote('id')} FROM {quote(OutboxEvent._meta.db_table)} WHERE {quote('id')} IN"  # noqa: S608

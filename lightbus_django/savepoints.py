@@ -51,7 +51,7 @@ class Savepoints:
         self._connection.savepoint_ids.pop()
         if error is not None:
             self._roll_back()
-        elif self.is_lost or self._is_aborted():
+        elif self.is_lost or is_aborted(self._connection):
             self._roll_back()
             raise _broken()
 
@@ -64,10 +64,6 @@ class Savepoints:
     def is_lost(self) -> bool:
         """Whether the whole transaction can only be rolled back."""
         return bool(self._connection.needs_rollback)
-
-    def _is_aborted(self) -> bool:
-        """Whether PostgreSQL takes no more statements, after an error of which Django does not know that it matters."""
-        return self._at_once and self._connection.connection.info.transaction_status == ABORTED
 
     def _execute(self, *statements: str) -> None:
         try:
@@ -86,6 +82,11 @@ class Savepoints:
             self._connection.savepoint_rollback(self._name)
         except Error:
             transaction.set_rollback(True, self._using)
+
+
+def is_aborted(connection: Any) -> bool:
+    """Whether PostgreSQL takes no more statements, after an error of which Django does not know that it matters."""
+    return bool(connection.vendor == "postgresql" and connection.connection.info.transaction_status == ABORTED)
 
 
 def check_rollback(using: str) -> None:

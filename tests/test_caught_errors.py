@@ -40,6 +40,26 @@ class TestAnErrorThatWasCaught:
         assert not OutboxEvent.objects.exists()  # PostgreSQL answers COMMIT with ROLLBACK, and nobody says so
         assert not r.exists(KEY)
 
+    def test_among_the_rows_of_a_cursor_publishes_nothing_either(self, r):
+        for number in (1, 0):
+            Effect.objects.create(number=number)
+        with transaction.atomic():
+            rows = Effect.objects.extra(select={"share": "1 / number"}).iterator(chunk_size=1)
+            next(rows)
+            on_commit("shop.order_placed", number=1)
+            with suppress(DatabaseError):
+                next(rows)
+        assert not OutboxEvent.objects.exists()
+        assert not r.exists(KEY)
+
+    def test_of_the_driver_s_own_cursor_publishes_nothing_either(self, r):
+        with transaction.atomic():
+            on_commit("shop.order_placed", number=1)
+            with suppress(connection.Database.Error):
+                connection.connection.cursor().execute("SELECT 1 / 0")
+        assert not OutboxEvent.objects.exists()
+        assert not r.exists(KEY)
+
     def test_loses_no_event(self, listeners):
         @listens_to("shop.order_placed")
         def handler(event, number):
