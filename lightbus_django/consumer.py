@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections import deque
+from itertools import takewhile
 
 from django.utils import timezone
 
@@ -11,7 +12,7 @@ from .batches import BatchInbox
 from .conf import Settings
 from .exceptions import BusError, GroupMissing, LightbusError
 from .failures import Delivery
-from .groups import NOBODY, Entry, Member
+from .groups import NOBODY, Entry, Member, Outstanding
 from .inbox import WINDOW, Inbox
 from .leases import Leases
 from .listeners import Listener
@@ -65,7 +66,7 @@ class Consumer:
         self._joined = False
         self._look_back = True
         self._reclaim_at = 0.0
-        self._outstanding: deque[tuple[str, str]] = deque()
+        self._outstanding: deque[Outstanding] = deque()
         self._held: deque[Delivery] = deque()
         self._careful = False
         self._fast = False
@@ -119,11 +120,12 @@ class Consumer:
             for entry in self.reading.receive():
                 self._sort(entry)
         self.reading.flush()
+        self.member.close()  # during a long handler Redis may have given the connection up
         for delivery in self._held:
             entry = delivery.entry
             self.member.hand_back(entry.stream, [entry.stream_id], idle=idle, deliveries=entry.deliveries - 1, to=to)
-        for stream, stream_id in self._outstanding:
-            self.member.hand_back(stream, [stream_id], idle=idle, to=to)
+        for left in self._outstanding:
+            self.member.hand_back(left.stream, [left.stream_id], idle=idle, to=to)
         if count := len(self._held) + len(self._outstanding):
             logger.info("%s: handed back %d events", self.group, count)
         self._held.clear()
@@ -143,19 +145,31 @@ class Consumer:
     def _list_outstanding(self) -> bool:
         self.reading.flush()
         for stream in self.streams:
-            stream_ids = self.member.outstanding(stream, self.settings.batch_size)
-            self._outstanding.extend((stream, stream_id) for stream_id in stream_ids)
+            self._outstanding.extend(self.member.outstanding(stream, self.settings.batch_size))
         self._lease()
         self._look_back = bool(self._outstanding)
         return self._look_back
 
     def _take(self) -> bool:
-        stream, stream_id = self._outstanding[0]
-        entry = self.reading.take(stream, stream_id)
-        self._outstanding.popleft()
-        if entry is not None:
+        next_ones = self._next_outstanding()
+        entries = self.reading.take(next_ones[0].stream, [left.stream_id for left in next_ones])
+        for _ in next_ones:
+            self._outstanding.popleft()
+        for entry in entries:
             self._sort(entry)
         return self._handle() if self._held else True
+
+    def _next_outstanding(self) -> list[Outstanding]:
+        """Return what is to be delivered again at a time: one, lest its neighbours die with it.
+
+        Or once several, if the handler has them one at a time anyway. Then two deaths may have been a neighbour's,
+        and MAX_ATTEMPTS still leaves one for each of them alone.
+        """
+        first = self._outstanding[0]
+        if self.listener.idempotent or self.listener.batch or self.settings.max_attempts < 3:
+            return [first]
+        fresh = takewhile(lambda left: left.stream == first.stream and left.deliveries <= 1, self._outstanding)
+        return list(fresh) or [first]
 
     def _reclaim(self, now: float) -> bool:
         self.reading.flush()
@@ -241,10 +255,8 @@ class Consumer:
         return True
 
     def _together(self) -> list[Delivery]:
-        """Return what is to be handled next: all of the batch, but one at a time once something went wrong."""
-        if self._careful or self._held[0].entry.deliveries > 1:
-            return [self._held[0]]
-        return list(self._held)
+        """Return what is to be handled next: all there is, but one at a time once something went wrong."""
+        return [self._held[0]] if self._careful else list(self._held)
 
     def _lease(self) -> None:
         self.leases.hold(self._held, self._outstanding)

@@ -13,7 +13,7 @@ import msgspec
 from .exceptions import GroupMissing
 from .line import Line
 from .messages import Fields
-from .scripts import JOIN, LEAVE, RECLAIM, STANDING, TAKE, TOUCH
+from .scripts import JOIN, LEAVE, STANDING, TAKE, TOUCH
 from .transport import Transport
 
 NOBODY = "nobody"
@@ -30,6 +30,14 @@ class Entry(msgspec.Struct, frozen=True, eq=False):
     stream_id: str
     fields: Fields
     deliveries: int = 1
+
+
+class Outstanding(NamedTuple):
+    """A pending entry of one consumer, which may be delivered to it again."""
+
+    stream: str
+    stream_id: str
+    deliveries: int
 
 
 class Standing(NamedTuple):
@@ -87,7 +95,7 @@ class Member:
         ]
 
     def close(self) -> None:
-        """Give up the connection on which `ask` and `receive` speak."""
+        """Give up the connection; with the next command there will be another."""
         self._line.close()
 
     def acknowledge(self, acknowledge: Mapping[str, Sequence[str]]) -> None:
@@ -96,24 +104,26 @@ class Member:
             if isinstance(reply, Exception):
                 raise self.transport.translate(reply, " ".join(acknowledge))
 
-    def outstanding(self, stream: str, count: int) -> list[str]:
-        """Return the oldest stream ids that are pending for this consumer."""
+    def outstanding(self, stream: str, count: int) -> list[Outstanding]:
+        """Return the oldest entries that are pending for this consumer."""
         rows = self._say([("XPENDING", stream, self.group, "-", "+", count, self.name)], stream)
-        return [row[0].decode() for row in rows]
+        return [Outstanding(stream, stream_id.decode(), deliveries) for stream_id, _, _, deliveries in rows]
 
-    def take(self, stream: str, stream_id: str, *, acknowledge: Mapping[str, Sequence[str]]) -> Entry | None:
-        """Acknowledge, then deliver one outstanding entry again, counting the delivery, in one round trip.
+    def take(self, stream: str, stream_ids: Sequence[str], *, acknowledge: Mapping[str, Sequence[str]]) -> list[Entry]:
+        """Acknowledge, then deliver outstanding entries again, counting their deliveries, in one round trip.
 
-        None if it is another consumer's by now.
+        They are taken in the order of their ids, and left out if they are another consumer's by now.
         """
-        take = "EVAL", TAKE, 1, stream, self.group, self.name, stream_id
-        reply = self._say([*self._acknowledgements(acknowledge), take], stream)
-        if reply is None:
-            return None
-        deliveries, entries = reply
-        # An entry that was trimmed comes back as nothing, or from Redis before 7 as a nil.
-        flat = entries[0][1] if entries and entries[0] else []
-        return Entry(stream, stream_id, dict(zip(flat[::2], flat[1::2], strict=True)), deliveries + 1)
+        take: tuple[str | int, ...] = ("EVAL", TAKE, 1, stream, self.group, self.name, *stream_ids)
+        taken, found = self._say([*self._acknowledgements(acknowledge), take], stream)
+        # An entry that was trimmed is not among them, or from Redis before 7 a nil.
+        flat_of = {entry[0]: entry[1] for entry in found if entry}
+        entries = []
+        for stream_id, deliveries in taken:
+            flat = flat_of.get(stream_id, ())
+            fields = dict(zip(flat[::2], flat[1::2], strict=True))
+            entries.append(Entry(stream, stream_id.decode(), fields, deliveries + 1))
+        return entries
 
     def reclaim(self, stream: str, *, idle: float, count: int) -> tuple[int, list[str]]:
         """Make pending entries that nobody has touched for `idle` seconds outstanding for this consumer.
@@ -121,8 +131,17 @@ class Member:
         Their deliveries are not counted up. Returns how many there were, and the stream ids of those
         that somebody has trimmed away, which are acknowledged.
         """
-        claimed, lost = self._run(RECLAIM, stream, self.group, self.name, round(idle * 1000), count)
-        return claimed, [stream_id.decode() for stream_id in lost]
+        claimed, lost, start = 0, [], "0-0"
+        while claimed < count:
+            limit = "COUNT", count - claimed, "JUSTID"
+            command = "XAUTOCLAIM", stream, self.group, self.name, round(idle * 1000), start, *limit
+            reply = self._say([command], stream)
+            start, claimed_ids, lost_ids = reply[0].decode(), reply[1], reply[2]
+            claimed += len(claimed_ids)
+            lost += [stream_id.decode() for stream_id in lost_ids]
+            if start == "0-0":  # it looks at ten times as many at most
+                break
+        return claimed, lost
 
     def renew(self, stream: str, stream_ids: Sequence[str]) -> list[str]:
         """Start the clock of entries anew, of those that are still this consumer's; return these."""

@@ -45,11 +45,11 @@ class Reading:
         self.ask(block)
         return self._receive()
 
-    def take(self, stream: str, stream_id: str) -> Entry | None:
-        """Acknowledge what is settled, and take an outstanding entry as Member.take does."""
-        entry = self.member.take(stream, stream_id, acknowledge=self._settled)
+    def take(self, stream: str, stream_ids: Sequence[str]) -> list[Entry]:
+        """Acknowledge what is settled, and take outstanding entries as Member.take does."""
+        entries = self.member.take(stream, stream_ids, acknowledge=self._settled)
         self._settled.clear()
-        return entry
+        return entries
 
     def ask(self, block: float = 0.0) -> None:
         """Acknowledge what is settled and ask for what is new, which `receive` returns."""

@@ -1,7 +1,7 @@
 """What Redis does for us in one step, in Lua."""
 
 # XCLAIM takes entries from whoever has them; TOUCH and TAKE leave alone what is another's by now. And it
-# drops pending entries that were trimmed, without a word; TOUCH leaves them to TAKE, RECLAIM tells of them.
+# drops pending entries that were trimmed, without a word; TOUCH leaves them to TAKE, which tells of them.
 TOUCH = """
 local touched = {}
 for i = 6, #ARGV do
@@ -21,23 +21,17 @@ return touched
 """
 
 TAKE = """
-local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2])
-if #pending == 0 then return false end
-return {pending[1][4], redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3])}
-"""
-
-RECLAIM = """
-local claimed, lost = 0, {}
-for _, pending in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[3], '-', '+', ARGV[4])) do
-  local id = pending[1]
-  if #redis.call('XRANGE', KEYS[1], id, id) == 1 then
-    claimed = claimed + #redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], id, 'JUSTID')
-  else
-    redis.call('XACK', KEYS[1], ARGV[1], id)
-    lost[#lost + 1] = id
+local wanted, taken = {}, {}
+local claim = {'XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0}
+for i = 3, #ARGV do wanted[ARGV[i]] = true end
+for _, pending in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[#ARGV], #ARGV - 2, ARGV[2])) do
+  if wanted[pending[1]] then
+    taken[#taken + 1] = {pending[1], pending[4]}
+    claim[#claim + 1] = pending[1]
   end
 end
-return {claimed, lost}
+if #taken == 0 then return {taken, taken} end
+return {taken, redis.call(unpack(claim))}
 """
 
 _ROWS = """
@@ -66,7 +60,6 @@ return created['err'] and 0 or 1
 STANDING = (
     _ROWS
     + """
-if redis.call('EXISTS', KEYS[1]) == 0 then return false end
 local stream = row(redis.call('XINFO', 'STREAM', KEYS[1]))
 for _, group in ipairs(rows('GROUPS', KEYS[1])) do
   if group['name'] == ARGV[1] then

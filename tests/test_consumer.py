@@ -10,6 +10,7 @@ from django.db import OperationalError, connection
 from lightbus_django import BusError, BusUnavailable, fire, groups, listens_to
 from lightbus_django.consumer import Consumer
 from lightbus_django.exceptions import DatabaseUnavailable
+from lightbus_django.groups import Outstanding
 from lightbus_django.listeners import registry
 from lightbus_django.models import FailedEvent, ProcessedEvent
 from lightbus_django.transport import Transport
@@ -390,7 +391,7 @@ class TestLeases:
         fire("shop.order_placed", number=1)
         (stream_id,) = fetch(r, "worker")
         r.xtrim(KEY, maxlen=0, approximate=False)
-        consumer.leases.hold(outstanding=[(KEY, stream_id)])
+        consumer.leases.hold(outstanding=[Outstanding(KEY, stream_id, 1)])
         consumer.renew()
         consumer._look_back = True
         drain(consumer)
@@ -400,10 +401,10 @@ class TestLeases:
         consumer = consume()
         fire("shop.order_placed", number=1)
         (stream_id,) = fetch(r, "other")
-        consumer.leases.hold(outstanding=[(KEY, stream_id)])
+        consumer.leases.hold(outstanding=[Outstanding(KEY, stream_id, 1)])
         consumer.renew()
         assert r.xpending_range(KEY, GROUP, "-", "+", 1)[0]["consumer"] == "other"
-        assert consumer.member.take(KEY, stream_id, acknowledge={}) is None
+        assert consumer.member.take(KEY, [stream_id], acknowledge={}) == []
 
 
 class TestStop:
@@ -425,6 +426,21 @@ class TestStop:
             pass
         assert effects() == [0, 1, 2, 3, 4]
         assert pending(r) == 1 or second.reading.flush() is None
+
+    def test_what_is_left_is_handed_back_though_redis_gave_up_the_connection_during_the_handler(
+        self, r, listeners, consume
+    ):
+        @listens_to("shop.order_placed")
+        def record(event, number):
+            r.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            consumer.stopping.set()
+
+        consumer = consume()
+        for number in range(2):
+            fire("shop.order_placed", number=number)
+        consumer.step(block=0)
+        consumer.stop()
+        assert [row["times_delivered"] for row in r.xpending_range(KEY, GROUP, "-", "+", 10)] == [0]
 
     def test_what_is_left_is_handed_back_though_the_database_is_away(self, r, record, consume, monkeypatch):
         def refuse():
@@ -766,4 +782,35 @@ def test_a_neighbour_of_a_batch_that_killed_its_process_is_no_dead_letter(r, lis
     consumer.reading.ask()
     consumer.reading.receive()  # it dies
     drain(consume())
+    assert not FailedEvent.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "max_attempts", "deaths", "counted"),
+    [
+        ({"idempotent": False}, 3, 1, [2, 2, 2]),
+        ({"idempotent": False}, 3, 2, [3, 2, 2]),
+        ({"idempotent": False}, 2, 1, [2, 1, 1]),
+        ({"idempotent": False, "batch": True}, 3, 1, [2, 1, 1]),
+        ({}, 3, 1, [2, 1, 1]),
+    ],
+)
+def test_what_processes_left_that_died_is_delivered_in_company_once_if_one_attempt_alone_is_left(
+    r, listeners, consume, lightbus, options, max_attempts, deaths, counted
+):
+    """And only where each event is handled by itself: a death counts for all that were delivered."""
+    lightbus(MAX_ATTEMPTS=max_attempts)
+    seen = []
+
+    @listens_to("shop.order_placed", listener_name="record", **options)
+    def handler(*args, **kwargs):
+        seen.append([row["times_delivered"] for row in r.xpending_range(KEY, GROUP, "-", "+", 10)])
+
+    consume()
+    for number in range(3):
+        fire("shop.order_placed", number=number)
+    r.xclaim(KEY, GROUP, "worker", 0, fetch(r, "worker"), retrycount=deaths, justid=True)
+    drain(consume())
+    assert seen[0] == counted
+    assert len(seen) == 3
     assert not FailedEvent.objects.exists()
