@@ -81,10 +81,11 @@ def parse() -> argparse.Namespace:
 
 
 def wanted(words: Sequence[str], *, smoke: bool) -> list[Scenario]:
-    """Return the scenarios that are named, in whole or up to a hyphen; without names all that don't take hours."""
+    """Return the scenarios that are named, or whose names so begin; without words all that don't take hours."""
     if words:
-        starts = tuple(f"{word}-" for word in words)
-        return [scenario for scenario in SCENARIOS if f"{scenario.name}-".startswith(starts)]
+        whole = {scenario.name for scenario in SCENARIOS}.intersection(words)
+        starts = tuple(f"{word}-" for word in words if word not in whole)
+        return [scenario for scenario in SCENARIOS if scenario.name in whole or scenario.name.startswith(starts)]
     return [scenario for scenario in SCENARIOS if not scenario.by_name_only or (smoke and scenario.smoke)]
 
 

@@ -177,9 +177,9 @@ WORKERS = (
     Scenario(
         name="listeners",
         title="Deliveries to so many listeners of one process, `idempotent=False`",
-        events=200_000,
+        events=1_000_000,
         subjects=tuple(
-            Subject(f"{count}", f"{count} listeners", "working.listeners", {"listeners": count})
+            Subject(f"{count}", f"listeners: {count}", "working.listeners", {"listeners": count})
             for count in (1, 10, 100)
         ),
         reference="1",

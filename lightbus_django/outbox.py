@@ -111,7 +111,8 @@ class _Batch:
         transaction took long, the rows are due, or soon will be.
         """
         is_late = now > self.due_at - MARGIN
-        if not self.in_transaction or not (is_late or self.witness.doubts > self.doubts):
+        in_doubt = self.witness.is_blind or self.witness.doubts > self.doubts
+        if not self.in_transaction or not (is_late or in_doubt):
             return events
         rows = OutboxEvent.objects.using(self.connection.alias).filter(pk__in=[event.id for event in events])
         if is_late:

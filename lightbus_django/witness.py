@@ -1,5 +1,6 @@
 """What takes writes of a transaction back, though their commit hooks run."""
 
+import re
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -8,19 +9,23 @@ from django.db.utils import DatabaseErrorWrapper
 
 from .savepoints import is_aborted
 
+_TAKES_BACK = re.compile(r"ROLLBACK|\bABORT\b", re.IGNORECASE).search
+
 
 class Witness(DatabaseErrorWrapper):
     """Counts on one connection what Django does not know, or not in time.
 
     That is a savepoint which is rolled back by hand, and any error: after one that somebody caught, PostgreSQL takes
-    COMMIT for ROLLBACK, and MySQL may have taken the transaction back there and then. To look for a row after each
-    commit would take a query that is as dear as all of this package's other work in a request.
+    COMMIT for ROLLBACK. To look for a row after each commit would take a query that is as dear as all of this
+    package's other work in a request. What is done with the driver's own connection, not with Django's, is not seen.
     """
 
     def __init__(self, connection: Any) -> None:
         super().__init__(connection)
         self.connection = connection
         self.doubts = 0
+        self.is_blind = connection.vendor == "mysql"
+        """MySQL's procedures may roll back, and say nothing."""
 
     @classmethod
     def of(cls, connection: Any) -> "Witness":
@@ -29,13 +34,14 @@ class Witness(DatabaseErrorWrapper):
         if not isinstance(witness, cls):
             witness = cls(connection)
             connection.wrap_database_errors = witness
+        if witness.execute not in connection.execute_wrappers:
             # First, for whoever leaves `with connection.execute_wrapper():` takes away the last.
             connection.execute_wrappers.insert(0, witness.execute)
         return witness
 
     def execute(self, execute: Callable[..., Any], sql: Any, *args: Any) -> Any:
         """Let Django execute a statement."""
-        if "ROLLBACK" in str(sql).upper():
+        if _TAKES_BACK(str(sql)):
             self.doubts += 1
         return execute(sql, *args)
 

@@ -60,6 +60,12 @@ class TestAnErrorThatWasCaught:
         assert not OutboxEvent.objects.exists()
         assert not r.exists(KEY)
 
+    def test_is_no_error_if_it_is_an_abort_in_sql_and_publishes_nothing_either(self, r):
+        with transaction.atomic(), connection.cursor() as cursor:
+            on_commit("shop.order_placed", number=1)
+            cursor.execute("abort")
+        assert not r.exists(KEY)
+
     def test_loses_no_event(self, listeners):
         @listens_to("shop.order_placed")
         def handler(event, number):
@@ -150,3 +156,21 @@ class TestADeadlockThatWasCaught:
             settled = Inbox(listener, "group", get_settings()).handle([deliver(1), deliver(2), deliver(3)])
         assert [failed.stream_id for failed in FailedEvent.objects.all()] in ([], ["3-0"])  # that of number 2
         assert ProcessedEvent.objects.count() == settled
+
+
+@on_mysql
+class TestAProcedureThatRollsBack:
+    @pytest.fixture
+    def procedure(self):
+        with connection.cursor() as cursor:
+            cursor.execute("CREATE PROCEDURE lightbus_takes_back() ROLLBACK")
+        yield "lightbus_takes_back"
+        with connection.cursor() as cursor:
+            cursor.execute("DROP PROCEDURE lightbus_takes_back")
+
+    def test_publishes_nothing(self, r, procedure):
+        with transaction.atomic(), connection.cursor() as cursor:
+            on_commit("shop.order_placed", number=1)
+            cursor.callproc(procedure)
+        assert not OutboxEvent.objects.exists()
+        assert not r.exists(KEY)

@@ -22,6 +22,8 @@ from tests.servers import Server
 from tests.test_publishing import KEY, NOWHERE, numbers, waiting
 
 NOTES = f"{{{KEY}}}:published:price-monitor:default"
+LOOK = ["SELECT"] if connection.vendor == "mysql" else []
+"""What an `on_commit` asks the database after the commit: whether the rows are there, if a procedure may roll back."""
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
@@ -51,7 +53,7 @@ def queries_of(work):
 
 class TestTheRequest:
     def test_writes_the_rows_and_nothing_else(self, r):
-        assert queries_of(lambda: place_orders(0, 1, 2)) == ["INSERT", "INSERT", "INSERT"]
+        assert queries_of(lambda: place_orders(0, 1, 2)) == ["INSERT", "INSERT", "INSERT", *LOOK]
         assert queries_of(lambda: on_commit("shop.order_placed", number=3)) == ["INSERT"]
         assert numbers(r) == [0, 1, 2, 3]
 
@@ -63,7 +65,7 @@ class TestTheRequest:
                     cursor.execute("UPDATE nothing")
 
         assert queries_of(catch_an_error)[-1] == "SELECT"
-        assert queries_of(lambda: place_orders(1)) == ["INSERT"]
+        assert queries_of(lambda: place_orders(1)) == ["INSERT", *LOOK]
         assert numbers(r) == [0, 1]
 
     def test_leaves_a_note_of_each_event_that_is_in_the_stream(self, r):
@@ -78,7 +80,7 @@ class TestTheRequest:
         place_orders(3, 4)
         assert waiting() == 0
         assert not r.exists(NOTES)
-        assert queries_of(lambda: place_orders(5)) == ["INSERT"]
+        assert queries_of(lambda: place_orders(5)) == ["INSERT", *LOOK]
         assert waiting() == 1
 
     def test_takes_what_it_can_t_mark_for_no_error(self, r, monkeypatch, caplog):
