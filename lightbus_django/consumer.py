@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import deque
-from itertools import takewhile
+from itertools import islice, takewhile
 
 from django.utils import timezone
 
@@ -12,7 +12,7 @@ from .batches import BatchInbox
 from .conf import Settings
 from .exceptions import BusError, GroupMissing, LightbusError
 from .failures import Delivery
-from .groups import NOBODY, Entry, Member, Outstanding
+from .groups import NOBODY, TAKE_SIZE, Entry, Member, Outstanding
 from .inbox import WINDOW, Inbox
 from .leases import Leases
 from .listeners import Listener
@@ -169,7 +169,7 @@ class Consumer:
         if self.listener.idempotent or self.listener.batch or self.settings.max_attempts < 3:
             return [first]
         fresh = takewhile(lambda left: left.stream == first.stream and left.deliveries <= 1, self._outstanding)
-        return list(fresh) or [first]
+        return list(islice(fresh, TAKE_SIZE)) or [first]
 
     def _reclaim(self, now: float) -> bool:
         self.reading.flush()

@@ -19,6 +19,9 @@ from .transport import Transport
 NOBODY = "nobody"
 """The consumer to which a process hands its events back that will not come back under its name."""
 
+TAKE_SIZE = 1000
+"""How many entries can be taken at a time; Lua passes no more than some thousands of values on."""
+
 SHOW_UP_INTERVAL = 60.0
 """Seconds between two signs of life of a consumer that finds nothing to read."""
 
@@ -112,7 +115,7 @@ class Member:
     def take(self, stream: str, stream_ids: Sequence[str], *, acknowledge: Mapping[str, Sequence[str]]) -> list[Entry]:
         """Acknowledge, then deliver outstanding entries again, counting their deliveries, in one round trip.
 
-        They are taken in the order of their ids, and left out if they are another consumer's by now.
+        They are TAKE_SIZE at most, in the order of their ids, and left out if they are another consumer's by now.
         """
         take: tuple[str | int, ...] = ("EVAL", TAKE, 1, stream, self.group, self.name, *stream_ids)
         taken, found = self._say([*self._acknowledgements(acknowledge), take], stream)

@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 from django.db import OperationalError, connection
 
-from lightbus_django import BusError, BusUnavailable, fire, groups, listens_to
+from lightbus_django import BusError, BusUnavailable, fire, fire_many, groups, listens_to
 from lightbus_django.consumer import Consumer
 from lightbus_django.exceptions import DatabaseUnavailable
 from lightbus_django.groups import Outstanding
@@ -783,6 +783,21 @@ def test_a_neighbour_of_a_batch_that_killed_its_process_is_no_dead_letter(r, lis
     consumer.reading.receive()  # it dies
     drain(consume())
     assert not FailedEvent.objects.exists()
+
+
+def test_of_the_largest_batches_all_are_delivered_again(r, listeners, consume, lightbus):
+    lightbus(BATCH_SIZE=10_000)
+    seen = []
+
+    @listens_to("shop.order_placed", listener_name="record", idempotent=False)
+    def handler(event, number):
+        seen.append(number)
+
+    consume()
+    fire_many([("shop.order_placed", {"number": number}) for number in range(9000)])
+    assert len(fetch(r, "worker", count=9000)) == 9000
+    drain(consume())
+    assert seen == list(range(9000))
 
 
 @pytest.mark.parametrize(

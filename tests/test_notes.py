@@ -1,11 +1,10 @@
 """Who publishes after a commit notes it in Redis, and a relay marks the rows: nothing comes twice for it, or never."""
 
-import threading
 from contextlib import suppress
 from datetime import timedelta
 
 import pytest
-from django.db import DatabaseError, OperationalError, connection, connections, transaction
+from django.db import DatabaseError, OperationalError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from redis.crc import key_slot
@@ -19,7 +18,7 @@ from lightbus_django.models import OutboxEvent
 from lightbus_django.savepoints import Savepoints
 from tests.app.models import Effect
 from tests.servers import Server
-from tests.test_publishing import KEY, NOWHERE, numbers, waiting
+from tests.test_publishing import KEY, NOWHERE, numbers, relay_in_threads, waiting
 
 NOTES = f"{{{KEY}}}:published:price-monitor:default"
 LOOK = ["SELECT"] if connection.vendor == "mysql" else []
@@ -126,6 +125,15 @@ class TestSavepoints:
                 transaction.savepoint_rollback(before)
             place_orders(10 + number)
         assert numbers(r) == [10, 11, 12]
+
+    def test_though_somebody_emptied_the_list_of_wrappers(self, r, savepoint):
+        place_orders(1)
+        connection.execute_wrappers.clear()
+        with transaction.atomic():
+            before = savepoint()
+            on_commit("shop.order_placed", number=2)
+            transaction.savepoint_rollback(before)
+        assert numbers(r) == [1]
 
     def test_in_sql_of_ones_own(self, r):
         with transaction.atomic(), connection.cursor() as cursor:
@@ -249,21 +257,7 @@ class TestTheRelay:
             place_orders(*range(first, first + 50))
         lightbus(URL=lightbus_url)
         grow_old()
-
-        def work():
-            keeper = housekeeping()
-            try:
-                while waiting():
-                    with suppress(OperationalError):  # SQLite may be locked for the others
-                        keeper.relay()
-            finally:
-                connections.close_all()
-
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        relay_in_threads(housekeeping)
         assert sorted(numbers(r)) == list(range(1500))
 
     def test_publishes_no_more_bytes_at_a_time_than_need_be(self, r, keeper, lightbus, lightbus_url, monkeypatch):

@@ -52,6 +52,25 @@ def waiting():
     return OutboxEvent.objects.filter(due_at__isnull=False).count()
 
 
+def relay_in_threads(housekeeping):
+    """Relay in several threads at a time, until nothing waits."""
+
+    def work():
+        keeper = housekeeping()
+        try:
+            while waiting():
+                with suppress(OperationalError):  # SQLite may be locked for the others
+                    keeper.relay()
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 class TestFire:
     def test_publishes_now(self, r):
         message = fire("shop.order_placed", number=5, price=Decimal("9.99"))
@@ -401,21 +420,7 @@ class TestRelay:
     def test_any_number_of_them_publish_every_event_once(self, r, lightbus, lightbus_url, housekeeping):
         self.stage(lightbus, lightbus_url, 5000)
         self.grow_old()
-
-        def work():
-            keeper = housekeeping()
-            try:
-                while waiting():
-                    with suppress(OperationalError):  # SQLite may be locked for the others
-                        keeper.relay()
-            finally:
-                connections.close_all()
-
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        relay_in_threads(housekeeping)
         assert numbers(r) == list(range(5000))
 
     def test_leaves_alone_what_a_process_publishes_after_a_long_transaction(
