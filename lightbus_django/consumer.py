@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from collections import deque
-from itertools import islice, takewhile
 
 from django.utils import timezone
 
@@ -12,13 +11,13 @@ from .batches import BatchInbox
 from .conf import Settings
 from .exceptions import BusError, GroupMissing, LightbusError
 from .failures import Delivery
-from .groups import NOBODY, TAKE_SIZE, Entry, Member, Outstanding
+from .groups import NOBODY, Entry, Member
 from .inbox import WINDOW, Inbox
 from .leases import Leases
 from .listeners import Listener
 from .messages import NOOP
 from .positions import Positions
-from .reading import Reading
+from .reading import RECLAIMED, Reading
 from .transport import Transport
 
 logger = logging.getLogger("lightbus_django")
@@ -62,11 +61,13 @@ class Consumer:
         )
         self.stopping = threading.Event()
         self.retries_due = threading.Event()
+        # Two deaths may have been a neighbour's then, which leaves one attempt for each of them alone.
+        self._goes_in_company = not (listener.idempotent or listener.batch) and settings.max_attempts >= 3
         self._leave = leave
         self._joined = False
         self._look_back = True
         self._reclaim_at = 0.0
-        self._outstanding: deque[Outstanding] = deque()
+        self._outstanding: deque[tuple[str, str]] = deque()
         self._held: deque[Delivery] = deque()
         self._careful = False
         self._fast = False
@@ -124,8 +125,8 @@ class Consumer:
         for delivery in self._held:
             entry = delivery.entry
             self.member.hand_back(entry.stream, [entry.stream_id], idle=idle, deliveries=entry.deliveries - 1, to=to)
-        for left in self._outstanding:
-            self.member.hand_back(left.stream, [left.stream_id], idle=idle, to=to)
+        for stream, stream_id in self._outstanding:
+            self.member.hand_back(stream, [stream_id], idle=idle, to=to)
         if count := len(self._held) + len(self._outstanding):
             logger.info("%s: handed back %d events", self.group, count)
         self._held.clear()
@@ -145,33 +146,34 @@ class Consumer:
     def _list_outstanding(self) -> bool:
         self.reading.flush()
         for stream in self.streams:
-            self._outstanding.extend(self.member.outstanding(stream, self.settings.batch_size))
+            stream_ids = self.member.outstanding(stream, self.settings.batch_size)
+            self._outstanding.extend((stream, stream_id) for stream_id in stream_ids)
         self._lease()
         self._look_back = bool(self._outstanding)
         return self._look_back
 
     def _take(self) -> bool:
-        next_ones = self._next_outstanding()
-        entries = self.reading.take(next_ones[0].stream, [left.stream_id for left in next_ones])
-        for _ in next_ones:
-            self._outstanding.popleft()
-        for entry in entries:
+        stream, stream_id = self._outstanding[0]
+        entry = self.reading.take(stream, stream_id)
+        self._outstanding.popleft()
+        if entry is not None:
             self._sort(entry)
         return self._handle() if self._held else True
 
-    def _next_outstanding(self) -> list[Outstanding]:
-        """Return what is to be delivered again at a time: one, lest its neighbours die with it.
-
-        Or once several, if the handler has them one at a time anyway. Then two deaths may have been a neighbour's,
-        and MAX_ATTEMPTS still leaves one for each of them alone.
-        """
-        first = self._outstanding[0]
-        if self.listener.idempotent or self.listener.batch or self.settings.max_attempts < 3:
-            return [first]
-        fresh = takewhile(lambda left: left.stream == first.stream and left.deliveries <= 1, self._outstanding)
-        return list(islice(fresh, TAKE_SIZE)) or [first]
-
     def _reclaim(self, now: float) -> bool:
+        if self._goes_in_company:
+            if entries := self.reading.reclaim():
+                return self._receive(entries, now)
+        elif count := self._claim():
+            logger.info(RECLAIMED, self.group, count)
+            self._look_back = True
+            return True
+        for stream in self.streams:
+            self.positions.look(stream)
+        self._reclaim_at = now + self.settings.reclaim_interval
+        return False
+
+    def _claim(self) -> int:
         self.reading.flush()
         count = 0
         for stream in self.streams:
@@ -181,13 +183,7 @@ class Consumer:
             count += claimed
             for stream_id in lost:
                 self._say_lost(stream, stream_id)
-            self.positions.look(stream)
-        if count:
-            logger.info("%s: reclaimed %d events from processes that exceeded the timeout", self.group, count)
-            self._look_back = True
-            return True
-        self._reclaim_at = now + self.settings.reclaim_interval
-        return False
+        return count
 
     def _retry(self) -> bool:
         self.reading.flush()
@@ -197,20 +193,27 @@ class Consumer:
         return False
 
     def _receive(self, entries: list[Entry], now: float) -> bool:
+        if len(entries) >= self.settings.batch_size:
+            self._ask_ahead(now)
         for entry in entries:
-            self._sort(entry)
-        if len(entries) >= self.settings.batch_size and self._may_ask_ahead(now):
-            self.reading.ask()
+            if entry.deliveries in (1, 2):
+                self._sort(entry)
+            else:
+                self._set_aside(entry)
         if self._held:
             started, self._fast = time.monotonic(), False
             self._handle()
             self._fast = not self._held and time.monotonic() - started < WINDOW
         return bool(entries)
 
-    def _may_ask_ahead(self, now: float) -> bool:
-        """Whether what comes after this batch will not wait for long, and nothing else is to be done before."""
-        others_wait = self._look_back or now >= self._reclaim_at or self.retries_due.is_set() or self.stopping.is_set()
-        return self._fast and not others_wait
+    def _ask_ahead(self, now: float) -> None:
+        """Ask for what comes after this batch if it will not wait for long, and nothing else is to be done before."""
+        if not self._fast or self._look_back or self.retries_due.is_set() or self.stopping.is_set():
+            return
+        if now < self._reclaim_at:
+            self.reading.ask()
+        elif self._goes_in_company:
+            self.reading.ask_to_reclaim()
 
     # --- What becomes of them -----------------------------------------------------------------
 
@@ -222,6 +225,11 @@ class Consumer:
             self._held.append(Delivery.of(entry))
             return
         self.reading.settle(entry)
+
+    def _set_aside(self, entry: Entry) -> None:
+        """Let an entry that came in company be outstanding: more than one death was not a neighbour's."""
+        self.member.hand_back(entry.stream, [entry.stream_id], idle=0, deliveries=entry.deliveries - 1)
+        self._look_back = True
 
     def _say_lost(self, stream: str, stream_id: str) -> None:
         self.positions.lost += 1

@@ -19,9 +19,6 @@ from .transport import Transport
 NOBODY = "nobody"
 """The consumer to which a process hands its events back that will not come back under its name."""
 
-TAKE_SIZE = 1000
-"""How many entries can be taken at a time; Lua passes no more than some thousands of values on."""
-
 SHOW_UP_INTERVAL = 60.0
 """Seconds between two signs of life of a consumer that finds nothing to read."""
 
@@ -33,14 +30,6 @@ class Entry(msgspec.Struct, frozen=True, eq=False):
     stream_id: str
     fields: Fields
     deliveries: int = 1
-
-
-class Outstanding(NamedTuple):
-    """A pending entry of one consumer, which may be delivered to it again."""
-
-    stream: str
-    stream_id: str
-    deliveries: int
 
 
 class Standing(NamedTuple):
@@ -56,8 +45,8 @@ class Standing(NamedTuple):
 class Member:
     """One consumer of one group. Its methods raise as those of Transport do, and GroupMissing.
 
-    Only `renew` and `acknowledge` may be called by other threads, or between `ask` and `receive`: the others speak on
-    a connection of its own.
+    Only `renew`, `acknowledge` and `hand_back` may be called by other threads, or between asking and receiving: the
+    others speak on a connection of its own.
     """
 
     def __init__(self, transport: Transport, group: str, name: str) -> None:
@@ -89,13 +78,43 @@ class Member:
 
     def receive(self) -> list[Entry]:
         """Return the new entries that were asked for."""
-        reply = self._line.receive()
+        (reply,) = self._line.receive()
         return [
-            Entry(key, stream_id.decode(), dict(zip(flat[::2], flat[1::2], strict=True)) if flat else {})
+            Entry(key, stream_id.decode(), _fields(flat))
             for stream, entries in reply or ()
             for key in (stream.decode(),)
             for stream_id, flat in entries
         ]
+
+    def ask_to_reclaim(
+        self, stream: str, *, idle: float, start: str, count: int, acknowledge: Mapping[str, Sequence[str]]
+    ) -> None:
+        """Acknowledge, and ask for entries that nobody has touched for `idle` seconds.
+
+        `receive_reclaimed` returns them; they are delivered, all of them.
+
+        Args:
+            start: the stream id from which Redis looks for them.
+            count: how many at most.
+        """
+        milliseconds = round(idle * 1000)
+        deliveries = "XPENDING", stream, self.group, "IDLE", milliseconds, start, "+", count
+        claim = "XAUTOCLAIM", stream, self.group, self.name, milliseconds, start, "COUNT", count
+        self._line.send([*self._acknowledgements(acknowledge), deliveries, claim], stream)
+
+    def receive_reclaimed(self, stream: str) -> tuple[list[Entry], str]:
+        """Return the entries that were asked for, and where Redis is to look further, "0-0" if it has seen all.
+
+        An entry has 0 deliveries if nobody knows how many there were.
+        """
+        rows, (start, claimed, lost) = self._line.receive(2)
+        deliveries = {stream_id: delivered + 1 for stream_id, _, _, delivered in rows}
+        entries = [
+            Entry(stream, stream_id.decode(), _fields(flat), deliveries.get(stream_id, 0))
+            for stream_id, flat in claimed
+        ]
+        entries += [Entry(stream, stream_id.decode(), {}) for stream_id in lost]
+        return entries, start.decode()
 
     def close(self) -> None:
         """Give up the connection; with the next command there will be another."""
@@ -107,26 +126,24 @@ class Member:
             if isinstance(reply, Exception):
                 raise self.transport.translate(reply, " ".join(acknowledge))
 
-    def outstanding(self, stream: str, count: int) -> list[Outstanding]:
-        """Return the oldest entries that are pending for this consumer."""
+    def outstanding(self, stream: str, count: int) -> list[str]:
+        """Return the stream ids of the oldest entries that are pending for this consumer."""
         rows = self._say([("XPENDING", stream, self.group, "-", "+", count, self.name)], stream)
-        return [Outstanding(stream, stream_id.decode(), deliveries) for stream_id, _, _, deliveries in rows]
+        return [row[0].decode() for row in rows]
 
-    def take(self, stream: str, stream_ids: Sequence[str], *, acknowledge: Mapping[str, Sequence[str]]) -> list[Entry]:
-        """Acknowledge, then deliver outstanding entries again, counting their deliveries, in one round trip.
+    def take(self, stream: str, stream_id: str, *, acknowledge: Mapping[str, Sequence[str]]) -> Entry | None:
+        """Acknowledge, then deliver one outstanding entry again, counting the delivery, in one round trip.
 
-        They are TAKE_SIZE at most, in the order of their ids, and left out if they are another consumer's by now.
+        None if it is another consumer's by now.
         """
-        take: tuple[str | int, ...] = ("EVAL", TAKE, 1, stream, self.group, self.name, *stream_ids)
-        taken, found = self._say([*self._acknowledgements(acknowledge), take], stream)
-        # An entry that was trimmed is not among them, or from Redis before 7 a nil.
-        flat_of = {entry[0]: entry[1] for entry in found if entry}
-        entries = []
-        for stream_id, deliveries in taken:
-            flat = flat_of.get(stream_id, ())
-            fields = dict(zip(flat[::2], flat[1::2], strict=True))
-            entries.append(Entry(stream, stream_id.decode(), fields, deliveries + 1))
-        return entries
+        take = "EVAL", TAKE, 1, stream, self.group, self.name, stream_id
+        reply = self._say([*self._acknowledgements(acknowledge), take], stream)
+        if reply is None:
+            return None
+        deliveries, entries = reply
+        # An entry that was trimmed comes back as nothing, or from Redis before 7 as a nil.
+        flat = entries[0][1] if entries and entries[0] else []
+        return Entry(stream, stream_id, _fields(flat), deliveries + 1)
 
     def reclaim(self, stream: str, *, idle: float, count: int) -> tuple[int, list[str]]:
         """Make pending entries that nobody has touched for `idle` seconds outstanding for this consumer.
@@ -162,7 +179,7 @@ class Member:
             to: another consumer under whose name they wait, if not this one's.
         """
         milliseconds = round(idle * 1000)
-        self._run(TOUCH, stream, self.group, self.name, to or self.name, milliseconds, deliveries, *stream_ids)
+        self.transport.run(TOUCH, stream, self.group, self.name, to or self.name, milliseconds, deliveries, *stream_ids)
 
     def standing(self, stream: str) -> Standing:
         """Return where the group stands, and show up as one of its consumers from time to time."""
@@ -188,7 +205,12 @@ class Member:
 
     def _say(self, commands: Sequence[Sequence[str | int]], what: str) -> Any:
         self._line.send(commands, what)
-        return self._line.receive()
+        (reply,) = self._line.receive()
+        return reply
+
+
+def _fields(flat: Sequence[bytes] | None) -> Fields:
+    return dict(zip(flat[::2], flat[1::2], strict=True)) if flat else {}
 
 
 def _lost(delivered: str, first: str, last: str, *, entries_read: int, length: int, entries_added: int) -> int | None:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from .failures import Delivery
-from .groups import Member, Outstanding
+from .groups import Member
 
 logger = logging.getLogger("lightbus_django")
 
@@ -26,12 +26,12 @@ class Leases:
         self._lock = threading.Lock()
         self._thread = 0
         self._held: tuple[Delivery, ...] = ()
-        self._outstanding: tuple[Outstanding, ...] = ()
+        self._outstanding: tuple[tuple[str, str], ...] = ()
         self._in_hand: tuple[tuple[Delivery, ...], float] | None = None
         self._told: tuple[tuple[Delivery, ...], float] | None = None
 
-    def hold(self, held: Iterable[Delivery] = (), outstanding: Iterable[Outstanding] = ()) -> None:
-        """Hold these, and nothing else."""
+    def hold(self, held: Iterable[Delivery] = (), outstanding: Iterable[tuple[str, str]] = ()) -> None:
+        """Hold these, and nothing else; what is outstanding as pairs of stream and stream id."""
         self._thread = threading.get_ident()
         self._held, self._outstanding = tuple(held), tuple(outstanding)
 
@@ -65,8 +65,8 @@ class Leases:
             for delivery in self._held:
                 if delivery not in exceeds:
                     by_stream[delivery.entry.stream].append(delivery.entry.stream_id)
-            for entry in self._outstanding:
-                by_stream[entry.stream].append(entry.stream_id)
+            for stream, stream_id in self._outstanding:
+                by_stream[stream].append(stream_id)
             for stream, stream_ids in by_stream.items():
                 self.member.renew(stream, stream_ids)
 

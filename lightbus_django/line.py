@@ -29,13 +29,13 @@ class Line:
                 self._connection = self.transport.client.connection_pool.get_connection()
             self._connection.send_packed_command([packed(commands)])
 
-    def receive(self) -> Any:
-        """Wait for what was sent; return the reply to the last command, and pass over the others, errors too."""
+    def receive(self, count: int = 1) -> list[Any]:
+        """Wait for what was sent; return the last `count` replies, and pass over the others, errors too."""
         with self._errors():
-            for _ in range(self._sent - 1):
+            for _ in range(self._sent - count):
                 with suppress(redis.ResponseError):
                     self._connection.read_response()
-            return self._connection.read_response()
+            return [self._connection.read_response() for _ in range(count)]
 
     def close(self) -> None:
         """Give the connection back; with the next command there will be another."""

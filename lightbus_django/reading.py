@@ -1,10 +1,16 @@
 """What one consumer is done with, and what is new for it: both go to Redis in one round trip."""
 
+import logging
 import time
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from .groups import Entry, Member
+
+logger = logging.getLogger("lightbus_django")
+
+RECLAIMED = "%s: reclaimed %d events from processes that exceeded the timeout"
 
 
 class Reading:
@@ -24,6 +30,8 @@ class Reading:
         self._settled: defaultdict[str, list[str]] = defaultdict(list)
         self._sent: defaultdict[str, list[str]] = defaultdict(list)
         self._asked_at: float | None = None
+        self._reclaims: str | None = None
+        self._unseen: deque[tuple[str, str]] = deque()
 
     @property
     def is_asked(self) -> bool:
@@ -45,21 +53,36 @@ class Reading:
         self.ask(block)
         return self._receive()
 
-    def take(self, stream: str, stream_ids: Sequence[str]) -> list[Entry]:
-        """Acknowledge what is settled, and take outstanding entries as Member.take does."""
-        entries = self.member.take(stream, stream_ids, acknowledge=self._settled)
+    def take(self, stream: str, stream_id: str) -> Entry | None:
+        """Acknowledge what is settled, and take an outstanding entry as Member.take does."""
+        entry = self.member.take(stream, stream_id, acknowledge=self._settled)
         self._settled.clear()
+        return entry
+
+    def reclaim(self) -> list[Entry]:
+        """Acknowledge what is settled, and return some of what exceeds the timeout elsewhere, if there is any."""
+        entries: list[Entry] = []
+        while not entries:
+            self.ask_to_reclaim()
+            entries = self._receive()
+            if not self._unseen:
+                break
         return entries
 
     def ask(self, block: float = 0.0) -> None:
         """Acknowledge what is settled and ask for what is new, which `receive` returns."""
-        self._sent, self._settled = self._settled, defaultdict(list)
-        self._asked_at = time.monotonic()
-        try:
+        with self._asking():
             self.member.ask(self.streams, count=self.count, block=block, acknowledge=self._sent)
-        except BaseException:
-            self._take_back()
-            raise
+
+    def ask_to_reclaim(self) -> None:
+        """Acknowledge what is settled and ask for what exceeds the timeout elsewhere, which `receive` returns."""
+        if not self._unseen:
+            self._unseen.extend((stream, "0-0") for stream in self.streams)
+        self._reclaims, start = self._unseen.popleft()
+        with self._asking():
+            self.member.ask_to_reclaim(
+                self._reclaims, idle=self.timeout, start=start, count=self.count, acknowledge=self._sent
+            )
 
     def receive(self) -> list[Entry]:
         """Return what was asked for, less what others may have taken meanwhile."""
@@ -72,14 +95,33 @@ class Reading:
         return entries
 
     def _receive(self) -> list[Entry]:
+        stream, self._reclaims = self._reclaims, None
         try:
-            entries = self.member.receive()
+            if stream is None:
+                entries = self.member.receive()
+            else:
+                entries, start = self.member.receive_reclaimed(stream)
+                if start != "0-0":
+                    self._unseen.appendleft((stream, start))
+                if count := len(entries):
+                    logger.info(RECLAIMED, self.member.group, count)
         except BaseException:
             self._take_back()
             raise
         self._asked_at = None
         self._sent.clear()
         return entries
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        self._sent, self._settled = self._settled, defaultdict(list)
+        self._asked_at = time.monotonic()
+        try:
+            yield
+        except BaseException:
+            self._reclaims = None
+            self._take_back()
+            raise
 
     def _renew(self, stream: str, entries: Sequence[Entry]) -> list[str]:
         stream_ids = [entry.stream_id for entry in entries if entry.stream == stream]

@@ -20,18 +20,11 @@ end
 return touched
 """
 
+# Not XREADGROUP with an id: that its deliveries were counted is lost when Redis starts again, or fails over.
 TAKE = """
-local wanted, taken = {}, {}
-local claim = {'XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0}
-for i = 3, #ARGV do wanted[ARGV[i]] = true end
-for _, pending in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[#ARGV], #ARGV - 2, ARGV[2])) do
-  if wanted[pending[1]] then
-    taken[#taken + 1] = {pending[1], pending[4]}
-    claim[#claim + 1] = pending[1]
-  end
-end
-if #taken == 0 then return {taken, taken} end
-return {taken, redis.call(unpack(claim))}
+local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2])
+if #pending == 0 then return false end
+return {pending[1][4], redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3])}
 """
 
 _ROWS = """

@@ -10,7 +10,7 @@ from django.db import OperationalError, connection
 from lightbus_django import BusError, BusUnavailable, fire, fire_many, groups, listens_to
 from lightbus_django.consumer import Consumer
 from lightbus_django.exceptions import DatabaseUnavailable
-from lightbus_django.groups import Outstanding
+from lightbus_django.groups import Entry
 from lightbus_django.listeners import registry
 from lightbus_django.models import FailedEvent, ProcessedEvent
 from lightbus_django.transport import Transport
@@ -391,7 +391,7 @@ class TestLeases:
         fire("shop.order_placed", number=1)
         (stream_id,) = fetch(r, "worker")
         r.xtrim(KEY, maxlen=0, approximate=False)
-        consumer.leases.hold(outstanding=[Outstanding(KEY, stream_id, 1)])
+        consumer.leases.hold(outstanding=[(KEY, stream_id)])
         consumer.renew()
         consumer._look_back = True
         drain(consumer)
@@ -401,10 +401,10 @@ class TestLeases:
         consumer = consume()
         fire("shop.order_placed", number=1)
         (stream_id,) = fetch(r, "other")
-        consumer.leases.hold(outstanding=[Outstanding(KEY, stream_id, 1)])
+        consumer.leases.hold(outstanding=[(KEY, stream_id)])
         consumer.renew()
         assert r.xpending_range(KEY, GROUP, "-", "+", 1)[0]["consumer"] == "other"
-        assert consumer.member.take(KEY, [stream_id], acknowledge={}) == []
+        assert consumer.member.take(KEY, stream_id, acknowledge={}) is None
 
 
 class TestStop:
@@ -785,47 +785,128 @@ def test_a_neighbour_of_a_batch_that_killed_its_process_is_no_dead_letter(r, lis
     assert not FailedEvent.objects.exists()
 
 
-def test_of_the_largest_batches_all_are_delivered_again(r, listeners, consume, lightbus):
-    lightbus(BATCH_SIZE=10_000)
-    seen = []
+class TestReclaimInCompany:
+    """Where each event is handled by itself, what others left comes in a batch once: a death counts for all of it."""
 
-    @listens_to("shop.order_placed", listener_name="record", idempotent=False)
-    def handler(event, number):
-        seen.append(number)
+    @pytest.fixture
+    def counts(self, r, listeners):
+        """How often the pending events were delivered, at each call of the handler."""
+        counts = []
 
-    consume()
-    fire_many([("shop.order_placed", {"number": number}) for number in range(9000)])
-    assert len(fetch(r, "worker", count=9000)) == 9000
-    drain(consume())
-    assert seen == list(range(9000))
+        @listens_to("shop.order_placed", listener_name="record", idempotent=False)
+        def handler(event, number):
+            counts.append([row["times_delivered"] for row in r.xpending_range(KEY, GROUP, "-", "+", 10)])
 
+        return counts
 
-@pytest.mark.parametrize(
-    ("options", "max_attempts", "deaths", "counted"),
-    [
-        ({"idempotent": False}, 3, 1, [2, 2, 2]),
-        ({"idempotent": False}, 3, 2, [3, 2, 2]),
-        ({"idempotent": False}, 2, 1, [2, 1, 1]),
-        ({"idempotent": False, "batch": True}, 3, 1, [2, 1, 1]),
-        ({}, 3, 1, [2, 1, 1]),
-    ],
-)
-def test_what_processes_left_that_died_is_delivered_in_company_once_if_one_attempt_alone_is_left(
-    r, listeners, consume, lightbus, options, max_attempts, deaths, counted
-):
-    """And only where each event is handled by itself: a death counts for all that were delivered."""
-    lightbus(MAX_ATTEMPTS=max_attempts)
-    seen = []
+    @pytest.fixture
+    def leave(self, r, consume):
+        """Let a process die with so many events in hand."""
 
-    @listens_to("shop.order_placed", listener_name="record", **options)
-    def handler(*args, **kwargs):
-        seen.append([row["times_delivered"] for row in r.xpending_range(KEY, GROUP, "-", "+", 10)])
+        def leave(count, **claim):
+            consume()
+            fire_many([("shop.order_placed", {"number": number}) for number in range(count)])
+            stream_ids = fetch(r, "dead", count=count)
+            r.xclaim(KEY, GROUP, "dead", 0, stream_ids, idle=3_600_000, justid=True, **claim)
+            return stream_ids
 
-    consume()
-    for number in range(3):
-        fire("shop.order_placed", number=number)
-    r.xclaim(KEY, GROUP, "worker", 0, fetch(r, "worker"), retrycount=deaths, justid=True)
-    drain(consume())
-    assert seen[0] == counted
-    assert len(seen) == 3
-    assert not FailedEvent.objects.exists()
+        return leave
+
+    def test_all_are_counted_at_once(self, counts, leave, consume):
+        leave(3)
+        drain(consume())
+        assert counts[0] == [2, 2, 2]
+        assert len(counts) == 3
+
+    def test_what_more_than_one_process_died_with_comes_alone_and_no_delivery_is_counted_before(
+        self, r, counts, leave, consume
+    ):
+        first, *_ = leave(3)
+        r.xclaim(KEY, GROUP, "dead", 0, [first], idle=3_600_000, retrycount=2, justid=True)
+        drain(consume())
+        assert counts == [[2, 2, 2], [2, 2, 2], [3]]
+
+    def test_what_nobody_knows_the_count_of_comes_alone(self, r, counts, leave, consume):
+        consumer = consume()
+        (stream_id,) = leave(1)
+        age(r, [stream_id], "worker")
+        consumer._receive([Entry(KEY, stream_id, {b"": b""}, deliveries=0)], now=1e9)
+        assert counts == []
+        drain(consumer)
+        assert counts == [[2]]
+
+    @pytest.mark.parametrize(
+        ("options", "max_attempts"),
+        [({"idempotent": False}, 2), ({"idempotent": False, "batch": True}, 3), ({}, 3)],
+    )
+    def test_one_attempt_alone_has_to_be_left_and_a_handler_that_has_them_one_by_one(
+        self, r, listeners, leave, consume, lightbus, options, max_attempts
+    ):
+        lightbus(MAX_ATTEMPTS=max_attempts)
+        counts = []
+
+        @listens_to("shop.order_placed", listener_name="record", **options)
+        def handler(*args, **kwargs):
+            counts.append([row["times_delivered"] for row in r.xpending_range(KEY, GROUP, "-", "+", 10)])
+
+        leave(3)
+        drain(consume())
+        assert counts[0] == [2, 1, 1]
+        assert len(counts) == 3
+
+    def test_one_that_kills_its_processes_is_set_aside_and_its_neighbours_are_handled(
+        self, r, listeners, leave, consume, lightbus
+    ):
+        lightbus(MAX_ATTEMPTS=3)
+        seen = []
+
+        @listens_to("shop.order_placed", listener_name="record", idempotent=False)
+        def handler(event, number):
+            if number == 1:
+                raise KeyboardInterrupt  # as if it were killed: nothing is recorded
+            seen.append(number)
+
+        stream_ids = leave(3)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                drain(consume())
+            left = [row["message_id"] for row in r.xpending_range(KEY, GROUP, "-", "+", 10)]
+            age(r, left, "worker")
+        drain(consume())
+        assert FailedEvent.objects.get().stream_id == stream_ids[1]
+        assert set(seen) == {0, 2}
+        assert pending(r) == 0
+
+    def test_a_backlog_is_asked_for_ahead_and_handed_back_at_a_stop(self, r, counts, leave, consume, lightbus):
+        lightbus(BATCH_SIZE=10)
+        leave(35)
+        consumer = consume()
+        consumer.step(block=0)
+        assert consumer.reading.is_asked
+        consumer.stop()
+        rows = r.xpending_range(KEY, GROUP, "-", "+", 100)
+        assert [row["times_delivered"] for row in rows] == [1] * 15
+        drain(consume(process_name="another"))
+        assert len(counts) == 35
+
+    def test_all_are_found_among_those_that_processes_have_in_hand(self, r, counts, leave, consume, lightbus):
+        """Redis looks at ten times as many as it is asked for."""
+        lightbus(BATCH_SIZE=1)
+        stream_ids = leave(35)
+        age(r, stream_ids[1:34], "alive", seconds=0)
+        drain(consume())
+        assert len(counts) == 2
+
+    def test_what_was_trimmed_meanwhile_is_a_loss_said_loudly(self, r, counts, leave, consume, caplog):
+        (stream_id,) = leave(1)
+        r.xtrim(KEY, maxlen=0, approximate=False)
+        drain(consume())
+        assert f"lost {stream_id}" in caplog.text
+        assert counts == []
+        assert pending(r) == 0
+
+    def test_of_the_largest_batches_all_are_delivered_again(self, leave, consume, lightbus, counts):
+        lightbus(BATCH_SIZE=10_000)
+        leave(9000)
+        drain(consume())
+        assert len(counts) == 9000

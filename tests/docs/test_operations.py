@@ -197,13 +197,15 @@ def use_all_of(transport: Transport, admin: Any) -> None:
     assert one.join(SHOP, "0")
     one.ask([SHOP], count=10, block=0, acknowledge={})
     (entry,) = one.receive()
-    assert one.outstanding(SHOP, 10) == [(SHOP, entry.stream_id, 1)]
+    assert one.outstanding(SHOP, 10) == [entry.stream_id]
     one.renew(SHOP, [entry.stream_id])
     one.hand_back(SHOP, [entry.stream_id], idle=61, deliveries=0)
     assert two.reclaim(SHOP, idle=60, count=10) == (1, [])
-    assert two.take(SHOP, [entry.stream_id], acknowledge={})
+    assert two.take(SHOP, entry.stream_id, acknowledge={})
     assert two.standing(SHOP).position < streams.last_id(transport, SHOP)
-    two.acknowledge({SHOP: [entry.stream_id]})
+    one.ask_to_reclaim(SHOP, idle=0, start="0-0", count=10, acknowledge={})
+    assert one.receive_reclaimed(SHOP)[0]
+    one.acknowledge({SHOP: [entry.stream_id]})
     admin.script_flush()
     assert streams.tidy_consumers(transport, SHOP, group, idle=0) == 1
     two.leave(SHOP)
@@ -221,10 +223,10 @@ def test_what_is_denied_within_a_script_is_told_as_well(
         admin.execute_command("ACL", "SETUSER", "bookkeeping-listen", "-xclaim")
         try:
             with pytest.raises(BusError, match="denies its user something"):
-                member.take(SHOP, [stream_id], acknowledge={})
+                member.take(SHOP, stream_id, acknowledge={})
         finally:
             admin.execute_command("ACL", "SETUSER", "bookkeeping-listen", "+xclaim")
-        assert member.take(SHOP, [stream_id], acknowledge={})
+        assert member.take(SHOP, stream_id, acknowledge={})
 
 
 def test_an_operator_looks_and_retires_groups(
