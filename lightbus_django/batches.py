@@ -1,6 +1,7 @@
 """Batch handlers: many events at once, and still each of them handled once, or failed by itself."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 
 from django.db import DatabaseError, connections, transaction
 
@@ -46,15 +47,15 @@ class BatchInbox(Inbox):
         if not readable:
             return
         begin(*readable)
-        savepoints = Savepoints(self.using)
-        try:
-            with savepoints, independent_hooks(self.using, self.group):
-                self._call_with(readable)
-            savepoints.end()
-        except BaseException as error:
-            self._split_or_record(readable, error)
-        if savepoints.is_lost:
-            raise DatabaseUnavailable("the transaction was lost with an error that the handler caught")
+        with closing(Savepoints(self.using)) as savepoints:
+            try:
+                with savepoints, independent_hooks(self.using, self.group):
+                    self._call_with(readable)
+                savepoints.end()
+            except BaseException as error:
+                self._split_or_record(readable, error)
+            if savepoints.is_lost:
+                raise DatabaseUnavailable("the transaction was lost with an error that the handler caught")
 
     def _handle_without_keys(
         self, deliveries: Sequence[Delivery], begin: Callable[..., None], stopping: Callable[[], bool]

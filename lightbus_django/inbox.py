@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 
 from django.db import DatabaseError, IntegrityError, connections, transaction
 from django.utils import timezone
@@ -79,9 +80,8 @@ class Inbox(Handling):
         try:
             with nobody_to_blame(self.using), transaction.atomic(using=self.using):
                 self._insert_keys(new.values())
-                savepoints = Savepoints(self.using)
-                started = time.monotonic()
-                with independent_hooks(self.using, self.group):
+                with closing(Savepoints(self.using)) as savepoints, independent_hooks(self.using, self.group):
+                    started = time.monotonic()
                     for delivery in deliveries:
                         settled += 1
                         if not new.pop(delivery.key, None):
@@ -94,7 +94,7 @@ class Inbox(Handling):
                         closed = time.monotonic() - started > WINDOW
                         if closed or stopping():
                             break
-                savepoints.end()
+                    savepoints.end()
                 if new:  # left for another transaction
                     self._keys(new).delete()
         except DatabaseError as error:

@@ -1,5 +1,6 @@
 """Savepoints one after the other within a transaction."""
 
+from contextlib import suppress
 from itertools import count
 from types import TracebackType
 from typing import Any
@@ -8,17 +9,19 @@ from django.db import Error, connections, transaction
 
 from .exceptions import DatabaseUnavailable
 
+# What libpq calls INTRANS, INERROR and PGRES_COMMAND_OK, in whichever driver.
+IN_TRANSACTION = 2
 ABORTED = 3
-"""What libpq calls INERROR, in whichever driver."""
+COMMAND_OK = 1
 
 _numbers = count(1)
 
 
 class Savepoints:
-    """`with savepoints:` is what `with transaction.atomic():` is in a transaction that is open, at half the price.
+    """`with savepoints:` is what `with transaction.atomic():` is in a transaction that is open, at a part of the price.
 
     That takes two queries with a cursor for each; here the end of one savepoint goes with the beginning of
-    the next, by the driver's own cursor, and `end` ends the last.
+    the next, by the driver itself, and `end` ends the last. To be closed before the transaction ends.
 
     Raises:
         TransactionManagementError: at the end of the block, if an error that was caught in it broke the transaction.
@@ -31,16 +34,20 @@ class Savepoints:
         self._cursor = self._connection.connection.cursor()
         # Of the drivers only PostgreSQL's take two statements at once.
         self._at_once = self._connection.vendor == "postgresql"
+        self._ahead = _Ahead.of(self._connection)
         self._name = ""
+
+    def close(self) -> None:
+        """Leave the connection as it was."""
+        if self._ahead:
+            self._ahead.close()
 
     def __enter__(self) -> None:
         name = f"lightbus_{next(_numbers)}"
         statements = [f"SAVEPOINT {name}"]
         if self._name:
             statements.insert(0, f"RELEASE SAVEPOINT {self._name}")
-        if self._at_once:
-            statements = ["; ".join(statements)]
-        self._execute(*statements)
+        self._execute(*statements, ahead=self._ahead)
         self._name = name
         # Where Django looks for what a commit hook belongs to.
         self._connection.savepoint_ids.append(name)
@@ -58,18 +65,23 @@ class Savepoints:
     def end(self) -> None:
         """Release the last savepoint; an error shows that it is there no more."""
         if self._name:
-            self._execute(f"RELEASE SAVEPOINT {self._name}")
+            self._execute(f"RELEASE SAVEPOINT {self._name}", ahead=None)
 
     @property
     def is_lost(self) -> bool:
         """Whether the whole transaction can only be rolled back."""
         return bool(self._connection.needs_rollback)
 
-    def _execute(self, *statements: str) -> None:
+    def _execute(self, *statements: str, ahead: "_Ahead | None") -> None:
         try:
             with self._connection.wrap_database_errors:
-                for statement in statements:
-                    self._cursor.execute(statement)
+                if ahead:
+                    ahead.send("; ".join(statements))
+                elif self._at_once:
+                    self._cursor.execute("; ".join(statements))
+                else:
+                    for statement in statements:
+                        self._cursor.execute(statement)
         except Error as error:
             # MySQL takes the whole transaction back for a deadlock, and goes on with another, if somebody caught it.
             raise DatabaseUnavailable(
@@ -82,6 +94,56 @@ class Savepoints:
             self._connection.savepoint_rollback(self._name)
         except Error:
             transaction.set_rollback(True, self._using)
+
+
+class _Ahead:
+    """Statements that psycopg 3 is not waited for: the answer is fetched before it sends anything else.
+
+    So a savepoint's way to the server and back, which is as long as that of a handler's own statement, passes while
+    the handler is on its way to that one.
+    """
+
+    def __init__(self, database: Any, connection: Any) -> None:
+        self._database = database
+        self._connection = connection
+        self._is_answered = True
+        connection.wait = self._wait  # in which psycopg does whatever it has to do with the server
+
+    @classmethod
+    def of(cls, connection: Any) -> "_Ahead | None":
+        """Return the one for a connection of Django's, None if there can't be any."""
+        driver = connection.connection
+        libpq = getattr(driver, "pgconn", None)  # which psycopg2 does not have
+        # psycopg sends BEGIN with the first statement; and within a handler there may be savepoints like these.
+        if libpq is None or libpq.transaction_status != IN_TRANSACTION or "wait" in vars(driver):
+            return None
+        return cls(connection.Database, driver)
+
+    def close(self) -> None:
+        del self._connection.wait
+        with suppress(self._database.Error):
+            self.fetch()
+
+    def send(self, sql: str) -> None:
+        """Send statements that return no rows; raises what those before have met, if nobody was told."""
+        self.fetch()
+        self._connection.pgconn.send_query(sql.encode())
+        self._is_answered = False
+
+    def fetch(self) -> None:
+        """Wait for the answer, and raise it if it is an error."""
+        if not self._is_answered:
+            self._is_answered = True
+            results = self._wait_for(self._database.generators.execute(self._connection.pgconn))
+            if results[-1].status != COMMAND_OK:
+                raise self._database.errors.error_from_result(results[-1])
+
+    def _wait(self, generator: Any, *args: Any, **kwargs: Any) -> Any:
+        self.fetch()
+        return self._wait_for(generator, *args, **kwargs)
+
+    def _wait_for(self, generator: Any, *args: Any, **kwargs: Any) -> Any:
+        return type(self._connection).wait(self._connection, generator, *args, **kwargs)
 
 
 def is_aborted(connection: Any) -> bool:
