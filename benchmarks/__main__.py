@@ -33,7 +33,8 @@ def main() -> int:
     arguments = parse()
     if arguments.list:
         for scenario in SCENARIOS:
-            console.print(f"[bold]{scenario.name}[/]: {scenario.title}", soft_wrap=True)
+            named = " [dim](only by its name)[/]" if scenario.by_name_only else ""
+            console.print(f"[bold]{scenario.name}[/]: {scenario.title}{named}", soft_wrap=True)
         return 0
     if arguments.report:
         print(report.markdown(stored(arguments.report), arguments.report.name))
@@ -74,6 +75,8 @@ def parse() -> argparse.Namespace:
     add("--list", action="store_true", help="list the scenarios")
     add("--report", type=Path, metavar="FOLDER", help="show an --output as Markdown, and draw its plots anew")
     arguments = parser.parse_args()
+    if arguments.report and not arguments.report.is_dir():
+        parser.error(f"there is no folder {arguments.report}")
     for word in arguments.scenarios:
         if not wanted([word], smoke=False):
             parser.error(f"there is no scenario {word!r}: {', '.join(scenario.name for scenario in SCENARIOS)}")

@@ -55,17 +55,22 @@ def table(result: Result) -> Table:
 def markdown(results: Iterable[Result], folder: str) -> str:
     """Return results as Markdown, with their plots in `folder`, and with what they were measured on."""
     parts = []
-    origins: dict[str, list[str]] = {}
+    runs: dict[str, list[str]] = {}
+    machine: dict[str, list[str]] = {}
     for result in results:
         titles = head(result)
         rows = [titles, ["---", *["---:"] * (len(titles) - 1)], *[cells(result, row) for row in result.rows]]
         parts += [f"### {title(result)}", "\n".join(f"| {' | '.join(row)} |" for row in rows)]
         parts += [f"![{result.name}]({folder}/{result.name}.svg)"]
-        origins.setdefault(_origin(result), []).append(result.name)
-    return "\n\n".join([*parts, *(f"{', '.join(names)}: {origin}" for origin, names in origins.items())])
+        runs.setdefault(_run(result), []).append(result.name)
+        for name, value in result.machine.items():
+            if value not in machine.setdefault(name, []):
+                machine[name].append(value)
+    parts += [f"{', '.join(names)}: {run}." for run, names in runs.items()]
+    seen_on = ", ".join(f"{name} {' or '.join(values)}" for name, values in machine.items())
+    return "\n\n".join([*parts, f"On {seen_on}."])
 
 
-def _origin(result: Result) -> str:
+def _run(result: Result) -> str:
     rounds = f"medians of {result.rounds} rounds (and their range)" if result.rounds > 1 else "one round"
-    machine = ", ".join(f"{name} {value}" for name, value in result.machine.items())
-    return f"`{result.command}`, {rounds}, {result.date[:10]}, {machine}."
+    return f"`{result.command}`, {rounds}, {result.date[:10]}"

@@ -214,6 +214,16 @@ WORKERS = (
         targets=(Target(subject="two", at_least=1.4),),
     ),
     Scenario(
+        name="processes-bare",
+        title="The same with the loop of redis-py that is (r)",
+        events=200_000,
+        subjects=(
+            Subject("two", "two processes", "sharing.bare", {"processes": 2}),
+            Subject("one", "one process", "sharing.bare", {"processes": 1}),
+        ),
+        reference="one",
+    ),
+    Scenario(
         name="processes-inbox",
         title="Worker processes that share events, with the inbox and a handler that inserts a row",
         events=20_000,

@@ -116,7 +116,7 @@ def encode_payload(payload: Mapping[str, Any], max_size: float = math.inf) -> di
             encoded[key] = _encode(value if type(value) in _PLAIN else _deform(value))
         except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
             raise InvalidPayload(
-                f"payload key {key!r}: a {type(value).__qualname__} can't be put on the bus ({error})"
+                f"payload key {key!r}: a value of type {type(value).__qualname__} can't be put on the bus ({error})"
             ) from error
     if (size := sum(map(len, encoded.values()))) > max_size:
         raise InvalidPayload(

@@ -42,7 +42,7 @@ class Positions:
             except GroupMissing:
                 start_id, is_known = self._start_id(stream), False
             if self.member.join(stream, start_id):
-                logger.info("%s: new consumer group of %s, from %s on", self.member.group, stream, start_id)
+                logger.info("%s: new consumer group of %s, which begins after %s", self.member.group, stream, start_id)
                 is_known = False
             if not is_known:
                 self.look(stream)

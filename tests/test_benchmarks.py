@@ -110,3 +110,9 @@ def test_what_was_written_is_reported(result: Result, tmp_path: Path) -> None:
     assert "≥ 0.75: met; CPU ≤ 10 µs per event: MISSED |" in text
     assert "![consume-sqlite](plots/consume-sqlite.svg)" in text
     assert "`python -m benchmarks consume`, medians of 3 rounds" in text
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    done = python("-m", "benchmarks", "--report", str(tmp_path / "results"))
+    assert done.returncode == 2
+    assert f"there is no folder {tmp_path / 'results'}" in done.stdout

@@ -96,7 +96,7 @@ def test_a_new_group_can_start_at_the_beginning_and_an_old_one_goes_on(r, listen
     caplog.set_level("INFO")
     fire("shop.order_placed", number=1)
     drain(consume())
-    assert "new consumer group of shop.*:stream, from 0 on" in caplog.text
+    assert "new consumer group of shop.*:stream, which begins after 0" in caplog.text
     drain(consume())
     assert effects() == [1]
     assert caplog.text.count("new consumer group") == 1

@@ -107,7 +107,7 @@ cyclic.append(cyclic)
     ],
 )
 def test_a_value_without_a_form_on_the_bus_is_named_by_key_and_type(value, type_name):
-    with pytest.raises(InvalidPayload, match=f"'the_key': a {type_name} "):
+    with pytest.raises(InvalidPayload, match=f"'the_key': a value of type {type_name} "):
         encode_payload({"fine": 1, "the_key": value})
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import msgspec
 
 from .events import STREAM, Client, connect, fill
-from .tally import Tally
 
 GROUP = "bare"
 CONSUMER = "measured"
@@ -24,12 +23,12 @@ def filled(events: int) -> Client:
     return client
 
 
-def batches(client: Client, tally: Tally, events: int) -> Iterator[list[tuple[str, Arguments]]]:
+def batches(client: Client, consumer: str = CONSUMER) -> Iterator[list[tuple[str, Arguments]]]:
     """Yield the ids and payloads of 100 events at a time; they are acknowledged when the next are asked for."""
-    while tally.count < events:
-        for _, entries in client.xreadgroup(GROUP, CONSUMER, {STREAM: ">"}, count=100):
-            yield [(fields[b"id"].decode(), payload_of(fields)) for _, fields in entries]
-            client.xack(STREAM, GROUP, *[stream_id for stream_id, _ in entries])
+    while reply := client.xreadgroup(GROUP, consumer, {STREAM: ">"}, count=100):
+        ((_, entries),) = reply
+        yield [(fields[b"id"].decode(), payload_of(fields)) for _, fields in entries]
+        client.xack(STREAM, GROUP, *[stream_id for stream_id, _ in entries])
 
 
 def payload_of(fields: dict[bytes, bytes]) -> Arguments:

@@ -64,7 +64,7 @@ def insert_keys(event_ids: Iterable[str]) -> None:
 def _measure(handle: Callable[[Tally, Batch], None], events: int) -> Sample:
     tally, client = Tally(), filled(events)
     with Stopwatch() as stopwatch:
-        for batch in batches(client, tally, events):
+        for batch in batches(client):
             handle(tally, batch)
     tally.check(events)
     check_stream(client, events)

@@ -3,6 +3,7 @@
 import multiprocessing
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier, Event
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ from benchmarks.cores import Role, on_core_of
 from lightbus_django import listens_to
 
 from . import ours as lightbus
+from .bare import GROUP as BARE_GROUP
+from .bare import batches
 from .events import EVENT, STREAM, connect, fill
 from .tally import Tally, await_groups, check_stream, check_tables
 
@@ -32,14 +35,26 @@ class Part(NamedTuple):
 
 def processes(events: int, *, processes: int, handler: str, **options: Any) -> dict[str, float]:
     """Handle events in so many worker processes, with the handler of this name and options of `@listens_to`."""
+    prices = 0 if handler == "nothing" else events
+    sample = _share(events, processes, lightbus.GROUP, _work, handler, options)
+    check_tables(prices=prices, keys=events if options.get("idempotent", True) else 0)
+    return sample
+
+
+def bare(events: int, *, processes: int) -> dict[str, float]:
+    """Handle events in so many processes that have redis-py's XREADGROUP, and one XACK a batch."""
+    return _share(events, processes, BARE_GROUP, _work_bare)
+
+
+def _share(events: int, processes: int, group: str, work: Callable[..., None], *arguments: Any) -> dict[str, float]:
     forking = multiprocessing.get_context("fork")
     begin, end, parts = forking.Barrier(processes + 1), forking.Event(), forking.Queue()
     for number in range(processes):
-        work = [f"measured-{number}", handler, options, begin, end, parts]
         with on_core_of(CORES[number % len(CORES)]):
-            forking.Process(target=_work, args=work, daemon=True).start()
+            args = [f"measured-{number}", *arguments, begin, end, parts]
+            forking.Process(target=work, args=args, daemon=True).start()
     client = connect()
-    client.xgroup_create(STREAM, lightbus.GROUP, id="0", mkstream=True)
+    client.xgroup_create(STREAM, group, id="0", mkstream=True)
     fill(client, events)
     begin.wait(START_TIMEOUT)
     await_groups(client)
@@ -49,8 +64,6 @@ def processes(events: int, *, processes: int, handler: str, **options: Any) -> d
     total.count, total.sum = sum(part.handled for part in done), sum(part.sum_of_numbers for part in done)
     total.check(events)
     check_stream(client, events)
-    prices = 0 if handler == "nothing" else events
-    check_tables(prices=prices, keys=events if options.get("idempotent", True) else 0)
     busy = [part for part in done if part.handled]
     seconds = max(part.last for part in busy) - min(part.first for part in busy)
     return {"events": events, "seconds": seconds, "cpu_seconds": sum(part.cpu_seconds for part in done)}
@@ -81,3 +94,15 @@ def _work(
     cpu_started = time.process_time()
     lightbus.run(worker)
     parts.put(Part(tally.count, tally.sum, first, last, time.process_time() - cpu_started))
+
+
+def _work_bare(process_name: str, begin: Barrier, end: Event, parts: "Queue[Part]") -> None:
+    tally, client = Tally(), connect()
+    begin.wait(START_TIMEOUT)
+    first, cpu_started = time.monotonic(), time.process_time()
+    for batch in batches(client, process_name):
+        for event_id, arguments in batch:
+            tally.nothing(event_id, **arguments)
+    last, cpu_ended = time.monotonic(), time.process_time()
+    end.wait()
+    parts.put(Part(tally.count, tally.sum, first, last, cpu_ended - cpu_started))

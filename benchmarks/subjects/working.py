@@ -15,15 +15,18 @@ from .tally import Tally, check_stream
 
 Sample = dict[str, float]
 
+START_TIMEOUT = 60.0
+
 NAP = 0.01
 """Seconds that a slow handler takes for each event."""
 
 
 class Race:
-    """Listeners on their way from the first event that one of them handles to the last one of all."""
+    """Listeners on their way from when all of them have their first event to the last one of all."""
 
-    def __init__(self, each: int) -> None:
+    def __init__(self, each: int, listeners: int = 1) -> None:
         self.each = each
+        self._start = threading.Barrier(listeners)
         self.tallies: list[Tally] = []
         self.worker: Worker | None = None
         self._marks: list[tuple[float, float]] = []
@@ -36,6 +39,7 @@ class Race:
 
         def handle(event: object, sku: str, price: str, number: int, at: str) -> None:
             if not tally.count:
+                self._start.wait(START_TIMEOUT)
                 self._mark()
             tally.nothing(event, sku, price, number, at)
             if tally.count == self.each:
@@ -61,7 +65,7 @@ class Race:
 
 def listeners(events: int, *, listeners: int) -> Sample:
     """Deliver so many events in all, to so many listeners that each get the same ones."""
-    race = Race(each=events // listeners)
+    race = Race(each=events // listeners, listeners=listeners)
     for number in range(listeners):
         listens_to(EVENT, listener_name=f"listener-{number}", idempotent=False, start="beginning")(race.enter())
     fill(connect(), race.each)

@@ -4,6 +4,7 @@ from django.contrib import admin, messages
 from django.contrib.admin.models import CHANGE, DELETION
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
@@ -66,7 +67,7 @@ class FailedEventAdmin(EventAdmin):
 
     @admin.display(description=_("error"))
     def error_line(self, event: FailedEvent) -> str:
-        return event.error.partition("\n")[0][:60]
+        return Truncator(event.error.partition("\n")[0]).chars(60)
 
     @admin.display(description=_("content"))
     def content(self, event: FailedEvent) -> str:
