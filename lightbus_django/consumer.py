@@ -17,7 +17,7 @@ from .leases import Leases
 from .listeners import Listener
 from .messages import NOOP
 from .positions import Positions
-from .reading import RECLAIMED, Reading
+from .reading import Reading
 from .transport import Transport
 
 logger = logging.getLogger("lightbus_django")
@@ -67,7 +67,6 @@ class Consumer:
         self._joined = False
         self._look_back = True
         self._reclaim_at = 0.0
-        self._outstanding: deque[tuple[str, str]] = deque()
         self._held: deque[Delivery] = deque()
         self._careful = False
         self._fast = False
@@ -102,7 +101,7 @@ class Consumer:
             return self._handle()
         if self.reading.is_asked:
             return self._receive(self.reading.receive(), now)
-        if self._outstanding:
+        if self.reading.outstanding:
             return self._take()
         if self._look_back and self._list_outstanding():
             return True
@@ -125,12 +124,12 @@ class Consumer:
         for delivery in self._held:
             entry = delivery.entry
             self.member.hand_back(entry.stream, [entry.stream_id], idle=idle, deliveries=entry.deliveries - 1, to=to)
-        for stream, stream_id in self._outstanding:
+        for stream, stream_id in self.reading.outstanding:
             self.member.hand_back(stream, [stream_id], idle=idle, to=to)
-        if count := len(self._held) + len(self._outstanding):
+        if count := len(self._held) + len(self.reading.outstanding):
             logger.info("%s: handed back %d events", self.group, count)
         self._held.clear()
-        self._outstanding.clear()
+        self.reading.outstanding.clear()
         if self._leave and self._joined:
             for stream in self.streams:
                 self.member.leave(stream)
@@ -144,19 +143,12 @@ class Consumer:
     # --- Where events come from ---------------------------------------------------------------
 
     def _list_outstanding(self) -> bool:
-        self.reading.flush()
-        for stream in self.streams:
-            stream_ids = self.member.outstanding(stream, self.settings.batch_size)
-            self._outstanding.extend((stream, stream_id) for stream_id in stream_ids)
+        self._look_back = self.reading.look_back()
         self._lease()
-        self._look_back = bool(self._outstanding)
         return self._look_back
 
     def _take(self) -> bool:
-        stream, stream_id = self._outstanding[0]
-        entry = self.reading.take(stream, stream_id)
-        self._outstanding.popleft()
-        if entry is not None:
+        if entry := self.reading.take():
             self._sort(entry)
         return self._handle() if self._held else True
 
@@ -164,26 +156,17 @@ class Consumer:
         if self._goes_in_company:
             if entries := self.reading.reclaim():
                 return self._receive(entries, now)
-        elif count := self._claim():
-            logger.info(RECLAIMED, self.group, count)
-            self._look_back = True
-            return True
+        else:
+            count, lost = self.reading.claim()
+            for entry in lost:
+                self._say_lost(entry)
+            if count:
+                self._look_back = True
+                return True
         for stream in self.streams:
             self.positions.look(stream)
         self._reclaim_at = now + self.settings.reclaim_interval
         return False
-
-    def _claim(self) -> int:
-        self.reading.flush()
-        count = 0
-        for stream in self.streams:
-            claimed, lost = self.member.reclaim(
-                stream, idle=self.settings.acknowledgement_timeout, count=self.settings.batch_size
-            )
-            count += claimed
-            for stream_id in lost:
-                self._say_lost(stream, stream_id)
-        return count
 
     def _retry(self) -> bool:
         self.reading.flush()
@@ -220,7 +203,7 @@ class Consumer:
     def _sort(self, entry: Entry) -> None:
         fields = entry.fields
         if not fields:
-            self._say_lost(entry.stream, entry.stream_id)
+            self._say_lost(entry)
         elif fields != NOOP and self.listener.wants(fields):
             self._held.append(Delivery.of(entry))
             return
@@ -231,9 +214,11 @@ class Consumer:
         self.member.hand_back(entry.stream, [entry.stream_id], idle=0, deliveries=entry.deliveries - 1)
         self._look_back = True
 
-    def _say_lost(self, stream: str, stream_id: str) -> None:
+    def _say_lost(self, entry: Entry) -> None:
         self.positions.lost += 1
-        logger.error("%s: lost %s of %s: it was trimmed before it was handled", self.group, stream_id, stream)
+        logger.error(
+            "%s: lost %s of %s: it was trimmed before it was handled", self.group, entry.stream_id, entry.stream
+        )
 
     def _handle(self) -> bool:
         first = self._held[0]
@@ -267,4 +252,4 @@ class Consumer:
         return [self._held[0]] if self._careful else list(self._held)
 
     def _lease(self) -> None:
-        self.leases.hold(self._held, self._outstanding)
+        self.leases.hold(self._held, self.reading.outstanding)

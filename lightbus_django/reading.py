@@ -1,4 +1,4 @@
-"""What one consumer is done with, and what is new for it: both go to Redis in one round trip."""
+"""What one consumer is done with, and what is for it to handle: both go to Redis in one round trip."""
 
 import logging
 import time
@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from .groups import Entry, Member
 
 logger = logging.getLogger("lightbus_django")
-
-RECLAIMED = "%s: reclaimed %d events from processes that exceeded the timeout"
 
 
 class Reading:
@@ -27,6 +25,8 @@ class Reading:
         self.streams = streams
         self.count = count
         self.timeout = timeout
+        self.outstanding: deque[tuple[str, str]] = deque()
+        """Stream and id of what is to be taken once more, one at a time."""
         self._settled: defaultdict[str, list[str]] = defaultdict(list)
         self._sent: defaultdict[str, list[str]] = defaultdict(list)
         self._asked_at: float | None = None
@@ -53,11 +53,33 @@ class Reading:
         self.ask(block)
         return self._receive()
 
-    def take(self, stream: str, stream_id: str) -> Entry | None:
-        """Acknowledge what is settled, and take an outstanding entry as Member.take does."""
-        entry = self.member.take(stream, stream_id, acknowledge=self._settled)
+    def look_back(self) -> bool:
+        """Acknowledge what is settled, and list what is outstanding; return whether there is something."""
+        self.flush()
+        for stream in self.streams:
+            self.outstanding.extend((stream, stream_id) for stream_id in self.member.outstanding(stream, self.count))
+        return bool(self.outstanding)
+
+    def take(self) -> Entry | None:
+        """Acknowledge what is settled, and take the next outstanding entry as Member.take does."""
+        entry = self.member.take(*self.outstanding[0], acknowledge=self._settled)
         self._settled.clear()
+        self.outstanding.popleft()
         return entry
+
+    def claim(self) -> tuple[int, list[Entry]]:
+        """Acknowledge what is settled, and make outstanding what exceeds the timeout elsewhere.
+
+        Returns how many entries, and those that somebody has trimmed away.
+        """
+        self.flush()
+        count, lost = 0, []
+        for stream in self.streams:
+            claimed, lost_ids = self.member.reclaim(stream, idle=self.timeout, count=self.count)
+            count += claimed
+            lost += [Entry(stream, stream_id, {}) for stream_id in lost_ids]
+        self._tell(count)
+        return count, lost
 
     def reclaim(self) -> list[Entry]:
         """Acknowledge what is settled, and return some of what exceeds the timeout elsewhere, if there is any."""
@@ -103,8 +125,7 @@ class Reading:
                 entries, start = self.member.receive_reclaimed(stream)
                 if start != "0-0":
                     self._unseen.appendleft((stream, start))
-                if count := len(entries):
-                    logger.info(RECLAIMED, self.member.group, count)
+                self._tell(len(entries))
         except BaseException:
             self._take_back()
             raise
@@ -122,6 +143,11 @@ class Reading:
             self._reclaims = None
             self._take_back()
             raise
+
+    def _tell(self, reclaimed: int) -> None:
+        if reclaimed:
+            group = self.member.group
+            logger.info("%s: reclaimed %d events from processes that exceeded the timeout", group, reclaimed)
 
     def _renew(self, stream: str, entries: Sequence[Entry]) -> list[str]:
         stream_ids = [entry.stream_id for entry in entries if entry.stream == stream]
