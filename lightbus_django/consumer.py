@@ -57,12 +57,15 @@ class Consumer:
         self.positions = Positions(self.member, listener, settings.stream_use, self.inbox)
         self.streams = self.positions.streams
         self.reading = Reading(
-            self.member, self.streams, count=settings.batch_size, timeout=settings.acknowledgement_timeout
+            self.member,
+            self.streams,
+            count=settings.batch_size,
+            timeout=settings.acknowledgement_timeout,
+            # Two deaths may have been a neighbour's then, which leaves one attempt for each of them alone.
+            in_company=not (listener.idempotent or listener.batch) and settings.max_attempts >= 3,
         )
         self.stopping = threading.Event()
         self.retries_due = threading.Event()
-        # Two deaths may have been a neighbour's then, which leaves one attempt for each of them alone.
-        self._goes_in_company = not (listener.idempotent or listener.batch) and settings.max_attempts >= 3
         self._leave = leave
         self._joined = False
         self._look_back = True
@@ -99,8 +102,8 @@ class Consumer:
         if self._held:
             self.reading.flush()  # what is settled is not leased any more
             return self._handle()
-        if self.reading.is_asked:
-            return self._receive(self.reading.receive(), now)
+        if self.reading.is_asked and self._receive(self.reading.receive(), now):
+            return True
         if self.reading.outstanding:
             return self._take()
         if self._look_back and self._list_outstanding():
@@ -120,7 +123,6 @@ class Consumer:
             for entry in self.reading.receive():
                 self._sort(entry)
         self.reading.flush()
-        self.member.close()  # during a long handler Redis may have given the connection up
         for delivery in self._held:
             entry = delivery.entry
             self.member.hand_back(entry.stream, [entry.stream_id], idle=idle, deliveries=entry.deliveries - 1, to=to)
@@ -130,6 +132,7 @@ class Consumer:
             logger.info("%s: handed back %d events", self.group, count)
         self._held.clear()
         self.reading.outstanding.clear()
+        self.member.close()  # during a long handler Redis may have given the connection up
         if self._leave and self._joined:
             for stream in self.streams:
                 self.member.leave(stream)
@@ -153,16 +156,11 @@ class Consumer:
         return self._handle() if self._held else True
 
     def _reclaim(self, now: float) -> bool:
-        if self._goes_in_company:
-            if entries := self.reading.reclaim():
-                return self._receive(entries, now)
-        else:
-            count, lost = self.reading.claim()
-            for entry in lost:
-                self._say_lost(entry)
-            if count:
-                self._look_back = True
-                return True
+        entries = self.reading.reclaim()
+        if entries or self.reading.outstanding:
+            self._receive(entries, now)
+            self._lease()
+            return True
         for stream in self.streams:
             self.positions.look(stream)
         self._reclaim_at = now + self.settings.reclaim_interval
@@ -176,13 +174,12 @@ class Consumer:
         return False
 
     def _receive(self, entries: list[Entry], now: float) -> bool:
-        if len(entries) >= self.settings.batch_size:
-            self._ask_ahead(now)
-        for entry in entries:
-            if entry.deliveries in (1, 2):
+        try:
+            if len(entries) >= self.settings.batch_size:
+                self._ask_ahead(now)
+        finally:
+            for entry in entries:
                 self._sort(entry)
-            else:
-                self._set_aside(entry)
         if self._held:
             started, self._fast = time.monotonic(), False
             self._handle()
@@ -191,11 +188,12 @@ class Consumer:
 
     def _ask_ahead(self, now: float) -> None:
         """Ask for what comes after this batch if it will not wait for long, and nothing else is to be done before."""
-        if not self._fast or self._look_back or self.retries_due.is_set() or self.stopping.is_set():
+        others_wait = self._look_back or self.reading.outstanding or self.retries_due.is_set()
+        if not self._fast or others_wait or self.stopping.is_set():
             return
         if now < self._reclaim_at:
             self.reading.ask()
-        elif self._goes_in_company:
+        elif self.reading.in_company:
             self.reading.ask_to_reclaim()
 
     # --- What becomes of them -----------------------------------------------------------------
@@ -208,11 +206,6 @@ class Consumer:
             self._held.append(Delivery.of(entry))
             return
         self.reading.settle(entry)
-
-    def _set_aside(self, entry: Entry) -> None:
-        """Let an entry that came in company be outstanding: more than one death was not a neighbour's."""
-        self.member.hand_back(entry.stream, [entry.stream_id], idle=0, deliveries=entry.deliveries - 1)
-        self._look_back = True
 
     def _say_lost(self, entry: Entry) -> None:
         self.positions.lost += 1

@@ -32,6 +32,14 @@ class Entry(msgspec.Struct, frozen=True, eq=False):
     deliveries: int = 1
 
 
+class Found(NamedTuple):
+    """Entries of a stream that nobody has touched for long: how often they were delivered, and how they are to come."""
+
+    stream: str = ""
+    in_company: Mapping[str, int] = {}
+    alone: Sequence[str] = ()
+
+
 class Standing(NamedTuple):
     """Where a group stands in a stream."""
 
@@ -87,34 +95,46 @@ class Member:
         ]
 
     def ask_to_reclaim(
-        self, stream: str, *, idle: float, start: str, count: int, acknowledge: Mapping[str, Sequence[str]]
+        self, found: Found, *, then: str, idle: float, count: int, acknowledge: Mapping[str, Sequence[str]]
     ) -> None:
-        """Acknowledge, and ask for entries that nobody has touched for `idle` seconds.
+        """Acknowledge, claim what was found, and look for more; `receive_reclaimed` returns what came of it.
 
-        `receive_reclaimed` returns them; they are delivered, all of them.
+        Redis counts the deliveries of those that come in company. Nothing is claimed that others have by now.
 
         Args:
-            start: the stream id from which Redis looks for them.
-            count: how many at most.
+            then: the stream in which to look for more.
+            idle: seconds for which nobody has touched what others may claim.
+            count: how many entries to look for.
         """
         milliseconds = round(idle * 1000)
-        deliveries = "XPENDING", stream, self.group, "IDLE", milliseconds, start, "+", count
-        claim = "XAUTOCLAIM", stream, self.group, self.name, milliseconds, start, "COUNT", count
-        self._line.send([*self._acknowledgements(acknowledge), deliveries, claim], stream)
+        claim = "XCLAIM", found.stream, self.group, self.name, milliseconds
+        commands = self._acknowledgements(acknowledge)
+        if found.in_company:
+            commands.append((*claim, *found.in_company))
+        if found.alone:
+            commands.append((*claim, *found.alone, "JUSTID"))
+        commands.append(("XPENDING", then, self.group, "IDLE", milliseconds, "-", "+", count))
+        self._line.send(commands, then)
 
-    def receive_reclaimed(self, stream: str) -> tuple[list[Entry], str]:
-        """Return the entries that were asked for, and where Redis is to look further, "0-0" if it has seen all.
+    def receive_reclaimed(self, found: Found) -> tuple[list[Entry], list[str], dict[str, int]]:
+        """Return the entries that came in company, what is outstanding now of the others, and what was found then.
 
-        An entry has 0 deliveries if nobody knows how many there were.
+        The latter by their stream ids, with how often they were delivered.
         """
-        rows, (start, claimed, lost) = self._line.receive(2)
-        deliveries = {stream_id: delivered + 1 for stream_id, _, _, delivered in rows}
+        *replies, rows = self._line.receive(1 + bool(found.in_company) + bool(found.alone))
+        claimed = replies.pop(0) if found.in_company else ()
         entries = [
-            Entry(stream, stream_id.decode(), _fields(flat), deliveries.get(stream_id, 0))
-            for stream_id, flat in claimed
+            Entry(found.stream, stream_id, _fields(flat), found.in_company[stream_id] + 1)
+            for raw_id, flat in claimed
+            for stream_id in (raw_id.decode(),)
         ]
-        entries += [Entry(stream, stream_id.decode(), {}) for stream_id in lost]
-        return entries, start.decode()
+        alone = [stream_id.decode() for stream_id in (replies.pop() if found.alone else ())]
+        return entries, alone, {stream_id.decode(): deliveries for stream_id, _, _, deliveries in rows}
+
+    def trimmed(self, stream: str, stream_ids: Sequence[str]) -> list[str]:
+        """Return those of some stream ids that are not in the stream."""
+        replies = self.transport.send([("XRANGE", stream, stream_id, stream_id) for stream_id in stream_ids])
+        return [stream_id for stream_id, reply in zip(stream_ids, replies, strict=True) if reply == []]
 
     def close(self) -> None:
         """Give up the connection; with the next command there will be another."""
@@ -144,24 +164,6 @@ class Member:
         # An entry that was trimmed comes back as nothing, or from Redis before 7 as a nil.
         flat = entries[0][1] if entries and entries[0] else []
         return Entry(stream, stream_id, _fields(flat), deliveries + 1)
-
-    def reclaim(self, stream: str, *, idle: float, count: int) -> tuple[int, list[str]]:
-        """Make pending entries that nobody has touched for `idle` seconds outstanding for this consumer.
-
-        Their deliveries are not counted up. Returns how many there were, and the stream ids of those
-        that somebody has trimmed away, which are acknowledged.
-        """
-        claimed, lost, start = 0, [], "0-0"
-        while claimed < count:
-            limit = "COUNT", count - claimed, "JUSTID"
-            command = "XAUTOCLAIM", stream, self.group, self.name, round(idle * 1000), start, *limit
-            reply = self._say([command], stream)
-            start, claimed_ids, lost_ids = reply[0].decode(), reply[1], reply[2]
-            claimed += len(claimed_ids)
-            lost += [stream_id.decode() for stream_id in lost_ids]
-            if start == "0-0":  # it looks at ten times as many at most
-                break
-        return claimed, lost
 
     def renew(self, stream: str, stream_ids: Sequence[str]) -> list[str]:
         """Start the clock of entries anew, of those that are still this consumer's; return these."""

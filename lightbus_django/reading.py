@@ -3,35 +3,40 @@
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from .groups import Entry, Member
+from .groups import Entry, Found, Member, id_key
 
 logger = logging.getLogger("lightbus_django")
 
 
 class Reading:
-    """One consumer's reads. What is new can be asked for while what came before is still being handled."""
+    """One consumer's reads. What comes next can be asked for while what came before is still being handled."""
 
-    def __init__(self, member: Member, streams: Sequence[str], *, count: int, timeout: float) -> None:
+    def __init__(
+        self, member: Member, streams: Sequence[str], *, count: int, timeout: float, in_company: bool = False
+    ) -> None:
         """Make the reads of `member`.
 
         Args:
             count: how many entries of each stream to read at a time.
             timeout: seconds after which others take what a consumer was given.
+            in_company: whether what others left may come in a batch, once; else one at a time.
         """
         self.member = member
         self.streams = streams
         self.count = count
         self.timeout = timeout
+        self.in_company = in_company
         self.outstanding: deque[tuple[str, str]] = deque()
         """Stream and id of what is to be taken once more, one at a time."""
         self._settled: defaultdict[str, list[str]] = defaultdict(list)
         self._sent: defaultdict[str, list[str]] = defaultdict(list)
         self._asked_at: float | None = None
-        self._reclaims: str | None = None
-        self._unseen: deque[tuple[str, str]] = deque()
+        self._found = Found()
+        self._looks_at = ""
+        self._unseen: deque[str] = deque()
 
     @property
     def is_asked(self) -> bool:
@@ -67,29 +72,16 @@ class Reading:
         self.outstanding.popleft()
         return entry
 
-    def claim(self) -> tuple[int, list[Entry]]:
-        """Acknowledge what is settled, and make outstanding what exceeds the timeout elsewhere.
-
-        Returns how many entries, and those that somebody has trimmed away.
-        """
-        self.flush()
-        count, lost = 0, []
-        for stream in self.streams:
-            claimed, lost_ids = self.member.reclaim(stream, idle=self.timeout, count=self.count)
-            count += claimed
-            lost += [Entry(stream, stream_id, {}) for stream_id in lost_ids]
-        self._tell(count)
-        return count, lost
-
     def reclaim(self) -> list[Entry]:
-        """Acknowledge what is settled, and return some of what exceeds the timeout elsewhere, if there is any."""
-        entries: list[Entry] = []
-        while not entries:
+        """Acknowledge what is settled, and return a batch of what exceeds the timeout elsewhere, if there is any.
+
+        What has to come alone is outstanding then.
+        """
+        while True:
             self.ask_to_reclaim()
             entries = self._receive()
-            if not self._unseen:
-                break
-        return entries
+            if entries or self.outstanding or not (self._unseen or self._found.stream):
+                return entries
 
     def ask(self, block: float = 0.0) -> None:
         """Acknowledge what is settled and ask for what is new, which `receive` returns."""
@@ -97,13 +89,13 @@ class Reading:
             self.member.ask(self.streams, count=self.count, block=block, acknowledge=self._sent)
 
     def ask_to_reclaim(self) -> None:
-        """Acknowledge what is settled and ask for what exceeds the timeout elsewhere, which `receive` returns."""
+        """Acknowledge what is settled and claim what was found elsewhere, which `receive` returns; and find more."""
         if not self._unseen:
-            self._unseen.extend((stream, "0-0") for stream in self.streams)
-        self._reclaims, start = self._unseen.popleft()
+            self._unseen.extend(self.streams)
+        self._looks_at = self._unseen.popleft()
         with self._asking():
             self.member.ask_to_reclaim(
-                self._reclaims, idle=self.timeout, start=start, count=self.count, acknowledge=self._sent
+                self._found, then=self._looks_at, idle=self.timeout, count=self.count, acknowledge=self._sent
             )
 
     def receive(self) -> list[Entry]:
@@ -113,25 +105,41 @@ class Reading:
         # Nobody has renewed the claim on them, for nobody knew what they are.
         if asked_at is not None and time.monotonic() - asked_at > self.timeout / 2:
             ours = {(stream, stream_id) for stream in self.streams for stream_id in self._renew(stream, entries)}
-            entries = [entry for entry in entries if (entry.stream, entry.stream_id) in ours]
+            entries = [entry for entry in entries if (entry.stream, entry.stream_id) in ours or not entry.fields]
         return entries
 
     def _receive(self) -> list[Entry]:
-        stream, self._reclaims = self._reclaims, None
         try:
-            if stream is None:
-                entries = self.member.receive()
-            else:
-                entries, start = self.member.receive_reclaimed(stream)
-                if start != "0-0":
-                    self._unseen.appendleft((stream, start))
-                self._tell(len(entries))
+            entries = self._receive_reclaimed(self._looks_at) if self._looks_at else self.member.receive()
         except BaseException:
             self._take_back()
             raise
-        self._asked_at = None
+        self._asked_at, self._looks_at = None, ""
         self._sent.clear()
         return entries
+
+    def _receive_reclaimed(self, stream: str) -> list[Entry]:
+        found = self._found
+        entries, alone, rows = self.member.receive_reclaimed(found)
+        self._found = self._sort(stream, rows)
+        if len(rows) >= self.count:
+            self._unseen.appendleft(stream)
+        self.outstanding.extend((found.stream, stream_id) for stream_id in alone)
+        if reclaimed := len(entries) + len(alone):
+            group = self.member.group
+            logger.info("%s: reclaimed %d events from processes that exceeded the timeout", group, reclaimed)
+        missing = {*found.in_company, *found.alone}.difference(alone, (entry.stream_id for entry in entries))
+        if missing:  # which are others' by now, or were trimmed
+            trimmed = self.member.trimmed(found.stream, sorted(missing, key=id_key))
+            entries += [Entry(found.stream, stream_id, {}) for stream_id in trimmed]
+        return entries
+
+    def _sort(self, stream: str, deliveries: Mapping[str, int]) -> Found:
+        """Return what was found: in company come those that one process had in hand at most."""
+        if not deliveries:
+            return Found()
+        in_company = {key: count for key, count in deliveries.items() if count <= 1} if self.in_company else {}
+        return Found(stream, in_company, [key for key in deliveries if key not in in_company])
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
@@ -140,22 +148,18 @@ class Reading:
         try:
             yield
         except BaseException:
-            self._reclaims = None
             self._take_back()
             raise
-
-    def _tell(self, reclaimed: int) -> None:
-        if reclaimed:
-            group = self.member.group
-            logger.info("%s: reclaimed %d events from processes that exceeded the timeout", group, reclaimed)
 
     def _renew(self, stream: str, entries: Sequence[Entry]) -> list[str]:
         stream_ids = [entry.stream_id for entry in entries if entry.stream == stream]
         return self.member.renew(stream, stream_ids) if stream_ids else []
 
     def _take_back(self) -> None:
-        """Nobody knows what became of what was sent: acknowledge it once more."""
-        self._asked_at = None
+        """Nobody knows what became of what was sent: acknowledge it once more, and look for all once more."""
+        self._asked_at, self._looks_at = None, ""
+        self._found = Found()
+        self._unseen.clear()
         for stream, stream_ids in self._sent.items():
             self._settled[stream][:0] = stream_ids
         self._sent.clear()

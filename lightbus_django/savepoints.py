@@ -107,6 +107,7 @@ class _Ahead:
         self._database = database
         self._connection = connection
         self._is_answered = True
+        self._wait_for = connection.wait
         connection.wait = self._wait  # in which psycopg does whatever it has to do with the server
 
     @classmethod
@@ -127,23 +128,20 @@ class _Ahead:
     def send(self, sql: str) -> None:
         """Send statements that return no rows; raises what those before have met, if nobody was told."""
         self.fetch()
-        self._connection.pgconn.send_query(sql.encode())
         self._is_answered = False
+        self._connection.pgconn.send_query(sql.encode())
 
     def fetch(self) -> None:
         """Wait for the answer, and raise it if it is an error."""
         if not self._is_answered:
-            self._is_answered = True
             results = self._wait_for(self._database.generators.execute(self._connection.pgconn))
-            if results[-1].status != COMMAND_OK:
+            self._is_answered = True
+            if results and results[-1].status != COMMAND_OK:  # none, if somebody else took it off
                 raise self._database.errors.error_from_result(results[-1])
 
     def _wait(self, generator: Any, *args: Any, **kwargs: Any) -> Any:
         self.fetch()
         return self._wait_for(generator, *args, **kwargs)
-
-    def _wait_for(self, generator: Any, *args: Any, **kwargs: Any) -> Any:
-        return type(self._connection).wait(self._connection, generator, *args, **kwargs)
 
 
 def is_aborted(connection: Any) -> bool:

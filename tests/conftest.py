@@ -80,6 +80,7 @@ def consume(transport: Transport) -> Callable[..., Consumer]:
         process_name: str = "worker",
         service_name: str = "price-monitor",
         leave: bool = False,
+        join: bool = True,
     ) -> Consumer:
         if listener is None:
             (listener,) = registry
@@ -91,7 +92,8 @@ def consume(transport: Transport) -> Callable[..., Consumer]:
             transport=transport,
             leave=leave,
         )
-        consumer.step(block=0)
+        if join:
+            consumer.step(block=0)
         return consumer
 
     return make

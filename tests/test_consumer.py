@@ -8,12 +8,10 @@ import pytest
 from django.db import OperationalError, connection
 
 from lightbus_django import BusError, BusUnavailable, fire, fire_many, groups, listens_to
-from lightbus_django.consumer import Consumer
 from lightbus_django.exceptions import DatabaseUnavailable
-from lightbus_django.groups import Entry
+from lightbus_django.groups import Member
 from lightbus_django.listeners import registry
 from lightbus_django.models import FailedEvent, ProcessedEvent
-from lightbus_django.transport import Transport
 from tests.app.models import Child, Effect
 
 from .conftest import drain, eventually
@@ -72,14 +70,14 @@ def test_a_new_group_gets_what_is_new(r, record, consume):
     assert effects() == [2]
 
 
-def test_what_is_new_is_so_from_the_first_try_on(r, record, consume, make_consumer):
+def test_what_is_new_is_so_from_the_first_try_on(r, record, consume):
     """The inbox has to say that the listener is new, and the database may be away when the process starts."""
 
     def refuse(*args):
         raise OperationalError("away")
 
     fire("shop.order_placed", number=1)
-    consumer = make_consumer()
+    consumer = consume(join=False)
     with connection.execute_wrapper(refuse), suppress(DatabaseUnavailable, OperationalError):
         consumer.step(block=0)
     assert r.xinfo_groups(KEY) == []
@@ -310,7 +308,8 @@ class TestReclaim:
         (stream_id,) = fetch(r, "dead")
         age(r, [stream_id], "dead")
         r.xtrim(KEY, maxlen=0, approximate=False)
-        assert consumer.step(now=1e9, block=0) is False
+        while consumer.step(now=1e9, block=0):
+            pass
         assert f"lost {stream_id}" in caplog.text
         assert pending(r) == 0
 
@@ -611,9 +610,9 @@ class TestInfrastructure:
         assert sorted(order[3:]) == [0, 1, 2, 9]
         assert order[4] == 9
 
-    def test_a_key_that_is_no_stream_is_named_and_done_with_when_it_is_gone(self, r, record, make_consumer):
+    def test_a_key_that_is_no_stream_is_named_and_done_with_when_it_is_gone(self, r, record, consume):
         r.set(KEY, "a string")
-        consumer = make_consumer()
+        consumer = consume(join=False)
         with pytest.raises(BusError, match="holds something other than a stream"):
             consumer.step(block=0)
         r.delete(KEY)
@@ -681,24 +680,6 @@ class TestInfrastructure:
         drain(consumer)
         # "Retry now" counts from the start, so this was attempt 1 once more.
         assert threads == [threading.get_ident()] * 2
-
-
-@pytest.fixture
-def make_consumer(transport: Transport):
-    """The consumer of the only listener, before its first step."""
-    from lightbus_django.conf import get_settings
-
-    def make():
-        (listener,) = registry
-        return Consumer(
-            listener,
-            service_name="price-monitor",
-            process_name="worker",
-            settings=get_settings(),
-            transport=transport,
-        )
-
-    return make
 
 
 def test_consumers_long_gone_are_deleted_only_with_nothing_pending(r, record, consume, housekeeping, lightbus):
@@ -826,14 +807,90 @@ class TestReclaimInCompany:
         drain(consume())
         assert counts == [[2, 2, 2], [2, 2, 2], [3]]
 
-    def test_what_nobody_knows_the_count_of_comes_alone(self, r, counts, leave, consume):
-        consumer = consume()
-        (stream_id,) = leave(1)
-        age(r, [stream_id], "worker")
-        consumer._receive([Entry(KEY, stream_id, {b"": b""}, deliveries=0)], now=1e9)
-        assert counts == []
+    def test_nor_is_it_when_a_process_dies_that_has_asked_for_it(self, r, listeners, leave, consume, lightbus):
+        lightbus(BATCH_SIZE=10, MAX_ATTEMPTS=3)
+        seen = []
+
+        @listens_to("shop.order_placed", listener_name="record", idempotent=False)
+        def handler(event, number):
+            if number == 15 and number not in seen:
+                seen.append(number)
+                raise KeyboardInterrupt
+            seen.append(number)
+
+        stream_ids = leave(30)
+        r.xclaim(KEY, GROUP, "dead", 0, stream_ids[20:], idle=3_600_000, retrycount=2, justid=True)
+        with pytest.raises(KeyboardInterrupt):
+            drain(consume())
+        age(r, [row["message_id"] for row in r.xpending_range(KEY, GROUP, "-", "+", 100)], "worker")
+        drain(consume())
+        assert set(seen) == set(range(30))
+        assert not FailedEvent.objects.exists()
+
+    def test_nor_when_an_answer_is_lost(self, r, counts, leave, consume, monkeypatch):
+        stream_ids = leave(3)
+        r.xclaim(KEY, GROUP, "dead", 0, stream_ids, idle=3_600_000, retrycount=2, justid=True)
+        receive, errors = Member.receive_reclaimed, [BusUnavailable("lost"), None]
+
+        def lose(member, found):
+            answer = receive(member, found)
+            if errors and (error := errors.pop()):
+                raise error
+            return answer
+
+        monkeypatch.setattr(Member, "receive_reclaimed", lose)
+        consumer = consume(join=False)
+        with pytest.raises(BusUnavailable):
+            drain(consumer)
         drain(consumer)
-        assert counts == [[2]]
+        assert [sorted(count) for count in counts] == [[2, 2, 3], [2, 3], [3]]
+
+    def test_what_another_process_has_by_now_is_left_to_it(self, r, counts, leave, consume):
+        stream_ids = leave(3)
+        consumer = consume(join=False)
+        consumer.reading.ask_to_reclaim()
+        assert consumer.reading.receive() == []
+        age(r, stream_ids[:2], "alive", seconds=0)
+        assert [entry.stream_id for entry in consumer.reading.reclaim()] == stream_ids[2:]
+
+    def test_what_is_new_comes_after_it(self, counts, leave, consume, lightbus):
+        lightbus(BATCH_SIZE=10)
+        leave(20)
+        fire_many([("shop.order_placed", {"number": number}) for number in range(5)])
+        drain(consume())
+        assert len(counts) == 25
+
+    def test_what_is_new_is_read_on_though_nothing_was_left(self, counts, consume, lightbus):
+        lightbus(BATCH_SIZE=10)
+        consumer = consume()
+        fire_many([("shop.order_placed", {"number": number}) for number in range(60)])
+        consumer.step(block=0)
+        consumer.step(block=0)
+        consumer._reclaim_at = 0.0
+        drain(consumer)
+        assert len(counts) == 60
+
+    def test_a_stop_hands_back_what_is_to_come_alone(self, r, counts, leave, consume):
+        stream_ids = leave(3)
+        r.xclaim(KEY, GROUP, "dead", 0, stream_ids, idle=3_600_000, retrycount=2, justid=True)
+        consumer = consume(join=False, leave=True)
+        consumer.step(block=0)
+        consumer.stop()
+        rows = r.xpending_range(KEY, GROUP, "-", "+", 10)
+        assert {(row["consumer"], row["times_delivered"]) for row in rows} == {("nobody", 2)}
+        assert all(row["time_since_delivered"] > 60_000 for row in rows)
+
+    def test_a_loss_is_told_though_the_batch_before_took_long(self, r, counts, leave, consume, lightbus, caplog):
+        lightbus(BATCH_SIZE=10)
+        stream_ids = leave(35)
+        consumer = consume()
+        r.xdel(KEY, stream_ids[22])
+        consumer.step(block=0)
+        assert consumer.reading.is_asked
+        consumer.reading._asked_at -= 45
+        drain(consumer)
+        assert f"lost {stream_ids[22]}" in caplog.text
+        assert len(counts) == 34
 
     @pytest.mark.parametrize(
         ("options", "max_attempts"),
@@ -854,27 +911,28 @@ class TestReclaimInCompany:
         assert counts[0] == [2, 1, 1]
         assert len(counts) == 3
 
+    @pytest.mark.parametrize("batch_size", [2, 100])
     def test_one_that_kills_its_processes_is_set_aside_and_its_neighbours_are_handled(
-        self, r, listeners, leave, consume, lightbus
+        self, r, listeners, leave, consume, lightbus, batch_size
     ):
-        lightbus(MAX_ATTEMPTS=3)
+        lightbus(BATCH_SIZE=batch_size, MAX_ATTEMPTS=3)
         seen = []
 
         @listens_to("shop.order_placed", listener_name="record", idempotent=False)
         def handler(event, number):
-            if number == 1:
+            if number == 4:
                 raise KeyboardInterrupt  # as if it were killed: nothing is recorded
             seen.append(number)
 
-        stream_ids = leave(3)
+        stream_ids = leave(9)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
                 drain(consume())
             left = [row["message_id"] for row in r.xpending_range(KEY, GROUP, "-", "+", 10)]
             age(r, left, "worker")
         drain(consume())
-        assert FailedEvent.objects.get().stream_id == stream_ids[1]
-        assert set(seen) == {0, 2}
+        assert FailedEvent.objects.get().stream_id == stream_ids[4]
+        assert set(seen) == {*range(9)} - {4}
         assert pending(r) == 0
 
     def test_a_backlog_is_asked_for_ahead_and_handed_back_at_a_stop(self, r, counts, leave, consume, lightbus):

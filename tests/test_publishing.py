@@ -117,7 +117,7 @@ class TestFire:
     def test_what_cannot_be_fired_is_not(self, r):
         with pytest.raises(InvalidEventName):
             fire("order_placed")
-        with pytest.raises(InvalidPayload, match="'number': a object"):
+        with pytest.raises(InvalidPayload, match="'number': a value of type object"):
             fire("shop.order_placed", fine=1, number=object())
         assert not r.exists(KEY)
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 import pytest
 
 from lightbus_django import BusUnavailable, consumer, fire, fire_many, listens_to
+from lightbus_django.groups import Member
 from lightbus_django.reading import Reading
 from tests.app.models import Effect
 
@@ -150,3 +151,26 @@ def test_an_interrupted_read_leaves_a_consumer_that_goes_on(r, listeners, consum
     drain(consumer)
     assert Effect.objects.count() == 2
     assert pending(r, "price-monitor-handler") == 0
+
+
+def test_that_nothing_can_be_asked_for_ahead_costs_the_batch_in_hand_no_attempt(r, seen, consume, monkeypatch):
+    consumer = consume()
+    fire_numbers(30)
+    consumer.step(block=0)
+    deliveries, handle = [], consumer.inbox.handle
+
+    def count(held, **options):
+        deliveries.extend(delivery.entry.deliveries for delivery in held)
+        return handle(held, **options)
+
+    def ask(*args, **options):
+        monkeypatch.undo()
+        raise BusUnavailable("away")
+
+    consumer.inbox.handle = count
+    consumer.step(block=0)
+    monkeypatch.setattr(Member, "ask", ask)
+    with pytest.raises(BusUnavailable):
+        consumer.step(block=0)
+    drain(consumer)
+    assert deliveries == [1] * 20

@@ -176,6 +176,54 @@ def test_within_a_handler_there_may_be_others():
     assert effects() == [0, 1, 2, 4]
 
 
+class Traced:
+    """What monitoring puts around a driver's connection: not of its type, and hands on what it is asked for."""
+
+    def __init__(self, wrapped):
+        object.__setattr__(self, "wrapped", wrapped)
+
+    @property
+    def __dict__(self):
+        return vars(self.wrapped)
+
+    def __getattr__(self, name):
+        return getattr(self.wrapped, name)
+
+    def __setattr__(self, name, value):
+        setattr(self.wrapped, name, value)
+
+    def __delattr__(self, name):
+        delattr(self.wrapped, name)
+
+
+@with_psycopg
+def test_the_connection_may_be_wrapped():
+    @listens_to("shop.order_placed")
+    def handler(event, number):
+        Effect.objects.create(number=number)
+
+    connection.ensure_connection()
+    driver = connection.connection
+    connection.connection = Traced(driver)
+    try:
+        handle_all(inbox(), [deliver(number) for number in range(3)])
+    finally:
+        connection.connection = driver
+    assert effects() == [0, 1, 2]
+
+
+@with_psycopg
+def test_an_answer_that_somebody_else_took_is_not_missed():
+    @listens_to("shop.order_placed")
+    def handler(event, number):
+        if hasattr(connection.connection, "pgconn"):
+            connection.connection.pgconn.exec_(b"SELECT 1")
+        Effect.objects.create(number=number)
+
+    handle_all(inbox(), [deliver(number) for number in range(3)])
+    assert effects() == [0, 1, 2]
+
+
 @with_psycopg
 def test_psycopg_is_not_waited_for():
     """The handler begins while the server is at its savepoint."""

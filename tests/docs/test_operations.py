@@ -18,6 +18,7 @@ from lightbus_django.conf import get_settings
 from lightbus_django.groups import Member
 from lightbus_django.listeners import registry
 from lightbus_django.models import OutboxEvent
+from lightbus_django.reading import Reading
 from lightbus_django.transport import Transport
 from lightbus_django.worker import Worker
 from tests.app.models import Effect
@@ -200,12 +201,13 @@ def use_all_of(transport: Transport, admin: Any) -> None:
     assert one.outstanding(SHOP, 10) == [entry.stream_id]
     one.renew(SHOP, [entry.stream_id])
     one.hand_back(SHOP, [entry.stream_id], idle=61, deliveries=0)
-    assert two.reclaim(SHOP, idle=60, count=10) == (1, [])
+    reading = Reading(two, [SHOP], count=10, timeout=60)
+    assert reading.reclaim() == []
+    assert list(reading.outstanding) == [(SHOP, entry.stream_id)]
     assert two.take(SHOP, entry.stream_id, acknowledge={})
     assert two.standing(SHOP).position < streams.last_id(transport, SHOP)
-    one.ask_to_reclaim(SHOP, idle=0, start="0-0", count=10, acknowledge={})
-    assert one.receive_reclaimed(SHOP)[0]
-    one.acknowledge({SHOP: [entry.stream_id]})
+    assert two.trimmed(SHOP, [entry.stream_id]) == []
+    two.acknowledge({SHOP: [entry.stream_id]})
     admin.script_flush()
     assert streams.tidy_consumers(transport, SHOP, group, idle=0) == 1
     two.leave(SHOP)
