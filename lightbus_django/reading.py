@@ -34,6 +34,7 @@ class Reading:
         self._settled: defaultdict[str, list[str]] = defaultdict(list)
         self._sent: defaultdict[str, list[str]] = defaultdict(list)
         self._asked_at: float | None = None
+        # Reclaiming goes through the streams in turn: what the last look found is claimed with the next one.
         self._found = Found()
         self._looks_at = ""
         self._unseen: deque[str] = deque()
@@ -121,7 +122,7 @@ class Reading:
     def _receive_reclaimed(self, stream: str) -> list[Entry]:
         found = self._found
         entries, alone, rows = self.member.receive_reclaimed(found)
-        self._found = self._sort(stream, rows)
+        self._found = self._divided(stream, rows)
         if len(rows) >= self.count:
             self._unseen.appendleft(stream)
         self.outstanding.extend((found.stream, stream_id) for stream_id in alone)
@@ -134,8 +135,8 @@ class Reading:
             entries += [Entry(found.stream, stream_id, {}) for stream_id in trimmed]
         return entries
 
-    def _sort(self, stream: str, deliveries: Mapping[str, int]) -> Found:
-        """Return what was found: in company come those that one process had in hand at most."""
+    def _divided(self, stream: str, deliveries: Mapping[str, int]) -> Found:
+        """Return what was found by how it is to come: in company what one process at most had in hand."""
         if not deliveries:
             return Found()
         in_company = {key: count for key, count in deliveries.items() if count <= 1} if self.in_company else {}
