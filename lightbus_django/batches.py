@@ -1,19 +1,16 @@
-"""Batch handlers: many events at once, and still each of them handled once, or failed by itself."""
+"""Batch handlers: many events in one transaction, and still each of them handled once, or failed by itself."""
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Sequence
 
-from django.db import DatabaseError, connections, transaction
+from django.db import connections
+from django.utils import timezone
 
-from .database import independent_hooks, nobody_to_blame
-from .exceptions import DatabaseUnavailable
+from .database import transient_errors
+from .exceptions import DatabaseUnavailable, EventContended, TransactionEnded
 from .failures import Delivery
 from .inbox import Inbox
-from .savepoints import Savepoints
-
-
-class _Split(Exception):
-    """The handler raised, and one of several events is the cause."""
+from .keys import AlreadyHandled
+from .transactions import Guard
 
 
 class BatchInbox(Inbox):
@@ -23,77 +20,74 @@ class BatchInbox(Inbox):
     event is found that it can't handle.
     """
 
-    def _handle_with_keys(
+    def handle(
         self,
         deliveries: Sequence[Delivery],
-        known: set[str],
-        begin: Callable[..., None],
-        stopping: Callable[[], bool],
+        *,
+        begin: Callable[..., None] = lambda *deliveries: None,
+        stopping: Callable[[], bool] = lambda: False,
+        defer: bool = False,
     ) -> int:
-        new = self._new(deliveries, known)
+        self.gate.begin()
+        first = deliveries[0].key
         try:
-            with nobody_to_blame(self.using), transaction.atomic(using=self.using):
-                self._insert_keys(new.values())
-                self._handle_all(new.values(), begin)
-        except (_Split, DatabaseError) as error:
-            if len(deliveries) == 1:  # its commit was refused
-                self._record_with_key(deliveries[0], error)
-                return 1
-            return self._handle_with_keys(deliveries[: len(deliveries) // 2], known, begin, stopping)
-        return len(deliveries)
-
-    def _handle_all(self, deliveries: Iterable[Delivery], begin: Callable[..., None]) -> None:
-        readable = self._readable(deliveries)
-        if not readable:
-            return
-        begin(*readable)
-        with closing(Savepoints(self.using)) as savepoints:
-            try:
-                with savepoints, independent_hooks(self.using, self.group):
-                    self._call_with(readable)
-                savepoints.end()
-            except BaseException as error:
-                self._split_or_record(readable, error)
-            if savepoints.is_lost:
-                raise DatabaseUnavailable("the transaction was lost with an error that the handler caught")
-
-    def _handle_without_keys(
-        self, deliveries: Sequence[Delivery], begin: Callable[..., None], stopping: Callable[[], bool]
-    ) -> int:
-        try:
-            with nobody_to_blame(self.using):
+            with transient_errors(self.using):
                 connections[self.using].ensure_connection()
-                readable = self._readable(deliveries)
-                begin(*readable)
-                try:
-                    if readable:
-                        self._call_with(readable)
-                except BaseException as error:
-                    self._split_or_record(readable, error)
-        except _Split:
-            return self._handle_without_keys(deliveries[: len(deliveries) // 2], begin, stopping)
-        except DatabaseUnavailable as error:
-            if len(deliveries) > 1 or not self._is_to_blame(deliveries[0].key):
-                raise
-            self._record_with_key(deliveries[0], error)
+                error = self._try_all(deliveries, begin)
+        except DatabaseUnavailable as trouble:
+            try:
+                error = self._persist(first, lambda: self._try_all(deliveries, begin), trouble)
+            except EventContended as contended:
+                if len(deliveries) == 1:
+                    raise
+                error = contended
+        if error is not None and len(deliveries) > 1 and not isinstance(error, TransactionEnded):
+            return self.handle(deliveries[: len(deliveries) // 2], begin=begin, stopping=stopping)
+        if error is not None:
+            for delivery in deliveries:
+                self._record(delivery, error)
+        self._troubles.successes += 1
         return len(deliveries)
 
-    def _readable(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
-        """Return those that hold a message; the others have failed."""
+    def _try_all(self, deliveries: Sequence[Delivery], begin: Callable[..., None]) -> BaseException | None:
+        """Handle events together, those that are not handled yet; return their failure."""
+        if not self.listener.idempotent:
+            return self._attempt(lambda: self._call_all(deliveries, begin))
+        new = {delivery.key: delivery for delivery in deliveries}
+        while new:
+            try:
+                return self._try_new(new, begin)
+            except AlreadyHandled as taken:
+                found = self.keys.known(new)
+                if not found:
+                    text = f"{self.group}: keys are neither inserted nor there: {taken.__cause__}"
+                    raise DatabaseUnavailable(text) from taken
+                for key in found:
+                    self.gate.add(key)
+                    del new[key]
+        return None
+
+    def _try_new(self, new: dict[str, Delivery], begin: Callable[..., None]) -> BaseException | None:
+        now = timezone.now()
+
+        def insert() -> Guard:
+            self.keys.insert_all(new.values(), now)
+            return Guard(self.using)
+
+        return self._transact(
+            insert,
+            lambda: self._call_all(new.values(), begin),
+            is_committed=lambda: self.keys.of(new).filter(processed_at=now).exists(),
+        )
+
+    def _call_all(self, deliveries: Collection[Delivery], begin: Callable[..., None]) -> None:
+        """Call the handler with those that can be read; the others have failed."""
         readable = []
         for delivery in deliveries:
-            if delivery.problem is not None:
-                self._failures.record(delivery, delivery.problem)
-            else:
+            if delivery.message is not None:
                 readable.append(delivery)
-        return readable
-
-    def _call_with(self, deliveries: Sequence[Delivery]) -> None:
-        self.listener.call_with([delivery.message for delivery in deliveries if delivery.message is not None])
-
-    def _split_or_record(self, deliveries: Sequence[Delivery], error: BaseException) -> None:
-        if not self._is_failure(error):
-            raise error
-        if len(deliveries) > 1:
-            raise _Split from error
-        self._failures.record(deliveries[0], error)
+            elif delivery.problem is not None:
+                self._failures.record(delivery, delivery.problem)
+        begin(*readable)
+        if readable:
+            self.listener.call_with([delivery.message for delivery in readable if delivery.message is not None])

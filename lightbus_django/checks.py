@@ -7,11 +7,13 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
-from django.db import connections
+from django.db import connections, router
 
 from .conf import find_problems, get_settings, is_random
+from .database import check_autocommit
 from .exceptions import ConfigurationError
 from .listeners import registry
+from .models import ProcessedEvent
 from .transport import Transport
 
 
@@ -53,7 +55,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
 
 def check_listeners(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """Check each listener: E100 a handler that can't be called with an event, E101 an unknown database,
-    E102 two listeners of one consumer group.
+    E102 two listeners of one consumer group, E103 a database without autocommit.
     """
     messages: list[CheckMessage] = []
     raw: Any = getattr(settings, "LIGHTBUS", None)
@@ -77,4 +79,9 @@ def check_listeners(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> l
                     id="lightbus_django.E101",
                 )
             )
+            continue
+        try:
+            check_autocommit(listener.using or router.db_for_write(ProcessedEvent))
+        except ConfigurationError as error:
+            messages.append(Error(str(error), obj=listener.path, id="lightbus_django.E103"))
     return messages

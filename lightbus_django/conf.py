@@ -46,6 +46,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     retry_backoff: Seconds = 10.0
     retry_backoff_max: Seconds = 3600.0
     redis_timeout: Annotated[float, Meta(gt=0, le=60)] = 1.0
+    defer_commits: bool = True
     max_payload_size: Annotated[int, Meta(ge=1)] = 1_048_576
     stream_retention: Annotated[float, Meta(ge=0, le=TEN_YEARS)] = 86_400.0
     stream_min_length: Annotated[int, Meta(ge=0)] = 0

@@ -9,21 +9,29 @@ from django.utils import timezone
 
 from .batches import BatchInbox
 from .conf import Settings
-from .exceptions import BusError, GroupMissing, LightbusError
+from .database import one_line
+from .exceptions import BusError, DatabaseUnavailable, EventContended, GroupMissing
 from .failures import Delivery
 from .groups import NOBODY, Entry, Member
-from .inbox import WINDOW, Inbox
+from .inbox import Inbox
 from .leases import Leases
 from .listeners import Listener
 from .messages import NOOP
 from .positions import Positions
 from .reading import Reading
+from .transactions import WINDOW
 from .transport import Transport
 
 logger = logging.getLogger("lightbus_django")
 
 BLOCK = 1.0
 """Seconds that a read waits for events: short, so that a stop is quick and our idle time stays low."""
+
+ASIDE = 1.0
+"""Seconds for which an event is set aside that can't get through, for those behind it to pass."""
+
+MAX_ASIDE = 10
+"""Events that may be aside at a time; with so many, none of those behind them would get through either."""
 
 
 class Consumer:
@@ -71,7 +79,8 @@ class Consumer:
         self._look_back = True
         self._reclaim_at = 0.0
         self._held: deque[Delivery] = deque()
-        self._careful = False
+        self._handled: list[Delivery] = []
+        self._aside: deque[tuple[float, Delivery]] = deque()
         self._fast = False
 
     def step(self, now: float | None = None, *, block: float = BLOCK) -> bool:
@@ -99,20 +108,28 @@ class Consumer:
         if not self._joined:
             self.positions.join()
             self._joined = True
+        self._settle()
+        if self._aside and now >= self._aside[0][0]:
+            self._held.appendleft(self._aside.popleft()[1])
         if self._held:
             self.reading.flush()  # what is settled is not leased any more
-            return self._handle()
+            return self._handle(now)
+        if self._aside:
+            block = min(block, self._aside[0][0] - now)
+        if len(self._aside) >= MAX_ASIDE:
+            self.stopping.wait(block)
+            return True
         if self.reading.is_asked and self._receive(self.reading.receive(), now):
             return True
         if self.reading.outstanding:
-            return self._take()
+            return self._take(now)
         if self._look_back and self._list_outstanding():
             return True
         if now >= self._reclaim_at and self._reclaim(now):
             return True
         # A retry and what is new take turns.
         retried = self.retries_due.is_set() and self._retry()
-        return self._receive(self.reading.read(0 if retried else block), now) or retried
+        return self._receive(self.reading.read(0 if retried else block), now) or retried or bool(self._aside)
 
     def stop(self) -> None:
         """Acknowledge what is settled, and hand the rest back to the other processes."""
@@ -122,16 +139,21 @@ class Consumer:
         if self.reading.is_asked:
             for entry in self.reading.receive():
                 self._sort(entry)
+        try:
+            self._settle()
+        except DatabaseUnavailable as error:
+            logger.warning("%s: %d events are handed back, handled or not: %s", self.group, len(self._handled), error)
         self.reading.flush()
-        for delivery in self._held:
+        left = self._in_hand()
+        for delivery in left:
             entry = delivery.entry
             self.member.hand_back(entry.stream, [entry.stream_id], idle=idle, deliveries=entry.deliveries - 1, to=to)
         for stream, stream_id in self.reading.outstanding:
             self.member.hand_back(stream, [stream_id], idle=idle, to=to)
-        if count := len(self._held) + len(self.reading.outstanding):
+        if count := len(left) + len(self.reading.outstanding):
             logger.info("%s: handed back %d events", self.group, count)
-        self._held.clear()
-        self.reading.outstanding.clear()
+        for container in (self._held, self._handled, self._aside, self.reading.outstanding):
+            container.clear()
         self.member.close()  # during a long handler Redis may have given the connection up
         if self._leave and self._joined:
             for stream in self.streams:
@@ -146,14 +168,15 @@ class Consumer:
     # --- Where events come from ---------------------------------------------------------------
 
     def _list_outstanding(self) -> bool:
-        self._look_back = self.reading.look_back()
+        in_hand = {(delivery.entry.stream, delivery.entry.stream_id) for delivery in self._in_hand()}
+        self._look_back = self.reading.look_back(in_hand)
         self._lease()
         return self._look_back
 
-    def _take(self) -> bool:
+    def _take(self, now: float) -> bool:
         if entry := self.reading.take():
             self._sort(entry)
-        return self._handle() if self._held else True
+        return self._handle(now) if self._held else True
 
     def _reclaim(self, now: float) -> bool:
         entries = self.reading.reclaim()
@@ -182,7 +205,7 @@ class Consumer:
                 self._sort(entry)
         if self._held:
             started, self._fast = time.monotonic(), False
-            self._handle()
+            self._handle(now)
             self._fast = not self._held and time.monotonic() - started < WINDOW
         return bool(entries)
 
@@ -213,36 +236,50 @@ class Consumer:
             "%s: lost %s of %s: it was trimmed before it was handled", self.group, entry.stream_id, entry.stream
         )
 
-    def _handle(self) -> bool:
+    def _handle(self, now: float) -> bool:
         first = self._held[0]
         deaths = first.entry.deliveries - 1
+        handled = 0
         self._lease()
-        # The first one may have been a neighbour's: only what was delivered again was alone.
-        if deaths >= max(self.settings.max_attempts, 2):
-            self.inbox.bury(first, f"its process died {deaths} times while handling it, or exceeded the timeout")
-            settled = 1
-        else:
-            together = self._together()
-            try:
-                settled = self.inbox.handle(together, begin=self.leases.begin, stopping=self.stopping.is_set)
-            except Exception as error:
-                self._careful = True
-                if isinstance(error, LightbusError) or len(together) == 1:
-                    raise
-                logger.info("%s: %d events go one by one: %s", self.group, len(together), type(error).__name__)
-                return True
-            finally:
-                self.leases.end()
-        for _ in range(settled):
-            self.reading.settle(self._held.popleft().entry)
+        try:
+            # The first one may have been a neighbour's: only what was delivered again was alone.
+            if deaths >= max(self.settings.max_attempts, 2):
+                reason = f"its process died {deaths} times while handling it, or exceeded the timeout"
+                self.inbox.dead_letter(first, reason)
+                handled = 1
+            else:
+                handled = self.inbox.handle(
+                    list(self._held),
+                    begin=self.leases.begin,
+                    stopping=self.stopping.is_set,
+                    defer=len(self._held) > 1 or bool(self.reading.outstanding),
+                )
+        except EventContended as trouble:
+            logger.warning("%s: %s is set aside for %g s: %s", self.group, first.key, ASIDE, one_line(trouble))
+            self._aside.append((now + ASIDE, self._held.popleft()))
+        finally:
+            self.leases.end()
+        self._handled += [self._held.popleft() for _ in range(handled)]
+        self._settle()
         if not self._held:
-            self._careful = False
             self._lease()
         return True
 
-    def _together(self) -> list[Delivery]:
-        """Return what is to be handled next: all there is, but one at a time once something went wrong."""
-        return [self._held[0]] if self._careful else list(self._held)
+    def _settle(self) -> None:
+        """Let what was handled be acknowledged, unless more is to be taken that can wait for the disk with it."""
+        more = self.reading.outstanding and self.inbox.gate.is_open and not self.stopping.is_set()
+        if not self._handled or more:
+            return
+        if self.inbox.confirm():
+            for delivery in self._handled:
+                self.reading.settle(delivery.entry)
+        else:
+            logger.warning("%s: the database lost commits; %d events go again", self.group, len(self._handled))
+            self._held.extendleft(reversed(self._handled))
+        self._handled.clear()
+
+    def _in_hand(self) -> list[Delivery]:
+        return [*self._held, *self._handled, *(delivery for _, delivery in self._aside)]
 
     def _lease(self) -> None:
-        self.leases.hold(self._held, self.reading.outstanding)
+        self.leases.hold(self._in_hand(), self.reading.outstanding)

@@ -9,7 +9,7 @@ from typing import Any
 from django.db import Error, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from .exceptions import DatabaseUnavailable
+from .exceptions import ConfigurationError, DatabaseUnavailable
 
 logger = logging.getLogger("lightbus_django")
 
@@ -19,6 +19,7 @@ _POSTGRESQL = ("08", "53", "57P", "40001", "40P01", "55P03")
 # Lock wait timeout, deadlock, gone away, lost, can't connect, too many connections, shutdown, killed,
 # read-only (a failover), disk full, changed since last read, node not ready.
 _MYSQL = {1205, 1213, 2002, 2003, 2006, 2013, 2055, 1040, 1053, 1927, 1290, 1021, 1020, 1047}
+_ABORTED = 3  # what libpq calls a transaction after an error, in whichever driver
 _SQLITE = {5, 6, 10, 13, 14}  # busy, locked, I/O error, full, can't open
 
 
@@ -47,6 +48,27 @@ def _is_transient(error: BaseException, using: str) -> bool:
     return connections[using].connection is None or bool(_broken())
 
 
+def check_autocommit(using: str) -> None:
+    """Raise ConfigurationError if Django does not end transactions there."""
+    if not connections[using].settings_dict["AUTOCOMMIT"]:
+        raise ConfigurationError(
+            f"The database {using!r} has AUTOCOMMIT off, so nothing would commit what a listener does: take "
+            "'AUTOCOMMIT': False out of settings.DATABASES, or give the listener another database with using=."
+        )
+
+
+def restore_autocommit(using: str, *, commit: bool) -> None:
+    """End a transaction that somebody began with `transaction.set_autocommit(False)`, and did not end."""
+    connection = connections[using]
+    if connection.connection is None or connection.autocommit:
+        return
+    if commit:
+        connection.commit()
+    else:
+        connection.rollback()
+    connection.set_autocommit(True)
+
+
 def one_line(error: Exception) -> str:
     """Return what an error says; that of a database may take several lines."""
     return " ".join(str(error).split())
@@ -72,7 +94,7 @@ def _broken() -> list[BaseDatabaseWrapper]:
 
 
 @contextmanager
-def nobody_to_blame(using: str) -> Iterator[None]:
+def transient_errors(using: str) -> Iterator[None]:
     """Raise DatabaseUnavailable instead of errors of a database that the same work may not meet later.
 
     Within a transaction of `using` all errors go as they are to the one who opened it.
@@ -109,3 +131,15 @@ def _run_hook(hook: Callable[[], object], group: str) -> None:
         hook()
     except Exception:
         logger.exception("%s: what a handler gave to transaction.on_commit() raised", group)
+
+
+def fetch(using: str, sql: str, params: Any = None) -> Any:
+    """Execute a query; return its first row."""
+    with connections[using].cursor() as cursor:
+        cursor.execute(sql, params)
+        return cursor.fetchone()
+
+
+def is_aborted(connection: Any) -> bool:
+    """Whether PostgreSQL takes no more statements, after an error of which Django does not know that it matters."""
+    return bool(connection.vendor == "postgresql" and connection.connection.info.transaction_status == _ABORTED)

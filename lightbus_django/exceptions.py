@@ -25,6 +25,10 @@ class UnreadableEvent(LightbusError):
     """An event that no retry can mend: it can't be read, or does not fit its handler."""
 
 
+class TransactionEnded(LightbusError):
+    """A handler ended its transaction itself, so some of its effects may be in the database."""
+
+
 class BusError(LightbusError):
     """Redis answered with an error."""
 
@@ -43,3 +47,7 @@ class BusUnavailable(BusError):
 
 class DatabaseUnavailable(LightbusError):
     """The database can't be reached, or can't serve for now; nothing was committed."""
+
+
+class EventContended(DatabaseUnavailable):
+    """The database answers, but one event's transaction does not get through for now."""

@@ -9,7 +9,7 @@ import msgspec
 from django.utils import timezone
 
 from .conf import Settings
-from .exceptions import UnreadableEvent
+from .exceptions import TransactionEnded, UnreadableEvent
 from .groups import Entry
 from .ids import event_key
 from .messages import MAX_NAME_LENGTH, EventMessage, decode, dump_fields
@@ -93,6 +93,8 @@ class Failures:
     def record_again(self, failed: FailedEvent, error: BaseException) -> None:
         """Write down that an attempt failed that was claimed before."""
         self._describe(failed, error)
+        if isinstance(error, TransactionEnded):  # the row may have gone with the handler's commit
+            self.rows.bulk_create([failed], ignore_conflicts=True)
         # By its count of attempts the row shows whether it is still this process's.
         self.rows.filter(pk=failed.pk, attempts=failed.attempts).update(
             error=failed.error,
@@ -102,17 +104,18 @@ class Failures:
         )
         self._say(failed, error)
 
-    def give_back(self, failed: FailedEvent) -> None:
-        """Undo a claim: the attempt was not made."""
+    def give_back(self, failed: FailedEvent, delay: timedelta) -> None:
+        """Undo a claim: the attempt was not made, and is due after `delay`."""
         self.rows.filter(pk=failed.pk, attempts=failed.attempts).update(
-            attempts=failed.attempts - 1, next_attempt_at=timezone.now()
+            attempts=failed.attempts - 1, next_attempt_at=timezone.now() + delay
         )
 
     def _describe(self, failed: FailedEvent, error: BaseException) -> None:
         failed.error = _storable(f"{type(error).__name__}: {_text(error)}")[:10_000]
         failed.traceback = _storable("".join(traceback.format_exception(error)))[-100_000:]
         failed.next_attempt_at = None
-        if failed.attempts < self.settings.max_attempts and not isinstance(error, UnreadableEvent):
+        is_final = isinstance(error, (UnreadableEvent, TransactionEnded))
+        if failed.attempts < self.settings.max_attempts and not is_final:
             delay = min(self.settings.retry_backoff * 2 ** (failed.attempts - 1), self.settings.retry_backoff_max)
             # Jitter, lest what failed together fails together again.
             failed.next_attempt_at = timezone.now() + timedelta(seconds=delay * random.uniform(0.5, 1))

@@ -1,27 +1,31 @@
-"""One event and its handler: whose failure it is, the key that says it is handled, and further attempts."""
+"""One listener's part of the database: an event's transaction, whose failure it is, and further attempts."""
 
-from collections import Counter
-from collections.abc import Iterable
-from datetime import datetime
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
 
-from django.db import connections, router, transaction
-from django.db.models import QuerySet
+from django.db import router, transaction
 from django.utils import timezone
 
 from .conf import Settings
-from .database import independent_hooks, is_transient, nobody_to_blame
-from .exceptions import BusUnavailable, DatabaseUnavailable, UnreadableEvent
+from .database import independent_hooks, is_transient, one_line, restore_autocommit, transient_errors
+from .exceptions import BusUnavailable, DatabaseUnavailable, EventContended, TransactionEnded, UnreadableEvent
 from .failures import Delivery, Failures
+from .keys import AlreadyHandled, Keys
 from .listeners import Listener
 from .models import FailedEvent, ProcessedEvent
-from .savepoints import check_rollback
+from .transactions import Gate, Guard
+from .troubles import Troubles
 
-TROUBLES = 20
-"""How often one event alone may meet trouble of the database, which answers else, before it is its own."""
+logger = logging.getLogger("lightbus_django")
+
+ASIDE = timedelta(seconds=1)
+"""For how long a retry is put off that can't get through."""
 
 
 class Handling:
-    """One listener's part of the database.
+    """What is done for one listener in its database.
 
     Its methods raise DatabaseUnavailable or BusUnavailable where nobody is to blame: then what they
     would have done is not committed, and they may be called again.
@@ -31,64 +35,152 @@ class Handling:
         self.listener = listener
         self.group = group
         self.using = listener.using or router.db_for_write(ProcessedEvent)
+        self.keys = Keys(group, self.using)
+        self.gate = Gate(self.using, group, defers=settings.defer_commits and listener.defer_commits)
         self._failures = Failures(group, self.using, settings)
         self._max_attempts = settings.max_attempts
         self._claimed: FailedEvent | None = None
-        self._troubles: Counter[str] = Counter()
+        self._troubles = Troubles(self.using)
+
+    # --- Retries ------------------------------------------------------------------------------
 
     def retry(self, now: datetime) -> bool:
         """Make the one retry that is due longest at `now`; return whether there was one."""
-        with nobody_to_blame(self.using):
+        with transient_errors(self.using):
             # What was claimed, and not tried for want of a server, comes first: no attempt is lost.
             if self._claimed is not None and not self._failures.renew(self._claimed, now):
                 self._claimed = None
             self._claimed = self._claimed or self._failures.claim_due(now)
         if self._claimed is None:
             return False
+        failed = self._claimed
+        error: BaseException | None
         try:
-            with nobody_to_blame(self.using):
-                error = self._attempt(self._claimed)
-        except DatabaseUnavailable as unavailable:
-            if not self._is_to_blame(self._claimed.event_id):
-                raise
-            error = unavailable
+            with transient_errors(self.using):
+                error = self._retry(failed)
+        except DatabaseUnavailable as trouble:
+            try:
+                error = self._persist(failed.event_id, lambda: self._retry(failed), trouble)
+            except EventContended:
+                self.give_back(ASIDE)
+                return True
         if error is not None:
-            with nobody_to_blame(self.using):
-                self._failures.record_again(self._claimed, error)
+            with transient_errors(self.using):
+                self._failures.record_again(failed, error)
+        self._troubles.end(failed.event_id)
         self._claimed = None
         return True
 
-    def give_back(self) -> None:
-        """Leave a retry that was claimed, and not tried, to other processes."""
+    def give_back(self, delay: timedelta = timedelta(0)) -> None:
+        """Leave a retry that was claimed, and not tried, to any process, after a while."""
         if self._claimed is not None:
-            with nobody_to_blame(self.using):
-                self._failures.give_back(self._claimed)
+            with transient_errors(self.using):
+                self._failures.give_back(self._claimed, delay)
             self._claimed = None
 
-    def _attempt(self, failed: FailedEvent) -> BaseException | None:
+    def _retry(self, failed: FailedEvent) -> BaseException | None:
         if failed.attempts > self._max_attempts:
             return UnreadableEvent(f"its process died in the last of {failed.attempts - 1} attempts")
+        if failed.may_have_effects:
+            logger.warning("%s: %s is retried, though effects of it may be there", self.group, failed.event_id)
         row = self._failures.rows.filter(pk=failed.pk)
-        connections[self.using].ensure_connection()
-        try:
-            if not self.listener.idempotent:
-                self.listener.call_one(failed.message())
-                row.delete()
-                return None
+
+        def begin() -> Guard:
             # Deleted first, so that of two processes that make this attempt one has nothing to delete.
-            with transaction.atomic(using=self.using):
-                if row.delete()[0]:
-                    with independent_hooks(self.using, self.group):
-                        self.listener.call_one(failed.message())
-                    check_rollback(self.using)
-                    self._keys([failed.event_id]).update(processed_at=timezone.now())
+            if not row.delete()[0]:
+                raise AlreadyHandled
+            self.keys.of([failed.event_id]).update(processed_at=timezone.now())
+            return Guard(self.using)
+
+        def call() -> None:
+            self.listener.call_one(failed.message())
+
+        try:
+            if self.listener.idempotent:
+                return self._transact(begin, call, is_committed=lambda: not row.exists())
+        except AlreadyHandled:
+            return None
+        if (error := self._attempt(call)) is None:
+            row.delete()
+        return error
+
+    # --- One attempt --------------------------------------------------------------------------
+
+    def _attempt(self, call: Callable[[], None]) -> BaseException | None:
+        """Call a handler in no transaction; return its failure."""
+        try:
+            call()
+            restore_autocommit(self.using, commit=True)
         except BaseException as error:
             if not self._is_failure(error):
                 raise
+            restore_autocommit(self.using, commit=False)
             return error
         return None
 
-    # --- Whose failure it is ------------------------------------------------------------------
+    def _transact(
+        self,
+        begin: Callable[[], Guard],
+        call: Callable[[], None],
+        *,
+        is_committed: Callable[[], bool],
+        deferred_key: str | None = None,
+    ) -> BaseException | None:
+        """Call a handler in a transaction of its own; return its failure.
+
+        Args:
+            begin: writes down that it is handled, and returns what watches the transaction.
+            call: calls the handler.
+            is_committed: whether what `begin` wrote is in the database.
+            deferred_key: the event's key, if its commit need not wait for the disk.
+
+        Raises:
+            AlreadyHandled: by `begin`.
+        """
+        guard: Guard | None = None
+        returned = False
+        try:
+            with transaction.atomic(using=self.using):
+                guard = begin()
+                began_at = time.monotonic()
+                with independent_hooks(self.using, self.group):
+                    call()
+                returned = True
+                guard.check_rollback()
+                guard.check(self.gate.defer(began_at) if deferred_key else None)
+        except BaseException as error:
+            if guard is None or isinstance(error, KeyboardInterrupt):
+                raise
+            is_failure = self._is_failure(error)
+            # Of a commit that was not answered nobody knows; then the key will tell.
+            if (is_failure or not returned) and is_committed():
+                return TransactionEnded(f"the handler committed, then raised {type(error).__name__}: {error}")
+            if not is_failure:
+                raise
+            return error
+        if guard.is_broken:
+            if not is_committed():
+                return TransactionEnded("the handler rolled back; what it has done since may be in the database")
+            logger.error("%s: %s committed its transaction itself", self.group, self.listener.path)
+        if deferred_key and guard.is_deferred:
+            self.gate.add(deferred_key)
+        return None
+
+    def _persist(
+        self, key: str, work: Callable[[], BaseException | None], trouble: DatabaseUnavailable
+    ) -> BaseException | None:
+        """Do the work of an event again that met `trouble`; return its failure, which that may be in the end.
+
+        Raises:
+            EventContended: it did not get through, though the database answers.
+        """
+        logger.info("%s: %s is tried again: %s", self.group, key, one_line(trouble))
+        try:
+            return self._troubles.persist(key, work, trouble)
+        except EventContended as contended:
+            if not self._troubles.is_cause(key):
+                raise
+            return contended
 
     def _is_failure(self, error: BaseException) -> bool:
         """Whether what a handler raised is its own failure; what it raises may be no Exception, as sys.exit()'s is."""
@@ -96,22 +188,15 @@ class Handling:
             return False
         return not is_transient(error, self.using)
 
-    def _is_to_blame(self, key: str) -> bool:
-        """Whether an event that has met trouble of the database, again, seems to be the cause of it."""
-        with nobody_to_blame(self.using):
-            connections[self.using].ensure_connection()
-        self._troubles = Counter({key: self._troubles[key] + 1})
-        return self._troubles[key] > TROUBLES
-
-    # --- What is written down -----------------------------------------------------------------
-
-    def _record_with_key(self, delivery: Delivery, error: BaseException) -> None:
-        with nobody_to_blame(self.using), transaction.atomic(using=self.using):
-            ProcessedEvent.objects.using(self.using).bulk_create([self._key(delivery)], ignore_conflicts=True)
+    def _record(self, delivery: Delivery, error: BaseException) -> None:
+        """Record a failure, together with the key of the event unless another process has handled that meanwhile."""
+        if not self.listener.idempotent:
             self._failures.record(delivery, error)
-
-    def _key(self, delivery: Delivery) -> ProcessedEvent:
-        return ProcessedEvent(event_id=delivery.key, consumer_group=self.group, event_name=delivery.event_name)
-
-    def _keys(self, keys: Iterable[str]) -> QuerySet[ProcessedEvent]:
-        return ProcessedEvent.objects.using(self.using).filter(consumer_group=self.group, event_id__in=list(keys))
+            return
+        with transient_errors(self.using), transaction.atomic(using=self.using):
+            try:
+                self.keys.insert(delivery, timezone.now())
+            except AlreadyHandled:
+                if not isinstance(error, TransactionEnded):
+                    return
+            self._failures.record(delivery, error)

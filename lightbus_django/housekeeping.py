@@ -16,7 +16,7 @@ from django.utils import timezone
 from . import streams
 from .conf import Settings
 from .consumer import Consumer
-from .database import close_broken, nobody_to_blame, one_line
+from .database import close_broken, one_line, transient_errors
 from .exceptions import BusUnavailable, GroupMissing, LightbusError
 from .listeners import registry
 from .messages import is_name, stream_key
@@ -106,7 +106,7 @@ class Housekeeping:
         """Mark what is published, and publish what was left in the outboxes."""
 
         def relay_from(alias: str) -> int:
-            with nobody_to_blame(alias):
+            with transient_errors(alias):
                 return relay(alias, timezone.now(), self.transport, self.settings)
 
         count = sum(_each(self._outboxes(), relay_from))
@@ -120,7 +120,7 @@ class Housekeeping:
 
     def _has_an_outbox(self, alias: str) -> bool:
         if not self._has_outbox.get(alias):
-            with nobody_to_blame(alias):
+            with transient_errors(alias):
                 self._has_outbox[alias] = has_outbox(alias)
         return self._has_outbox[alias]
 
@@ -132,7 +132,7 @@ class Housekeeping:
 
         def flag(alias: str) -> bool:
             due = FailedEvent.objects.using(alias).due(timezone.now()).filter(consumer_group__in=groups[alias])
-            with nobody_to_blame(alias):
+            with transient_errors(alias):
                 names = set(due.values_list("consumer_group", flat=True).distinct())
             for name in names:
                 groups[alias][name].retries_due.set()
@@ -226,7 +226,7 @@ class Housekeeping:
         events = {event for listener in registry for event in listener.events}
         for alias in self._outboxes():
             latest = OutboxEvent.objects.using(alias).order_by("-pk")
-            with nobody_to_blame(alias):
+            with transient_errors(alias):
                 events.update(filter(is_name, latest.values_list("event_name", flat=True)[:SAMPLE]))
         return sorted({stream_key(event, self.settings.stream_use) for event in events})
 

@@ -27,11 +27,12 @@ def insert(model: type[models.Model], using: str, names: tuple[str, ...], rows: 
     with connection.cursor() as cursor:
         for first in range(0, len(rows), size):
             chunk = rows[first : first + size]
-            cursor.execute(_statement(model, using, names, len(chunk)), list(chain.from_iterable(chunk)))
+            cursor.execute(statement(model, using, names, len(chunk)), list(chain.from_iterable(chunk)))
 
 
 @lru_cache(maxsize=256)
-def _statement(model: type[models.Model], using: str, names: tuple[str, ...], count: int) -> str:
+def statement(model: type[models.Model], using: str, names: tuple[str, ...], count: int) -> str:
+    """Return the SQL that inserts so many rows of these fields."""
     ops: Any = connections[using].ops
     fields: Any = [model._meta.get_field(name) for name in names]
     columns = ", ".join(ops.quote_name(field.column) for field in fields)

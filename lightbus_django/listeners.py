@@ -32,6 +32,7 @@ class Listener:
     batch: bool = False
     using: str | None = None
     start: str | datetime = "new"
+    defer_commits: bool = True
 
     def group(self, service_name: str) -> str:
         """Return the consumer group of this listener in the service `service_name`."""
@@ -179,6 +180,7 @@ def listens_to(
     batch: bool = False,
     using: str | None = None,
     start: str | datetime = "new",
+    defer_commits: bool = True,
 ) -> Callable[[Handler], Handler]:
     """Register a function as the handler of one or more events; it comes back unchanged.
 
@@ -198,6 +200,8 @@ def listens_to(
         using: alias of the database that the handler writes to, where its keys are kept too.
         start: where a consumer group that does not exist yet starts: "new", "beginning", a datetime
             (events from then on) or a stream id (events after it).
+        defer_commits: on PostgreSQL, let the commits of several events wait for the disk together, before any of
+            them is acknowledged. False lets each commit wait, as the setting DEFER_COMMITS does for all listeners.
 
     Raises:
         ConfigurationError: an argument can't work, or another listener has the same consumer group.
@@ -233,6 +237,7 @@ def listens_to(
                 batch=batch,
                 using=using,
                 start=start,
+                defer_commits=defer_commits,
             )
         )
         return handler

@@ -8,6 +8,7 @@ from django.db import connections, models, router, transaction
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from .exceptions import TransactionEnded
 from .ids import uuid7
 from .messages import MAX_NAME_LENGTH, EventMessage, decode, load_fields
 
@@ -108,6 +109,11 @@ class FailedEvent(models.Model):
     @property
     def is_dead_letter(self) -> bool:
         return self.next_attempt_at is None
+
+    @property
+    def may_have_effects(self) -> bool:
+        """Whether an attempt that failed may have left effects, for its handler ended the transaction itself."""
+        return self.error.startswith(TransactionEnded.__name__)
 
     def message(self) -> EventMessage:
         """Return the event as it is given to its handler; raises UnreadableEvent."""

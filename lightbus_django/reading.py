@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from .groups import Entry, Found, Member, id_key
@@ -59,11 +59,13 @@ class Reading:
         self.ask(block)
         return self._receive()
 
-    def look_back(self) -> bool:
-        """Acknowledge what is settled, and list what is outstanding; return whether there is something."""
+    def look_back(self, in_hand: Collection[tuple[str, str]]) -> bool:
+        """Acknowledge what is settled, and list what is outstanding but not in hand; return whether there is any."""
         self.flush()
         for stream in self.streams:
-            self.outstanding.extend((stream, stream_id) for stream_id in self.member.outstanding(stream, self.count))
+            pending = self.member.outstanding(stream, self.count + len(in_hand))
+            places = ((stream, stream_id) for stream_id in pending)
+            self.outstanding.extend(place for place in places if place not in in_hand)
         return bool(self.outstanding)
 
     def take(self) -> Entry | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.db.utils import DatabaseErrorWrapper
 
-from .savepoints import is_aborted
+from .database import is_aborted
 
 _TAKES_BACK = re.compile(r"ROLLBACK|\bABORT\b", re.IGNORECASE).search
 

@@ -14,7 +14,7 @@ from django.db import connections, router
 
 from .conf import Settings
 from .consumer import BLOCK, Consumer
-from .database import one_line
+from .database import check_autocommit, one_line
 from .exceptions import BusError, BusForbidden, ConfigurationError, LightbusError
 from .housekeeping import Housekeeping
 from .listeners import Listener
@@ -78,8 +78,13 @@ class Worker:
             lines.append("no listeners: only the outbox is relayed")
         return lines
 
-    def check_tables(self) -> None:
-        """Raise ConfigurationError if the tables are not there; a database that does not answer is no reason."""
+    def check_databases(self) -> None:
+        """Raise ConfigurationError if the tables are not there, or a listener's transactions would not be committed.
+
+        A database that does not answer is no reason.
+        """
+        for consumer in self.consumers:
+            check_autocommit(consumer.inbox.using)
         alias = router.db_for_write(OutboxEvent)
         try:
             there = has_outbox(alias)

@@ -1,9 +1,14 @@
 import threading
 
+import pytest
 from django.core.checks import run_checks
+from django.db import connection
 from django.test import override_settings
 
-from lightbus_django import listens_to
+from lightbus_django import ConfigurationError, listens_to
+from lightbus_django.conf import get_settings
+from lightbus_django.listeners import registry
+from lightbus_django.worker import Worker
 
 
 def check(lightbus, *, debug=True):
@@ -65,3 +70,17 @@ def test_a_consumer_group_that_is_another_listeners_by_its_name_is_an_error(list
 
     assert check({"SERVICE_NAME": "shop"}) == ["lightbus_django.E102"]
     assert check({"SERVICE_NAME": "stock"}) == []
+
+
+@pytest.mark.django_db
+def test_a_database_that_commits_nothing_by_itself_is_an_error(listeners, monkeypatch):
+    """Django's atomic() would not commit there, and the event would be acknowledged."""
+
+    @listens_to("a.b")
+    def handler(event): ...
+
+    monkeypatch.setitem(connection.settings_dict, "AUTOCOMMIT", False)
+    assert check({"SERVICE_NAME": "shop"}) == ["lightbus_django.E103"]
+    worker = Worker(registry, service_name="shop", process_name="web", settings=get_settings())
+    with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
+        worker.check_databases()

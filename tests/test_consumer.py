@@ -577,7 +577,7 @@ class TestInfrastructure:
     def test_what_is_settled_is_acknowledged_before_retries_and_what_is_left_of_a_batch(
         self, r, listeners, consume, monkeypatch
     ):
-        monkeypatch.setattr("lightbus_django.inbox.WINDOW", -1)
+        monkeypatch.setattr("lightbus_django.transactions.WINDOW", -1)
         seen = []
 
         @listens_to("shop.order_placed")
@@ -633,10 +633,11 @@ class TestInfrastructure:
         consumer = consume()
         for number in range(3):
             fire("shop.order_placed", number=number)
-        for _ in range(3):
+        for _ in range(2):  # behind another one it is met again first
             with pytest.raises(BusUnavailable):
                 while True:
                     consumer.step(block=0)
+        assert effects() == [0]
         drain(consumer)
         assert effects() == [0, 1, 2]
         assert not FailedEvent.objects.exists()

@@ -15,7 +15,6 @@ from lightbus_django.conf import get_settings
 from lightbus_django.dispatch import GRACE
 from lightbus_django.ids import uuid7
 from lightbus_django.models import OutboxEvent
-from lightbus_django.savepoints import Savepoints
 from tests.app.models import Effect
 from tests.servers import Server
 from tests.test_publishing import KEY, NOWHERE, numbers, relay_in_threads, waiting
@@ -142,16 +141,6 @@ class TestSavepoints:
             cursor.execute("ROLLBACK TO SAVEPOINT by_hand")
             on_commit("shop.order_placed", number=2)
         assert numbers(r) == [2]
-
-    def test_of_a_handler_which_django_does_not_count(self, r):
-        with transaction.atomic():
-            savepoints = Savepoints("default")
-            with savepoints:
-                on_commit("shop.order_placed", number=1)
-            with suppress(ZeroDivisionError), savepoints:
-                on_commit("shop.order_placed", number=2)
-                raise ZeroDivisionError
-        assert numbers(r) == [1]
 
     def test_though_a_hook_before_has_transactions_of_its_own(self, r, savepoint):
         with transaction.atomic():

@@ -29,6 +29,7 @@ POINTS = {
     "handler begins": Point(Listener, "call", "before"),
     "handler done": Point(Listener, "call", "after"),
     "transaction committed": Point(Inbox, "handle", "after"),
+    "commits durable": Point(Inbox, "confirm", "after"),
     "events reclaimed": Point(Member, "receive_reclaimed", "after", if_result=lambda result: any(result[:2])),
     "event taken": Point(Member, "take", "after"),
     "retry committed": Point(Inbox, "retry", "after", if_result=bool),

@@ -331,6 +331,19 @@ def test_effects_outside(example: Example, work, settings, monkeypatch):
     assert not FailedEvent.objects.exists()
 
 
+@of("Deferred commits")
+def test_deferred_commits(example: Example, work):
+    example.run()
+    booking = model("Booking").objects.create(order_number=7)
+    work()
+    fire("shop.order_paid", number=7)
+    work()
+    booking.refresh_from_db()
+    assert booking.text == "released"
+    [listener] = registry
+    assert not listener.defer_commits
+
+
 @of("idempotent=False")
 def test_idempotent_false(example: Example, work, r):
     example.run()

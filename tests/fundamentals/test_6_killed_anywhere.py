@@ -77,6 +77,7 @@ def deliveries(r):
         ("handler begins", []),
         ("handler done", []),
         ("transaction committed", [0, 1, 2]),
+        ("commits durable", [0, 1, 2]),
     ],
 )
 def test_back_under_its_name_it_handles_what_it_left_at_once(point, committed, killed, burst, effects, all_is_well, r):
@@ -119,7 +120,7 @@ def test_what_was_delivered_before_is_handled_one_at_a_time(killed, manage, burs
     killed(*LISTEN, "--process-name", "web", at="events read")
     assert manage(*LISTEN, "--process-name", "web").wait(30) == -signal.SIGKILL
     assert effects("fragile") == [0, 1]
-    assert deliveries(r) == [2, 1, 1]
+    assert deliveries(r)[-3:] == [2, 1, 1]  # those before may not be acknowledged yet
 
     burst()
     assert all_is_well(5)

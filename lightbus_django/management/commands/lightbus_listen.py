@@ -74,7 +74,7 @@ class Command(BaseCommand):
             worker = Worker(
                 listeners, service_name=service_name, process_name=process_name, settings=settings, leave=leave
             )
-            worker.check_tables()
+            worker.check_databases()
             with worker.stopping_on(signal.SIGTERM, signal.SIGINT):
                 for line in worker.describe():
                     logger.info(line)

@@ -1,0 +1,98 @@
+"""Idempotency keys: which events a consumer group has handled, as the database knows it."""
+
+from collections.abc import Collection, Iterable
+from datetime import datetime
+from typing import Any
+
+from django.db import IntegrityError, connections
+from django.db.models import QuerySet
+
+from .database import fetch
+from .exceptions import DatabaseUnavailable
+from .failures import Delivery
+from .inserts import insert, statement
+from .models import ProcessedEvent
+from .transactions import Guard
+
+_COLUMNS = ("event_id", "consumer_group", "event_name", "processed_at", "discarded")
+
+# The target is named, for without it another conflict, such as that of a sequence that is behind, looks like a key.
+_UNLESS_THERE = " ON CONFLICT (event_id, consumer_group) DO NOTHING"
+
+
+class AlreadyHandled(Exception):
+    """One of the keys is there already, or what was to be retried is gone."""
+
+
+class Keys:
+    """The keys of one consumer group in one database."""
+
+    def __init__(self, group: str, using: str) -> None:
+        self.group = group
+        self.using = using
+
+    @property
+    def rows(self) -> QuerySet[ProcessedEvent]:
+        """All of them."""
+        return ProcessedEvent.objects.using(self.using).filter(consumer_group=self.group)
+
+    def of(self, keys: Iterable[str]) -> QuerySet[ProcessedEvent]:
+        """Return the rows of these keys."""
+        return self.rows.filter(event_id__in=list(keys))
+
+    def known(self, keys: Iterable[str]) -> set[str]:
+        """Return those of these keys that are there."""
+        return set(self.of(keys).values_list("event_id", flat=True))
+
+    def insert(self, delivery: Delivery, now: datetime) -> Guard:
+        """Insert a key as the first statement of a transaction; return what watches that.
+
+        Waits for another transaction that is about to insert it.
+
+        Raises:
+            AlreadyHandled: it was not inserted; `check_known` tells whether it is there.
+        """
+        row = self._row(delivery, now)
+        vendor = connections[self.using].vendor
+        sql = statement(ProcessedEvent, self.using, _COLUMNS, 1)
+        if vendor == "postgresql":
+            found = fetch(self.using, f"{sql}{_UNLESS_THERE} RETURNING pg_current_xact_id()::text", row)
+            if not found:
+                raise AlreadyHandled
+            return Guard(self.using, *found)
+        try:
+            with connections[self.using].cursor() as cursor:
+                # MySQL's own ways to ignore a conflict ignore more, or don't tell what they did.
+                cursor.execute(sql if vendor == "mysql" else sql + _UNLESS_THERE, row)
+                if not cursor.rowcount:
+                    raise AlreadyHandled
+        except IntegrityError as error:
+            if vendor != "mysql":
+                raise
+            raise AlreadyHandled from error
+        return Guard(self.using)
+
+    def insert_all(self, deliveries: Collection[Delivery], now: datetime) -> None:
+        """Insert keys with few statements, in their own order: two processes that have them in others would deadlock.
+
+        Raises:
+            AlreadyHandled: one may be there; the transaction can only be rolled back.
+        """
+        rows = sorted(self._row(delivery, now) for delivery in deliveries)
+        try:
+            insert(ProcessedEvent, self.using, _COLUMNS, rows)
+        except IntegrityError as error:
+            raise AlreadyHandled from error
+
+    def check_known(self, delivery: Delivery) -> None:
+        """Make sure that a key which was not inserted is there.
+
+        Raises:
+            DatabaseUnavailable: it is not, so the event is not handled.
+        """
+        if not self.known([delivery.key]):
+            raise DatabaseUnavailable(f"{self.group}: the key of {delivery.key} is neither inserted nor there")
+
+    def _row(self, delivery: Delivery, now: datetime) -> tuple[Any, ...]:
+        at = connections[self.using].ops.adapt_datetimefield_value(now)
+        return delivery.key, self.group, delivery.event_name, at, False

@@ -1,0 +1,144 @@
+"""The transaction of one event: what its handler did to it, and whether its commit waits for the disk.
+
+PostgreSQL's commits may be deferred: such a commit is durable once a later one is that waits for the disk, and is lost
+if the server crashes before. So a gate stands before every acknowledgement; it proves that the keys of these events are
+there, and makes them durable, once for many.
+"""
+
+import time
+from typing import Any
+
+from django.db import DatabaseError, connections, transaction
+
+from .database import fetch, is_aborted
+from .models import ProcessedEvent
+
+WINDOW = 0.1
+"""Seconds for which commits may be deferred, and events be handled before they are acknowledged."""
+
+SLOW = 0.01
+"""Seconds of a handler beside which waiting for the disk doesn't matter."""
+
+# The setting that the session began with; the view takes milliseconds.
+_DEFAULT = "SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit'"
+
+# Set for this transaction alone: a pooler gives the session to somebody else.
+_DEFER = "CASE WHEN current_setting('synchronous_commit') = %s THEN set_config('synchronous_commit', 'off', true) END"
+
+# To lock rows writes, and only a commit that writes makes those before it durable.
+_PROVE = """
+SELECT set_config('synchronous_commit', %s, true), count(*) FROM (
+    SELECT 1 FROM {table} WHERE consumer_group = %s AND event_id = ANY(%s) FOR KEY SHARE
+) AS keys
+"""
+
+
+class Guard:
+    """Finds out whether the transaction at hand is still the one that it was made in."""
+
+    def __init__(self, using: str, transaction_id: str | None = None) -> None:
+        """Begin to watch.
+
+        Args:
+            using: alias of the database.
+            transaction_id: PostgreSQL's id of this transaction, if it is known.
+        """
+        self._using = using
+        self._is_postgresql = connections[using].vendor == "postgresql"
+        if self._is_postgresql:
+            self._mark = transaction_id or fetch(using, "SELECT pg_current_xact_id()::text")[0]
+        else:
+            self._mark = connections[using].savepoint()
+        self.is_broken = False
+        """Whether the transaction ended before its time."""
+        self.is_deferred = False
+        """Whether its commit does not wait for the disk."""
+
+    def check_rollback(self) -> None:
+        """Raise TransactionManagementError if all that is left is to roll back, as Django would without a word."""
+        if transaction.get_rollback(self._using) or is_aborted(connections[self._using]):
+            raise transaction.TransactionManagementError(
+                "the handler caught a database error that had broken its transaction, or closed its connection: let "
+                "the error go, or wrap what may fail in transaction.atomic()"
+            )
+
+    def check(self, defer: str | None = None) -> None:
+        """Look whether the handler ended the transaction, as the last statement in it.
+
+        Args:
+            defer: let the commit not wait for the disk if this is the value of synchronous_commit.
+        """
+        if self._is_postgresql:
+            sql = f"SELECT pg_current_xact_id_if_assigned()::text, {_DEFER}"
+            mark, deferred = fetch(self._using, sql, [defer or ""])
+            self.is_broken, self.is_deferred = mark != self._mark, deferred is not None
+        elif self._mark:
+            try:
+                connections[self._using].savepoint_commit(self._mark)
+            except DatabaseError:  # there is no such savepoint
+                self.is_broken = True
+
+
+class Gate:
+    """Says when commits of one consumer group may be deferred, and proves that its keys are durable."""
+
+    def __init__(self, using: str, group: str, *, defers: bool) -> None:
+        self._using = using
+        self._group = group
+        self._defers = defers
+        self._unproven: set[str] = set()
+        self._opened_at = 0.0
+        self._default: tuple[object, str] | None = None
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether what was handled since the gate was passed has to be acknowledged now."""
+        return bool(self._opened_at) and time.monotonic() - self._opened_at > WINDOW
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there are keys to prove, and time for more of them."""
+        return bool(self._unproven) and not self.is_overdue
+
+    def begin(self) -> None:
+        """An event is about to be handled."""
+        self._opened_at = self._opened_at or time.monotonic()
+
+    def defer(self, began_at: float) -> str | None:
+        """Return the value of synchronous_commit at which the commit at hand may be deferred; None if it may not.
+
+        Args:
+            began_at: when its handler began, on the monotonic clock.
+        """
+        connection: Any = connections[self._using]
+        if not self._defers or connection.vendor != "postgresql":
+            return None
+        # What commit hooks do reaches the outside, so it must not be taken back.
+        if connection.run_on_commit or self.is_overdue or time.monotonic() - began_at > SLOW:
+            return None
+        if self._default is None or self._default[0] is not connection.connection:
+            self._default = connection.connection, fetch(self._using, _DEFAULT)[0]
+        return self._default[1]
+
+    def add(self, key: str) -> None:
+        """Have a key proved that was committed without the disk, or was found: its process may have died since."""
+        if connections[self._using].vendor == "postgresql":
+            self._unproven.add(key)
+
+    def pass_through(self) -> bool:
+        """Make all durable that was handled since the last time; return False if some of it is lost.
+
+        Then all of it has to be handled again.
+        """
+        count = self._prove(sorted(self._unproven)) if self._unproven else 0
+        is_whole = count == len(self._unproven)
+        self._unproven.clear()
+        self._opened_at = 0.0
+        return is_whole
+
+    def _prove(self, keys: list[str]) -> int:
+        table = connections[self._using].ops.quote_name(ProcessedEvent._meta.db_table)
+        default = self._default[1] if self._default else fetch(self._using, _DEFAULT)[0]
+        with transaction.atomic(using=self._using):
+            _, count = fetch(self._using, _PROVE.format(table=table), [default, self._group, keys])
+        return int(count)
