@@ -7,10 +7,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from .servers import LOOPBACK, Unavailable, free_port, running
 
@@ -48,15 +49,13 @@ def _sqlite() -> Iterator[str]:
 @contextmanager
 def _postgresql() -> Iterator[str]:
     """A database of its own on the server of DATABASE_URL, or on one that is started."""
-    try:
-        import psycopg
-    except ImportError:
-        raise Unavailable("no psycopg, which comes with the extra [benchmarks]") from None
     server = os.environ.get("DATABASE_URL", "")
     if not server.startswith("postgres"):
         with _own_postgresql() as url:
             yield url
             return
+    import psycopg
+
     name = f"lightbus_benchmarks_{os.getpid()}"
     try:
         connection: Any = psycopg.connect(server, autocommit=True, connect_timeout=10)
@@ -71,16 +70,19 @@ def _postgresql() -> Iterator[str]:
 
 
 @contextmanager
-def _own_postgresql() -> Iterator[str]:
-    """With default settings, so that each commit waits for the disk."""
-    import psycopg
+def _own_postgresql(**options: Any) -> Iterator[str]:
+    """With default settings, so that each commit waits for the disk; `options` are those of its process."""
+    try:
+        import psycopg
+    except ImportError:
+        raise Unavailable("no psycopg, which comes with the extra [benchmarks]") from None
 
     found = shutil.which("initdb") or max(glob.glob("/usr/lib/postgresql/*/bin/initdb"), default=None)
     if found is None:
         raise Unavailable("no PostgreSQL: neither its binaries are here nor does DATABASE_URL name one")
     binaries = Path(found).resolve().parent
     with tempfile.TemporaryDirectory(prefix="benchmarks-postgresql-", ignore_cleanup_errors=True) as directory:
-        options: dict[str, Any] = {"cwd": directory}
+        options["cwd"] = directory
         if os.geteuid() == 0:  # as which PostgreSQL does not run
             options["user"] = "postgres"
             try:
@@ -103,7 +105,55 @@ def _own_postgresql() -> Iterator[str]:
             yield url
 
 
-DATABASES: dict[str, Callable[[], AbstractContextManager[str]]] = {"postgres": _postgresql, "sqlite": _sqlite}
+@contextmanager
+def _slow_postgresql() -> Iterator[str]:
+    """A server of its own to which the disk seems slow: a commit takes some milliseconds, as on network disks."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        raise Unavailable("no C compiler, for the library that makes fdatasync slow")
+    with tempfile.TemporaryDirectory(prefix="benchmarks-slow-disk-") as directory:
+        library = f"{directory}/slow_disk.so"
+        subprocess.run(
+            [compiler, "-shared", "-fPIC", "-o", library, str(Path(__file__).with_name("slow_disk.c"))], check=True
+        )
+        Path(directory).chmod(0o755)
+        with _own_postgresql(env={**os.environ, "LD_PRELOAD": library}) as url:
+            yield url
+
+
+@contextmanager
+def _mariadb() -> Iterator[str]:
+    """A database of its own on the server of MARIADB_URL, or on the one of this machine."""
+    try:
+        import MySQLdb
+    except ImportError:
+        raise Unavailable("no mysqlclient") from None
+    server = os.environ.get("MARIADB_URL", f"mysql://root@{LOOPBACK}:3306/")
+    parts = urlsplit(server)
+    name = f"lightbus_benchmarks_{os.getpid()}"
+    try:
+        connection = MySQLdb.connect(
+            host=parts.hostname or LOOPBACK,
+            port=parts.port or 3306,
+            user=parts.username or "root",
+            password=parts.password or "",
+        )
+    except MySQLdb.Error as error:
+        raise Unavailable(f"no MariaDB: {error}") from None
+    with closing(connection):
+        connection.cursor().execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+        try:
+            yield f"{server.rpartition('/')[0]}/{name}"
+        finally:
+            connection.cursor().execute(f"DROP DATABASE {name}")
+
+
+DATABASES: dict[str, Callable[[], AbstractContextManager[str]]] = {
+    "postgres": _postgresql,
+    "postgres-slow": _slow_postgresql,
+    "sqlite": _sqlite,
+    "mariadb": _mariadb,
+}
 
 
 def environment(database_url: str, redis_url: str) -> dict[str, str]:

@@ -13,3 +13,12 @@ class Price(models.Model):
 
     def __str__(self) -> str:
         return f"{self.sku}: {self.price}"
+
+
+class Stock(models.Model):
+    """What many handlers, and views, update: a few rows, by their key."""
+
+    amount = models.BigIntegerField(default=0)
+
+    def __str__(self) -> str:
+        return f"{self.pk}: {self.amount}"

@@ -82,7 +82,7 @@ class Runner:
             measures=scenario.measures,
             targets=tuple(target for target in scenario.targets if target.database in (None, database)),
             rows=[Row(subject.key, subject.label, []) for subject in scenario.subjects],
-            machine=machine.describe(self.redis_url, url if database == "postgres" else None),
+            machine=machine.describe(self.redis_url, url if (database or "").startswith("postgres") else None),
             command=f"python -m benchmarks {shlex.join(sys.argv[1:])}",
             date=datetime.now(UTC).isoformat(timespec="seconds"),
         )

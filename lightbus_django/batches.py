@@ -36,7 +36,7 @@ class BatchInbox(Inbox):
                 error = self._try_all(deliveries, begin)
         except DatabaseUnavailable as trouble:
             try:
-                error = self._persist(first, lambda: self._try_all(deliveries, begin), trouble)
+                error = self.persist(first, lambda: self._try_all(deliveries, begin), trouble)
             except EventContended as contended:
                 if len(deliveries) == 1:
                     raise
@@ -45,14 +45,14 @@ class BatchInbox(Inbox):
             return self.handle(deliveries[: len(deliveries) // 2], begin=begin, stopping=stopping)
         if error is not None:
             for delivery in deliveries:
-                self._record(delivery, error)
-        self._troubles.successes += 1
+                self.record(delivery, error)
+        self.troubles.successes += 1
         return len(deliveries)
 
     def _try_all(self, deliveries: Sequence[Delivery], begin: Callable[..., None]) -> BaseException | None:
         """Handle events together, those that are not handled yet; return their failure."""
         if not self.listener.idempotent:
-            return self._attempt(lambda: self._call_all(deliveries, begin))
+            return self.attempt(lambda: self._call_all(deliveries, begin))
         new = {delivery.key: delivery for delivery in deliveries}
         while new:
             try:
@@ -74,7 +74,7 @@ class BatchInbox(Inbox):
             self.keys.insert_all(new.values(), now)
             return Guard(self.using)
 
-        return self._transact(
+        return self.transact(
             insert,
             lambda: self._call_all(new.values(), begin),
             is_committed=lambda: self.keys.of(new).filter(processed_at=now).exists(),

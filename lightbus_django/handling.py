@@ -1,13 +1,13 @@
 """One listener's part of the database: an event's transaction, whose failure it is, and further attempts."""
 
 import logging
-import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from django.db import router, transaction
 from django.utils import timezone
 
+from .chain import ChainBroken
 from .conf import Settings
 from .database import independent_hooks, is_transient, one_line, restore_autocommit, transient_errors
 from .exceptions import BusUnavailable, DatabaseUnavailable, EventContended, TransactionEnded, UnreadableEvent
@@ -40,7 +40,7 @@ class Handling:
         self._failures = Failures(group, self.using, settings)
         self._max_attempts = settings.max_attempts
         self._claimed: FailedEvent | None = None
-        self._troubles = Troubles(self.using)
+        self.troubles = Troubles(self.using)
 
     # --- Retries ------------------------------------------------------------------------------
 
@@ -60,14 +60,14 @@ class Handling:
                 error = self._retry(failed)
         except DatabaseUnavailable as trouble:
             try:
-                error = self._persist(failed.event_id, lambda: self._retry(failed), trouble)
+                error = self.persist(failed.event_id, lambda: self._retry(failed), trouble)
             except EventContended:
                 self.give_back(ASIDE)
                 return True
         if error is not None:
             with transient_errors(self.using):
                 self._failures.record_again(failed, error)
-        self._troubles.end(failed.event_id)
+        self.troubles.end(failed.event_id)
         self._claimed = None
         return True
 
@@ -97,16 +97,16 @@ class Handling:
 
         try:
             if self.listener.idempotent:
-                return self._transact(begin, call, is_committed=lambda: not row.exists())
+                return self.transact(begin, call, is_committed=lambda: not row.exists())
         except AlreadyHandled:
             return None
-        if (error := self._attempt(call)) is None:
+        if (error := self.attempt(call)) is None:
             row.delete()
         return error
 
     # --- One attempt --------------------------------------------------------------------------
 
-    def _attempt(self, call: Callable[[], None]) -> BaseException | None:
+    def attempt(self, call: Callable[[], None]) -> BaseException | None:
         """Call a handler in no transaction; return its failure."""
         try:
             call()
@@ -118,13 +118,13 @@ class Handling:
             return error
         return None
 
-    def _transact(
+    def transact(
         self,
         begin: Callable[[], Guard],
         call: Callable[[], None],
         *,
         is_committed: Callable[[], bool],
-        deferred_key: str | None = None,
+        defers: bool = False,
     ) -> BaseException | None:
         """Call a handler in a transaction of its own; return its failure.
 
@@ -132,22 +132,25 @@ class Handling:
             begin: writes down that it is handled, and returns what watches the transaction.
             call: calls the handler.
             is_committed: whether what `begin` wrote is in the database.
-            deferred_key: the event's key, if its commit need not wait for the disk.
+            defers: the commit need not wait for the disk.
 
         Raises:
-            AlreadyHandled: by `begin`.
+            AlreadyHandled: by `begin`, or `call`.
+            ChainBroken: by `call`.
         """
         guard: Guard | None = None
         returned = False
         try:
             with transaction.atomic(using=self.using):
                 guard = begin()
-                began_at = time.monotonic()
                 with independent_hooks(self.using, self.group):
                     call()
                 returned = True
                 guard.check_rollback()
-                guard.check(self.gate.defer(began_at) if deferred_key else None)
+                guard.check(self.gate.defer(guard) if defers else None)
+        except (AlreadyHandled, ChainBroken):
+            if guard is None or not guard.is_broken:
+                raise
         except BaseException as error:
             if guard is None or isinstance(error, KeyboardInterrupt):
                 raise
@@ -162,11 +165,9 @@ class Handling:
             if not is_committed():
                 return TransactionEnded("the handler rolled back; what it has done since may be in the database")
             logger.error("%s: %s committed its transaction itself", self.group, self.listener.path)
-        if deferred_key and guard.is_deferred:
-            self.gate.add(deferred_key)
         return None
 
-    def _persist(
+    def persist(
         self, key: str, work: Callable[[], BaseException | None], trouble: DatabaseUnavailable
     ) -> BaseException | None:
         """Do the work of an event again that met `trouble`; return its failure, which that may be in the end.
@@ -176,9 +177,9 @@ class Handling:
         """
         logger.info("%s: %s is tried again: %s", self.group, key, one_line(trouble))
         try:
-            return self._troubles.persist(key, work, trouble)
+            return self.troubles.persist(key, work, trouble)
         except EventContended as contended:
-            if not self._troubles.is_cause(key):
+            if not self.troubles.is_cause(key):
                 raise
             return contended
 
@@ -188,7 +189,7 @@ class Handling:
             return False
         return not is_transient(error, self.using)
 
-    def _record(self, delivery: Delivery, error: BaseException) -> None:
+    def record(self, delivery: Delivery, error: BaseException) -> None:
         """Record a failure, together with the key of the event unless another process has handled that meanwhile."""
         if not self.listener.idempotent:
             self._failures.record(delivery, error)

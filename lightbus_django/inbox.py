@@ -1,16 +1,19 @@
 """Handling events once: the idempotency key commits with the handler's own writes."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from contextlib import nullcontext
+from datetime import datetime
 
 from django.db import DatabaseError, connections
 from django.utils import timezone
 
+from .chain import Chain, ChainBroken, chain_on
 from .database import transient_errors
 from .exceptions import BusUnavailable, DatabaseUnavailable, UnreadableEvent
 from .failures import Delivery
 from .handling import Handling
 from .keys import AlreadyHandled
+from .transactions import Guard
 
 
 class Inbox(Handling):
@@ -39,54 +42,35 @@ class Inbox(Handling):
             EventContended: the first of them can't get through, and others may.
         """
         self.gate.begin()
-        handled = 0
+        run = _Run(self, deliveries, begin, stopping, defer)
         try:
             try:
                 with transient_errors(self.using):
                     connections[self.using].ensure_connection()
-                    for delivery in deliveries:
-                        begin(delivery)
-                        if (error := self._try(delivery, defer)) is not None:
-                            self._record(delivery, error)
-                        handled += 1
-                        if stopping() or self.gate.is_overdue:
-                            break
+                    run.step()
+                    while run.goes_on():
+                        run.step()
             except DatabaseUnavailable as trouble:
-                delivery = deliveries[handled]
-                error = self._persist(delivery.key, partial(self._try, delivery, defer), trouble)
-                if error is not None:
-                    self._record(delivery, error)
-                handled += 1
+                run.step_after(trouble)
         except (BusUnavailable, DatabaseUnavailable, DatabaseError):
-            if not handled:
+            if not run.handled:
                 raise
             # These are. The next call meets the trouble again.
-        self._troubles.successes += handled
-        return handled
+        self.troubles.successes += run.handled
+        return run.handled
 
     def confirm(self) -> bool:
         """Make durable what was handled since the last time; return False if all of it has to be handled again."""
         with transient_errors(self.using):
             return self.gate.pass_through()
 
-    def _try(self, delivery: Delivery, defer: bool) -> BaseException | None:
-        """Handle an event, in a transaction of its own together with its key; return its failure."""
-        if not self.listener.idempotent:
-            return self._attempt(lambda: self._call(delivery))
-        key, now = delivery.key, timezone.now()
-        try:
-            return self._transact(
-                lambda: self.keys.insert(delivery, now),
-                lambda: self._call(delivery),
-                is_committed=lambda: self.keys.of([key]).filter(processed_at=now).exists(),
-                deferred_key=key if defer else None,
-            )
-        except AlreadyHandled:
-            self.keys.check_known(delivery)
-            self.gate.add(key)
-            return None
+    def call(self, delivery: Delivery) -> None:
+        """Call the handler.
 
-    def _call(self, delivery: Delivery) -> None:
+        Raises:
+            UnreadableEvent: there is no message, or it does not fit the handler.
+            Exception: whatever the handler raises.
+        """
         if delivery.message is None:
             raise delivery.problem or UnreadableEvent("it holds no message")
         self.listener.call(delivery.message)
@@ -103,4 +87,102 @@ class Inbox(Handling):
         with transient_errors(self.using):
             known = self.keys.known([delivery.key])
         if not known:
-            self._record(delivery, UnreadableEvent(reason))
+            self.record(delivery, UnreadableEvent(reason))
+
+
+class _Run:
+    """Deliveries in order, each handled in a transaction of its own, which may begin with the end of the one before."""
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        deliveries: Sequence[Delivery],
+        begin: Callable[..., None],
+        stopping: Callable[[], bool],
+        defers: bool,
+    ) -> None:
+        self.handled = 0
+        self._inbox = inbox
+        self._deliveries = deliveries
+        self._begin = begin
+        self._stopping = stopping
+        self._defers = defers
+        self._chains = defers and len(deliveries) > 1
+        self._guard: Guard
+        self._now: datetime
+
+    @property
+    def _delivery(self) -> Delivery:
+        return self._deliveries[self.handled]
+
+    def goes_on(self) -> bool:
+        """Whether there is another event to handle before others have their turn."""
+        return self.handled < len(self._deliveries) and not (self._stopping() or self._inbox.gate.is_overdue)
+
+    def step(self) -> None:
+        """Handle the next event, and those that can be chained to it."""
+        self._end(self._try())
+
+    def step_after(self, trouble: DatabaseUnavailable) -> None:
+        """Handle the next event, which met trouble of the database."""
+        self._chains = False
+        self._end(self._inbox.persist(self._delivery.key, self._try, trouble))
+
+    def _end(self, error: BaseException | None) -> None:
+        if error is not None:
+            self._inbox.record(self._delivery, error)
+        self.handled += 1
+
+    def _try(self) -> BaseException | None:
+        """Handle some events; return the failure of the last of them."""
+        inbox = self._inbox
+        if not inbox.listener.idempotent:
+            return inbox.attempt(self._call)
+        try:
+            error = inbox.transact(
+                self._insert_key, self._call_chained, is_committed=self._is_committed, defers=self._defers
+            )
+        except AlreadyHandled:
+            inbox.keys.check_known(self._delivery)
+            inbox.gate.add(self._delivery.key)
+            return None
+        except ChainBroken:
+            self._chains = False
+            return self._try()
+        if self._guard.is_deferred:
+            inbox.gate.add(self._delivery.key)
+        return error
+
+    def _insert_key(self) -> Guard:
+        self._now = timezone.now()
+        self._guard = self._inbox.keys.insert(self._delivery, self._now)
+        return self._guard
+
+    def _is_committed(self) -> bool:
+        return self._inbox.keys.of([self._delivery.key]).filter(processed_at=self._now).exists()
+
+    def _call(self) -> None:
+        self._begin(self._delivery)
+        self._inbox.call(self._delivery)
+
+    def _call_chained(self) -> None:
+        with chain_on(self._inbox.using) if self._chains else nullcontext() as chain:
+            self._call()
+            while chain and self._link(chain):
+                self._call()
+
+    def _link(self, chain: Chain) -> bool:
+        """End the transaction at hand, and begin the next; return whether that could be done."""
+        inbox, number = self._inbox, self.handled + 1
+        if number == len(self._deliveries) or self._deliveries[number].entry.deliveries > 1 or self._stopping():
+            return False
+        if not chain.holds() or (defer := inbox.gate.defer(self._guard)) is None:
+            return False
+        now = timezone.now()
+        is_new = chain.link(self._guard, defer, *inbox.keys.statement(self._deliveries[number], now))
+        if self._guard.is_deferred:
+            inbox.gate.add(self._delivery.key)
+        self.handled, self._now = number, now
+        if not is_new:
+            raise AlreadyHandled
+        return True

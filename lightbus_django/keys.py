@@ -52,18 +52,16 @@ class Keys:
         Raises:
             AlreadyHandled: it was not inserted; `check_known` tells whether it is there.
         """
-        row = self._row(delivery, now)
+        sql, row = self.statement(delivery, now)
         vendor = connections[self.using].vendor
-        sql = statement(ProcessedEvent, self.using, _COLUMNS, 1)
         if vendor == "postgresql":
-            found = fetch(self.using, f"{sql}{_UNLESS_THERE} RETURNING pg_current_xact_id()::text", row)
+            found = fetch(self.using, sql, row)
             if not found:
                 raise AlreadyHandled
             return Guard(self.using, *found)
         try:
             with connections[self.using].cursor() as cursor:
-                # MySQL's own ways to ignore a conflict ignore more, or don't tell what they did.
-                cursor.execute(sql if vendor == "mysql" else sql + _UNLESS_THERE, row)
+                cursor.execute(sql, row)
                 if not cursor.rowcount:
                     raise AlreadyHandled
         except IntegrityError as error:
@@ -71,6 +69,17 @@ class Keys:
                 raise
             raise AlreadyHandled from error
         return Guard(self.using)
+
+    def statement(self, delivery: Delivery, now: datetime) -> tuple[str, tuple[Any, ...]]:
+        """Return the SQL that inserts a key unless it is there, and its parameters."""
+        sql = statement(ProcessedEvent, self.using, _COLUMNS, 1)
+        vendor = connections[self.using].vendor
+        # MySQL's own ways to ignore a conflict ignore more, or don't tell what they did.
+        if vendor != "mysql":
+            sql += _UNLESS_THERE
+        if vendor == "postgresql":
+            sql += " RETURNING pg_current_xact_id()::text"
+        return sql, self._row(delivery, now)
 
     def insert_all(self, deliveries: Collection[Delivery], now: datetime) -> None:
         """Insert keys with few statements, in their own order: two processes that have them in others would deadlock.

@@ -36,6 +36,12 @@ SELECT set_config('synchronous_commit', %s, true), count(*) FROM (
 class Guard:
     """Finds out whether the transaction at hand is still the one that it was made in."""
 
+    QUERY = f"SELECT pg_current_xact_id_if_assigned()::text, {_DEFER}"
+    """What PostgreSQL is asked at the end."""
+
+    is_deferred = False
+    """Whether its commit does not wait for the disk."""
+
     def __init__(self, using: str, transaction_id: str | None = None) -> None:
         """Begin to watch.
 
@@ -45,14 +51,16 @@ class Guard:
         """
         self._using = using
         self._is_postgresql = connections[using].vendor == "postgresql"
-        if self._is_postgresql:
-            self._mark = transaction_id or fetch(using, "SELECT pg_current_xact_id()::text")[0]
-        else:
-            self._mark = connections[using].savepoint()
+        if not self._is_postgresql:
+            transaction_id = connections[using].savepoint()
+        self.begin(transaction_id or fetch(using, "SELECT pg_current_xact_id()::text")[0])
+
+    def begin(self, mark: str) -> None:
+        """Watch the transaction that has just begun, and bears this mark."""
+        self._mark = mark
+        self.began_at = time.monotonic()
         self.is_broken = False
         """Whether the transaction ended before its time."""
-        self.is_deferred = False
-        """Whether its commit does not wait for the disk."""
 
     def check_rollback(self) -> None:
         """Raise TransactionManagementError if all that is left is to roll back, as Django would without a word."""
@@ -69,14 +77,16 @@ class Guard:
             defer: let the commit not wait for the disk if this is the value of synchronous_commit.
         """
         if self._is_postgresql:
-            sql = f"SELECT pg_current_xact_id_if_assigned()::text, {_DEFER}"
-            mark, deferred = fetch(self._using, sql, [defer or ""])
-            self.is_broken, self.is_deferred = mark != self._mark, deferred is not None
+            self.read(*fetch(self._using, self.QUERY, [defer or ""]))
         elif self._mark:
             try:
                 connections[self._using].savepoint_commit(self._mark)
             except DatabaseError:  # there is no such savepoint
                 self.is_broken = True
+
+    def read(self, mark: str | None, deferred: str | None) -> None:
+        """Take in what PostgreSQL answered."""
+        self.is_broken, self.is_deferred = mark != self._mark, deferred is not None
 
 
 class Gate:
@@ -104,17 +114,13 @@ class Gate:
         """An event is about to be handled."""
         self._opened_at = self._opened_at or time.monotonic()
 
-    def defer(self, began_at: float) -> str | None:
-        """Return the value of synchronous_commit at which the commit at hand may be deferred; None if it may not.
-
-        Args:
-            began_at: when its handler began, on the monotonic clock.
-        """
+    def defer(self, guard: Guard) -> str | None:
+        """Return the value of synchronous_commit at which the commit at hand may be deferred; None if it may not."""
         connection: Any = connections[self._using]
         if not self._defers or connection.vendor != "postgresql":
             return None
         # What commit hooks do reaches the outside, so it must not be taken back.
-        if connection.run_on_commit or self.is_overdue or time.monotonic() - began_at > SLOW:
+        if connection.run_on_commit or self.is_overdue or time.monotonic() - guard.began_at > SLOW:
             return None
         if self._default is None or self._default[0] is not connection.connection:
             self._default = connection.connection, fetch(self._using, _DEFAULT)[0]

@@ -36,9 +36,10 @@ def inbox(**changes):
     return Inbox(listener, "group", get_settings())
 
 
-def handle_all(box, deliveries):
+def handle_all(box, deliveries, *, defer=True):
+    """Handle as a consumer does: where it can be, transactions are chained and commits deferred."""
     while deliveries:
-        deliveries = deliveries[box.handle(deliveries) :]
+        deliveries = deliveries[box.handle(deliveries, defer=defer) :]
         assert box.confirm()
 
 

@@ -47,6 +47,7 @@ if connection.vendor == "mysql":
     COMMITS |= {"TRUNCATE": truncate, "TRUNCATE, then a query": lambda: (truncate(), execute("SELECT 1"))}
 
 
+@pytest.mark.parametrize("defer", [True, False], ids=["chained", "by itself"])
 class TestAHandlerThatEndsItsTransaction:
     """It concerns its own event alone, and is said."""
 
@@ -74,19 +75,19 @@ class TestAHandlerThatEndsItsTransaction:
         assert connection.is_usable()
 
     @pytest.mark.parametrize("end", COMMITS.values(), ids=COMMITS)
-    def test_by_a_commit_and_succeeds_counts_as_processed(self, end, caplog):
+    def test_by_a_commit_and_succeeds_counts_as_processed(self, end, caplog, defer):
         self.listen(end)
-        handle_all(inbox(), [deliver(number) for number in (1, 2, 3)])
+        handle_all(inbox(), [deliver(number) for number in (1, 2, 3)], defer=defer)
         assert self.effects_of(2) == ["after", "before"]
         assert not FailedEvent.objects.exists()
         (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
         assert "handler committed its transaction itself" in record.getMessage()
 
     @pytest.mark.parametrize("end", COMMITS.values(), ids=COMMITS)
-    def test_by_a_commit_and_raises_is_a_dead_letter_whose_retry_warns(self, end, caplog):
+    def test_by_a_commit_and_raises_is_a_dead_letter_whose_retry_warns(self, end, caplog, defer):
         self.listen(end, raises=True)
         box = inbox()
-        handle_all(box, [deliver(number) for number in (1, 2, 3)])
+        handle_all(box, [deliver(number) for number in (1, 2, 3)], defer=defer)
         assert self.effects_of(2) == ["before"]
         failed = FailedEvent.objects.get()
         assert failed.is_dead_letter
@@ -99,25 +100,25 @@ class TestAHandlerThatEndsItsTransaction:
         assert failed.is_dead_letter  # its row had gone with the commit
 
     @pytest.mark.parametrize("end", ROLLBACKS.values(), ids=ROLLBACKS)
-    def test_by_a_rollback_is_a_dead_letter(self, end):
+    def test_by_a_rollback_is_a_dead_letter(self, end, defer):
         self.listen(end)
-        handle_all(inbox(), [deliver(number) for number in (1, 2, 3)])
+        handle_all(inbox(), [deliver(number) for number in (1, 2, 3)], defer=defer)
         assert self.effects_of(2) == ["after"]
         failed = FailedEvent.objects.get()
         assert failed.is_dead_letter
         assert failed.error.startswith("TransactionEnded: the handler rolled back")
 
     @pytest.mark.parametrize("end", ROLLBACKS.values(), ids=ROLLBACKS)
-    def test_by_a_rollback_and_raises_has_failed(self, end):
+    def test_by_a_rollback_and_raises_has_failed(self, end, defer):
         self.listen(end, raises=True)
-        handle_all(inbox(), [deliver(number) for number in (1, 2, 3)])
+        handle_all(inbox(), [deliver(number) for number in (1, 2, 3)], defer=defer)
         assert self.effects_of(2) == []
         failed = FailedEvent.objects.get()
         assert failed.error == "ValueError: too late"
         assert not failed.is_dead_letter
 
     @of_postgresql
-    def test_by_a_commit_and_meets_trouble_then_is_a_dead_letter_too(self):
+    def test_by_a_commit_and_meets_trouble_then_is_a_dead_letter_too(self, defer):
         def end():
             execute("COMMIT")
             error = OperationalError("deadlock detected")
@@ -125,7 +126,7 @@ class TestAHandlerThatEndsItsTransaction:
             raise error
 
         self.listen(end)
-        handle_all(inbox(), [deliver(number) for number in (1, 2, 3)])
+        handle_all(inbox(), [deliver(number) for number in (1, 2, 3)], defer=defer)
         assert FailedEvent.objects.get().may_have_effects
 
 

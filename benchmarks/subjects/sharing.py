@@ -8,6 +8,8 @@ from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier, Event
 from typing import Any, NamedTuple
 
+from django.db import transaction
+
 from benchmarks.cores import Role, on_core_of
 from lightbus_django import listens_to
 
@@ -15,7 +17,8 @@ from . import ours as lightbus
 from .bare import GROUP as BARE_GROUP
 from .bare import batches
 from .events import EVENT, STREAM, connect, fill
-from .tally import Tally, await_groups, check_stream, check_tables
+from .handling import key
+from .tally import Tally, await_groups, check_stocks, check_stream, check_tables, stock_up
 
 CORES: tuple[Role, ...] = ("measured", "servers")
 """Where the first process runs, and the second, which shares its core with the servers."""
@@ -35,9 +38,22 @@ class Part(NamedTuple):
 
 def processes(events: int, *, processes: int, handler: str, **options: Any) -> dict[str, float]:
     """Handle events in so many worker processes, with the handler of this name and options of `@listens_to`."""
-    prices = 0 if handler == "nothing" else events
+    prices = events if handler == "insert" else 0
+    if handler == "update":
+        stock_up()
     sample = _share(events, processes, lightbus.GROUP, _work, handler, options)
     check_tables(prices=prices, keys=events if options.get("idempotent", True) else 0)
+    if handler == "update":
+        check_stocks(events)
+    return sample
+
+
+def by_hand(events: int, *, processes: int) -> dict[str, float]:
+    """Update a row for each event in so many processes, in a transaction an event with its key."""
+    stock_up()
+    sample = _share(events, processes, BARE_GROUP, _work_by_hand)
+    check_tables(keys=events)
+    check_stocks(events)
     return sample
 
 
@@ -97,12 +113,25 @@ def _work(
 
 
 def _work_bare(process_name: str, begin: Barrier, end: Event, parts: "Queue[Part]") -> None:
+    _loop(process_name, Tally.nothing, begin, end, parts)
+
+
+def _work_by_hand(process_name: str, begin: Barrier, end: Event, parts: "Queue[Part]") -> None:
+    def handle(tally: Tally, event_id: str, **arguments: Any) -> None:
+        with transaction.atomic():
+            key(event_id).save(force_insert=True)
+            tally.update(event_id, **arguments)
+
+    _loop(process_name, handle, begin, end, parts)
+
+
+def _loop(process_name: str, handle: Callable[..., None], begin: Barrier, end: Event, parts: "Queue[Part]") -> None:
     tally, client = Tally(), connect()
     begin.wait(START_TIMEOUT)
     first, cpu_started = time.monotonic(), time.process_time()
     for batch in batches(client, process_name):
         for event_id, arguments in batch:
-            tally.nothing(event_id, **arguments)
+            handle(tally, event_id, **arguments)
     last, cpu_ended = time.monotonic(), time.process_time()
     end.wait()
     parts.put(Part(tally.count, tally.sum, first, last, cpu_ended - cpu_started))

@@ -1,9 +1,13 @@
 """Counting: the handlers of all subjects, and whether what they did is what was to be measured."""
 
+import random
 import time
 from collections.abc import Callable
 
-from benchmarks.models import Price
+from django.db import connection
+from django.db.models import F, Sum
+
+from benchmarks.models import Price, Stock
 from lightbus_django import EventMessage
 from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent
 
@@ -12,6 +16,10 @@ from .events import STREAM, Client
 
 PATIENCE = 120.0
 """Seconds until what other processes or threads handle is given up."""
+
+
+STOCKS = 200
+"""How many rows there are that handlers and views update."""
 
 
 class Tally:
@@ -34,6 +42,11 @@ class Tally:
         Price.objects.bulk_create([Price(**event.payload) for event in events])
         self.count += len(events)
         self.sum += sum(event.payload["number"] for event in events)
+
+    def update(self, event: object, sku: str, price: str, number: int, at: str) -> None:
+        Stock.objects.filter(pk=random.Random(number).randrange(STOCKS)).update(amount=F("amount") + 1)
+        self.count += 1
+        self.sum += number
 
     def check(self, events: int) -> None:
         """Raise Miscounted unless the events were those numbered from 0, each once."""
@@ -74,6 +87,18 @@ def _await(left: Callable[[], object]) -> None:
         if time.monotonic() > deadline:
             raise Miscounted(f"left after {PATIENCE:g} s: {what}")
         time.sleep(0.1)
+
+
+def stock_up() -> None:
+    """Make the rows that are updated."""
+    Stock.objects.bulk_create([Stock(pk=number) for number in range(STOCKS)])
+    connection.close()  # a subject may fork
+
+
+def check_stocks(updates: int) -> None:
+    """Raise Miscounted unless there were so many updates."""
+    if (amount := Stock.objects.aggregate(amount=Sum("amount"))["amount"]) != updates:
+        raise Miscounted(f"{amount} updates are in the rows, not {updates}")
 
 
 def check_tables(*, prices: int = 0, keys: int = 0, published: int = 0) -> None:
