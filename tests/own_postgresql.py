@@ -25,9 +25,14 @@ class OwnPostgreSQL:
         self._data = directory / "data"
         self._options: dict[str, Any] = {"user": user} if user else {}
         self._port = free_port()
+        self._settings: dict[str, object] = {
+            "port": self._port,
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+        }
         self._process: subprocess.Popen[bytes] | None = None
-        self._url = f"postgres://postgres@127.0.0.1:{self._port}/postgres"
-        self.urls = {"DATABASE_URL": self._url, "OTHER_DATABASE_URL": self._url}
+        self.url = f"postgres://postgres@127.0.0.1:{self._port}/postgres"
+        self.urls = {"DATABASE_URL": self.url, "OTHER_DATABASE_URL": self.url}
         subprocess.run(
             [binaries / "initdb", "--auth=trust", "--username=postgres", "--no-sync", "-D", self._data],
             stdout=subprocess.DEVNULL,
@@ -36,21 +41,56 @@ class OwnPostgreSQL:
         )
 
     def start(self, **settings: object) -> None:
-        settings = {"port": self._port, "listen_addresses": "127.0.0.1", "unix_socket_directories": "", **settings}
-        self._process = subprocess.Popen(
-            [self._binaries / "postgres", "-D", self._data, "-F", *[f"--{key}={settings[key]}" for key in settings]],
+        self._settings |= settings
+        eventually(self._starts)
+
+    def _starts(self) -> bool:
+        # It ends at once while processes of one that was killed are there.
+        if self._process is None or self._process.poll() is not None:
+            settings = [f"--{key}={value}" for key, value in self._settings.items()]
+            self._process = subprocess.Popen(
+                [self._binaries / "postgres", "-D", self._data, "-F", *settings],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                **self._options,
+            )
+        return self.answers()
+
+    def stop(self, signum: int = signal.SIGINT) -> None:
+        """SIGINT is an orderly end, SIGQUIT a crash; SIGKILL leaves its processes to notice that by themselves."""
+        if self._process:
+            self._process.send_signal(signum)
+            self._process.wait(30)
+
+    @contextlib.contextmanager
+    def pooled(self, directory: Path) -> Iterator[str | None]:
+        """Yield the URL of a pgbouncer in front, in transaction mode; None where that is not installed."""
+        binary = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+        if binary is None:
+            yield None
+            return
+        port = free_port()
+        config = directory / "pgbouncer.ini"
+        config.write_text(PGBOUNCER.format(port=port, server=self._port))
+        user = directory / "users.txt"
+        user.write_text('"postgres" ""\n')
+        for path in (directory, config, user):
+            path.chmod(0o755)
+        process = subprocess.Popen(
+            [binary, "-q", str(config)],
+            cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             **self._options,
         )
-        eventually(self.answers)
-
-    def stop(self, signum: int = signal.SIGINT) -> None:
-        """SIGINT is an orderly end, SIGQUIT a crash."""
-        if self._process:
-            self._process.send_signal(signum)
-            self._process.wait(30)
+        try:
+            eventually(lambda: _listens(port))
+            yield f"postgres://postgres@127.0.0.1:{port}/postgres"
+        finally:
+            process.kill()
+            process.wait()
 
     def answers(self) -> bool:
         import psycopg
@@ -64,11 +104,33 @@ class OwnPostgreSQL:
     def connect(self) -> Any:
         import psycopg
 
-        return psycopg.connect(self._url, autocommit=True, connect_timeout=10)
+        return psycopg.connect(self.url, autocommit=True, connect_timeout=10)
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         with contextlib.closing(self.connect()) as connection:
             return connection.execute(sql).fetchall()
+
+
+PGBOUNCER = """
+[databases]
+postgres = host=127.0.0.1 port={server}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+auth_type = trust
+auth_file = users.txt
+pool_mode = transaction
+max_client_conn = 500
+default_pool_size = 30
+server_login_retry = 0.2
+unix_socket_dir =
+"""
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        return True
+    return False
 
 
 def free_port() -> int:

@@ -8,13 +8,18 @@ import signal
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import django
+import pytest
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from tests.own_postgresql import OwnPostgreSQL, own_postgresql
 
 from .processes import process_group
 from .report import add_row, markdown_row
@@ -73,6 +78,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--producers", type=int, default=3, help="processes that fire (3)")
     parser.add_argument("--pause", type=float, default=2.0, help="seconds between mischief, on average (2)")
     parser.add_argument("--redis", metavar="PATH", help="the server's program; by default the embedded Valkey")
+    parser.add_argument(
+        "--crashes",
+        action="store_true",
+        help="crash PostgreSQL as well: a server of the harness's own, with a pgbouncer in front if that is installed",
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="add the result to the table in this Markdown file")
     parser.add_argument("--keep", action="store_true", help="keep the logs")
     parser.add_argument(
@@ -84,10 +94,7 @@ def parse() -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace, seed: str, logs: Path) -> "Outcome":
-    server = os.environ.get("DATABASE_URL") or POSTGRESQL
-    if not server.startswith("postgres"):
-        raise Unavailable("no PostgreSQL: DATABASE_URL names another database")
-    with process_group() as group, database(server) as url:
+    with process_group() as group, database_for(arguments, logs) as (url, postgresql):
         redis = Redis(arguments.redis or find_redis_binary(), group=group, logs=logs)
         # Our processes get all this as well.
         os.environ |= {
@@ -113,9 +120,34 @@ def run(arguments: argparse.Namespace, seed: str, logs: Path) -> "Outcome":
         )
         try:
             with Display(options) as display:
-                return Harness(options, redis, group, logs, display.show).run()
+                return Harness(options, redis, postgresql, group, logs, display.show).run()
         finally:
             connections.close_all()
+
+
+@contextmanager
+def database_for(arguments: argparse.Namespace, logs: Path) -> Iterator[tuple[str, OwnPostgreSQL | None]]:
+    """Yield the URL of a database, and its server if that is one to be crashed."""
+    if not arguments.crashes:
+        server = os.environ.get("DATABASE_URL") or POSTGRESQL
+        if not server.startswith("postgres"):
+            raise Unavailable("no PostgreSQL: DATABASE_URL names another database")
+        with database(server) as url:
+            yield url, None
+        return
+    pooler = logs / "pgbouncer"
+    pooler.mkdir()
+    logs.chmod(0o755)
+    try:
+        with own_postgresql() as postgresql:
+            # Only the gate makes deferred commits durable.
+            postgresql.start(wal_writer_delay="10s", max_connections=200)
+            with postgresql.pooled(pooler) as url:
+                if url is None:
+                    console.print("without a pooler: pgbouncer is not installed")
+                yield url or postgresql.url, postgresql
+    except pytest.skip.Exception as skipped:
+        raise Unavailable(str(skipped)) from None
 
 
 class Display:

@@ -6,12 +6,15 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import redis
 from django.core.management import call_command
+from django.db import DatabaseError, connection
 
 from lightbus_django.conf import get_settings
 from lightbus_django.models import FailedEvent, OutboxEvent
+from tests.own_postgresql import OwnPostgreSQL
 
 from .listeners import LISTENERS
 from .models import Effect, Sent
@@ -21,6 +24,8 @@ from .servers import Redis, Unavailable
 from .storm import Storm
 from .verdict import Verdict, judge
 from .witness import STREAMS, Witness
+
+Result = TypeVar("Result")
 
 PATIENCE = 90.0
 """Seconds without any progress after which we give up."""
@@ -64,7 +69,15 @@ class Outcome:
 class Harness:
     """Runs in the Django of `tests.chaos.settings`, with the environment that all its processes get."""
 
-    def __init__(self, options: Options, server: Redis, group: int, logs: Path, show: Callable[[State], None]) -> None:
+    def __init__(
+        self,
+        options: Options,
+        server: Redis,
+        postgresql: OwnPostgreSQL | None,
+        group: int,
+        logs: Path,
+        show: Callable[[State], None],
+    ) -> None:
         self.options = options
         self.redis = server
         self.show = show
@@ -86,6 +99,7 @@ class Harness:
             redis=server,
             workers=self.workers,
             producers=self.producers,
+            postgresql=postgresql,
             settings=get_settings(),
             pause=options.pause,
             log=logs / "mischief.log",
@@ -150,7 +164,7 @@ class Harness:
                 producer.start()
         if time.monotonic() - self.shown_at > 1:
             self.witness.read()
-            self.show(State(phase, Sent.objects.count(), Effect.objects.count(), self.storm.counts))
+            self.show(State(phase, patiently(Sent.objects.count), patiently(Effect.objects.count), self.storm.counts))
             self.shown_at = time.monotonic()
         time.sleep(0.02)
 
@@ -167,9 +181,9 @@ class Harness:
     def drain(self) -> None:
         """Wait until nothing is left to do, or nothing goes on."""
         before, since = None, time.monotonic()
-        while any((left := self.left()).values()):
+        while any((left := patiently(self.left)).values()):
             self.look("calm after")
-            now = {**left, "effects": Effect.objects.count()}
+            now = {**left, "effects": patiently(Effect.objects.count)}
             if now != before:
                 before, since = now, time.monotonic()
             elif time.monotonic() - since > PATIENCE:
@@ -208,6 +222,19 @@ class Harness:
     def count_fates(self) -> Counter[str]:
         lines = (line for log in self.logs.glob("producer-*.log") for line in log.read_text().splitlines())
         return Counter(line for line in lines if line in FATES)
+
+
+def patiently(query: Callable[[], Result]) -> Result:
+    """Ask the database, again where it is away."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return query()
+        except DatabaseError:
+            if time.monotonic() > deadline:
+                raise
+            connection.close()
+            time.sleep(0.1)
 
 
 def _some(left: dict[str, int]) -> str:

@@ -7,12 +7,14 @@ SABOTAGES = {
     "acknowledgement": "events are acknowledged before they are handled: some are lost",
     "outbox": "producers fire within their transactions: ghosts, and events that are lost",
     "trimming": "streams are trimmed of what no group has finished with: events are lost",
+    "gate": "nothing makes deferred commits durable before their events are acknowledged: effects are lost in a crash",
+    "gate-writes-nothing": "the gate reads the keys, and writes nothing: the same",
     "order": "the events of a transaction are published, and those of a batch handled, in reverse",
 }
 
 
 def sabotage(kind: str) -> None:
-    from lightbus_django import outbox, streams
+    from lightbus_django import outbox, streams, transactions
     from lightbus_django.consumer import Consumer
 
     if kind == "acknowledgement":
@@ -30,10 +32,9 @@ def sabotage(kind: str) -> None:
         def publish_in_reverse(events: Any, *args: Any) -> None:
             publish(events[::-1], *args)
 
-        def handle_in_reverse(self: Consumer) -> bool:
-            if not self._careful:
-                self._held.reverse()
-            return handle(self)
+        def handle_in_reverse(self: Consumer, now: float) -> bool:
+            self._held.reverse()
+            return handle(self, now)
 
         outbox.publish_with_notes = publish_in_reverse
         Consumer._handle = handle_in_reverse
@@ -44,4 +45,8 @@ def sabotage(kind: str) -> None:
             return removed
 
         streams.trim = trim_all
+    elif kind == "gate":
+        transactions.Gate._prove = lambda self, keys: len(keys)
+    elif kind == "gate-writes-nothing":
+        transactions._PROVE = transactions._PROVE.replace("FOR KEY SHARE", "")
     # "keys" and "outbox" are seen to by the listeners and the producers.

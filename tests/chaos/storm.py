@@ -1,14 +1,18 @@
 """Mischief: what goes wrong, when, and for how long, as a seed has it."""
 
+import os
 import random
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from django.db import connection
+from django.db import DatabaseError, connection
 
 from lightbus_django.conf import Settings
+from tests.own_postgresql import OwnPostgreSQL
 
 from .processes import Child, Producer, Worker
 from .servers import Redis
@@ -27,6 +31,7 @@ class Storm:
         redis: Redis,
         workers: Sequence[Worker],
         producers: Sequence[Producer],
+        postgresql: OwnPostgreSQL | None,
         settings: Settings,
         pause: float,
         log: Path,
@@ -35,6 +40,7 @@ class Storm:
         self.redis = redis
         self.workers = workers
         self.producers = producers
+        self.postgresql = postgresql
         self.timeout = settings.acknowledgement_timeout
         self.pause = pause
         self.counts: Counter[str] = Counter()
@@ -51,6 +57,8 @@ class Storm:
             self.kill_producer: 1,
             self.freeze_producer: 1,
         }
+        if postgresql is not None:
+            self._kinds |= {self.crash_postgresql: 3, self.kill_postgresql: 2, self.kill_backend: 2}
         self._deck: list[Callable[..., Mischief]] = []
         self._next_at = 0.0
         self._going: list[tuple[float, str, Child | None, Mischief]] = []
@@ -88,7 +96,7 @@ class Storm:
 
     def _target(self, kind: str) -> Child | None:
         """Draw the one that it happens to."""
-        if kind == "connections":
+        if kind in ("connections", "postgresql", "backend"):
             return None
         if kind == "redis":
             return self.redis
@@ -131,11 +139,34 @@ class Storm:
 
     def kill_connections(self, _: None) -> Mischief:
         """All to our database, but the one that says so."""
-        with connection.cursor() as cursor:
+        with suppress(DatabaseError), connection.cursor() as cursor:
             cursor.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
+        yield 0
+
+    def crash_postgresql(self, _: None) -> Mischief:
+        """What was committed without waiting for the disk is gone."""
+        yield from self._end_postgresql(signal.SIGQUIT)
+
+    def kill_postgresql(self, _: None) -> Mischief:
+        yield from self._end_postgresql(signal.SIGKILL)
+
+    def _end_postgresql(self, signum: int) -> Mischief:
+        assert self.postgresql
+        self.postgresql.stop(signum)
+        self.postgresql.start()
+        yield 0
+
+    def kill_backend(self, _: None) -> Mischief:
+        """The server ends all others then, and recovers as after a crash."""
+        with suppress(DatabaseError, ProcessLookupError), connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            if pids := sorted(pid for (pid,) in cursor.fetchall()):
+                os.kill(self.random.choice(pids), signal.SIGKILL)
         yield 0
 
     def kill_producer(self, producer: Producer) -> Mischief:
