@@ -72,7 +72,7 @@ class BatchInbox(Inbox):
 
         def insert() -> Guard:
             self.keys.insert_all(new.values(), now)
-            return Guard(self.using)
+            return Guard(connections[self.using])
 
         return self.transact(
             insert,

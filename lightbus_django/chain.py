@@ -81,6 +81,7 @@ def chain_on(using: str) -> Iterator[Chain | None]:
 
     Of the drivers psycopg 3 answers each of them, with a cursor that binds parameters on the client's side.
     """
-    client_cursor = getattr(connections[using].Database, "ClientCursor", ())
-    with connections[using].cursor() as cursor:
+    connection: Any = connections[using]
+    client_cursor = getattr(connection.Database, "ClientCursor", ())
+    with connection.cursor() as cursor:
         yield Chain(using, cursor) if isinstance(cursor.cursor, client_cursor) else None

@@ -133,9 +133,9 @@ def _run_hook(hook: Callable[[], object], group: str) -> None:
         logger.exception("%s: what a handler gave to transaction.on_commit() raised", group)
 
 
-def fetch(using: str, sql: str, params: Any = None) -> Any:
+def fetch(connection: BaseDatabaseWrapper, sql: str, params: Any = None) -> Any:
     """Execute a query; return its first row."""
-    with connections[using].cursor() as cursor:
+    with connection.cursor() as cursor:
         cursor.execute(sql, params)
         return cursor.fetchone()
 

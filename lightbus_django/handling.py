@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from django.db import router, transaction
+from django.db import connections, router, transaction
 from django.utils import timezone
 
 from .chain import ChainBroken
@@ -90,7 +90,7 @@ class Handling:
             if not row.delete()[0]:
                 raise AlreadyHandled
             self.keys.of([failed.event_id]).update(processed_at=timezone.now())
-            return Guard(self.using)
+            return Guard(connections[self.using])
 
         def call() -> None:
             self.listener.call_one(failed.message())

@@ -174,7 +174,9 @@ class _Run:
     def _link(self, chain: Chain) -> bool:
         """End the transaction at hand, and begin the next; return whether that could be done."""
         inbox, number = self._inbox, self.handled + 1
-        if number == len(self._deliveries) or self._deliveries[number].entry.deliveries > 1 or self._stopping():
+        if number == len(self._deliveries) or self._deliveries[number].entry.deliveries > 1:
+            return False
+        if self._stopping() or inbox.gate.is_overdue:
             return False
         if not chain.holds() or (defer := inbox.gate.defer(self._guard)) is None:
             return False

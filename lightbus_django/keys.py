@@ -53,14 +53,15 @@ class Keys:
             AlreadyHandled: it was not inserted; `check_known` tells whether it is there.
         """
         sql, row = self.statement(delivery, now)
-        vendor = connections[self.using].vendor
+        connection = connections[self.using]
+        vendor = connection.vendor
         if vendor == "postgresql":
-            found = fetch(self.using, sql, row)
+            found = fetch(connection, sql, row)
             if not found:
                 raise AlreadyHandled
-            return Guard(self.using, *found)
+            return Guard(connection, *found)
         try:
-            with connections[self.using].cursor() as cursor:
+            with connection.cursor() as cursor:
                 cursor.execute(sql, row)
                 if not cursor.rowcount:
                     raise AlreadyHandled
@@ -68,7 +69,7 @@ class Keys:
             if vendor != "mysql":
                 raise
             raise AlreadyHandled from error
-        return Guard(self.using)
+        return Guard(connection)
 
     def statement(self, delivery: Delivery, now: datetime) -> tuple[str, tuple[Any, ...]]:
         """Return the SQL that inserts a key unless it is there, and its parameters."""

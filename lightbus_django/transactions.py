@@ -42,20 +42,21 @@ class Guard:
     is_deferred = False
     """Whether its commit does not wait for the disk."""
 
-    def __init__(self, using: str, transaction_id: str | None = None) -> None:
+    def __init__(self, connection: Any, transaction_id: str | None = None) -> None:
         """Begin to watch.
 
         Args:
-            using: alias of the database.
+            connection: Django's, with a transaction open.
             transaction_id: PostgreSQL's id of this transaction, if it is known.
         """
-        self._using = using
-        self._is_postgresql = connections[using].vendor == "postgresql"
-        if not self._is_postgresql:
-            transaction_id = connections[using].savepoint()
-        self.begin(transaction_id or fetch(using, "SELECT pg_current_xact_id()::text")[0])
+        self._connection = connection
+        if connection.vendor == "postgresql":
+            self.begin(transaction_id or fetch(connection, "SELECT pg_current_xact_id()::text")[0])
+        else:
+            # SQLite says whether there is a transaction, and that costs nothing.
+            self.begin(None if connection.vendor == "sqlite" else connection.savepoint())
 
-    def begin(self, mark: str) -> None:
+    def begin(self, mark: str | None) -> None:
         """Watch the transaction that has just begun, and bears this mark."""
         self._mark = mark
         self.began_at = time.monotonic()
@@ -64,7 +65,7 @@ class Guard:
 
     def check_rollback(self) -> None:
         """Raise TransactionManagementError if all that is left is to roll back, as Django would without a word."""
-        if transaction.get_rollback(self._using) or is_aborted(connections[self._using]):
+        if self._connection.needs_rollback or is_aborted(self._connection):
             raise transaction.TransactionManagementError(
                 "the handler caught a database error that had broken its transaction, or closed its connection: let "
                 "the error go, or wrap what may fail in transaction.atomic()"
@@ -76,11 +77,13 @@ class Guard:
         Args:
             defer: let the commit not wait for the disk if this is the value of synchronous_commit.
         """
-        if self._is_postgresql:
-            self.read(*fetch(self._using, self.QUERY, [defer or ""]))
-        elif self._mark:
+        if self._connection.vendor == "postgresql":
+            self.read(*fetch(self._connection, self.QUERY, [defer or ""]))
+        elif self._mark is None:
+            self.is_broken = not self._connection.connection.in_transaction
+        else:
             try:
-                connections[self._using].savepoint_commit(self._mark)
+                self._connection.savepoint_commit(self._mark)
             except DatabaseError:  # there is no such savepoint
                 self.is_broken = True
 
@@ -120,10 +123,12 @@ class Gate:
         if not self._defers or connection.vendor != "postgresql":
             return None
         # What commit hooks do reaches the outside, so it must not be taken back.
-        if connection.run_on_commit or self.is_overdue or time.monotonic() - guard.began_at > SLOW:
+        if connection.run_on_commit or time.monotonic() - guard.began_at > SLOW:
+            return None
+        if guard.began_at - self._opened_at > WINDOW:
             return None
         if self._default is None or self._default[0] is not connection.connection:
-            self._default = connection.connection, fetch(self._using, _DEFAULT)[0]
+            self._default = connection.connection, fetch(connection, _DEFAULT)[0]
         return self._default[1]
 
     def add(self, key: str) -> None:
@@ -143,8 +148,9 @@ class Gate:
         return is_whole
 
     def _prove(self, keys: list[str]) -> int:
-        table = connections[self._using].ops.quote_name(ProcessedEvent._meta.db_table)
-        default = self._default[1] if self._default else fetch(self._using, _DEFAULT)[0]
+        connection = connections[self._using]
+        table = connection.ops.quote_name(ProcessedEvent._meta.db_table)
+        default = self._default[1] if self._default else fetch(connection, _DEFAULT)[0]
         with transaction.atomic(using=self._using):
-            _, count = fetch(self._using, _PROVE.format(table=table), [default, self._group, keys])
+            _, count = fetch(connection, _PROVE.format(table=table), [default, self._group, keys])
         return int(count)

@@ -72,7 +72,7 @@ class Troubles:
                 self.end(key)
                 return result
         with transient_errors(self._using):
-            fetch(self._using, "SELECT 1")
+            fetch(connection, "SELECT 1")
         if connection.connection is not driver:
             self.successes += 1  # of a new connection
         raise EventContended(str(trouble)) from trouble

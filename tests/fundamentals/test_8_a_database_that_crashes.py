@@ -75,6 +75,7 @@ def burst(manage, postgresql):
         process = manage(*LISTEN, "--burst", **postgresql.urls)
         output, _ = process.communicate(timeout=30)
         assert process.returncode == 0, output
+        print(output)
 
     return run
 
@@ -108,7 +109,6 @@ def test_what_was_lost_is_handled_again_and_once(events, killed, crash, handled,
     killed("transaction committed")
     assert handled()
     crash()
-    assert handled() == []
     burst()
     assert handled() == events
     assert pending("price-monitor-fragile") == 0
