@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from django.db import Error, OperationalError, connections
+from django.db import Error, InternalError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .exceptions import ConfigurationError, DatabaseUnavailable
@@ -37,7 +37,8 @@ def is_transient(error: BaseException, using: str) -> bool:
 
 def _is_transient(error: BaseException, using: str) -> bool:
     cause: Any = error.__cause__
-    if isinstance(error, OperationalError):
+    # A psycopg that got an answer to another question has an InternalError for it.
+    if isinstance(error, (OperationalError, InternalError)):
         if hasattr(cause, "sqlite_errorcode"):
             return bool(cause.sqlite_errorcode & 0xFF in _SQLITE)
         if hasattr(cause, "sqlstate") or hasattr(cause, "pgcode"):

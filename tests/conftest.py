@@ -1,10 +1,8 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
@@ -16,6 +14,8 @@ from lightbus_django.embedded import embedded_server
 from lightbus_django.housekeeping import Housekeeping
 from lightbus_django.listeners import Listener, Registry, registry
 from lightbus_django.transport import Transport
+
+from .waiting import eventually as eventually
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -112,15 +112,6 @@ def drain(consumer: Consumer) -> None:
     while consumer.step(block=0):
         pass
     consumer.reading.flush()
-
-
-def eventually(condition: Callable[[], Any], seconds: float = 30) -> Any:
-    """Wait until a condition of another thread or process holds; return its value."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.02)
-    return value
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import eventually
+from .waiting import eventually
 
 
 class OwnPostgreSQL:

@@ -132,7 +132,7 @@ class Harness:
         self.stop_workers()
         trimmed = sum(row["entries-added"] - row["length"] for row in map(self.client.xinfo_stream, STREAMS))
         self.witness.read()
-        stops = sorted(stop for worker in self.workers for stop in worker.stops)
+        stops = sorted([*self.storm.disturbances, *(stop for worker in self.workers for stop in worker.stops)])
         verdict = judge([*self.witness.seen.values()], stops)
         if verdict.sent != self.options.events:
             self.troubles.append(f"{verdict.sent} events were committed, not {self.options.events}")

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import django
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, connections, transaction
+from django.db import DatabaseError, connections, transaction
 from django.db.models import Max
 
 FATES = {
@@ -52,7 +52,7 @@ class Producer:
                     left -= self.transact(number, left)
                     time.sleep(self.random.expovariate(self.rate / 2.5))
                 return
-            except (OperationalError, InterfaceError) as error:
+            except DatabaseError as error:
                 # Whether the last transaction was committed is not known here; the rows tell.
                 print("meets a database error:", str(error).partition("\n")[0], flush=True)
                 connections.close_all()

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -16,6 +17,9 @@ from tests.own_postgresql import OwnPostgreSQL
 
 from .processes import Child, Producer, Worker
 from .servers import Redis
+
+DISTURBED = 5.0
+"""Seconds after trouble of the database in which events may be set aside."""
 
 Mischief = Iterator[float]
 """Does a bit of it, and yields the seconds until it is to go on."""
@@ -45,6 +49,8 @@ class Storm:
         self.pause = pause
         self.counts: Counter[str] = Counter()
         self.troubles: list[str] = []
+        self.disturbances: list[tuple[float, float]] = []
+        """From when to when transactions may have met trouble, so that their events were set aside."""
         self.log = log
         self._kinds: dict[Callable[..., Mischief], int] = {
             self.kill_worker: 4,
@@ -139,6 +145,7 @@ class Storm:
 
     def kill_connections(self, _: None) -> Mischief:
         """All to our database, but the one that says so."""
+        self._disturb()
         with suppress(DatabaseError), connection.cursor() as cursor:
             cursor.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -155,12 +162,19 @@ class Storm:
 
     def _end_postgresql(self, signum: int) -> Mischief:
         assert self.postgresql
+        began_at = time.time()
         self.postgresql.stop(signum)
         self.postgresql.start()
+        self._disturb(began_at)
         yield 0
+
+    def _disturb(self, began_at: float | None = None) -> None:
+        now = time.time()
+        self.disturbances.append((began_at or now, now + DISTURBED))
 
     def kill_backend(self, _: None) -> Mischief:
         """The server ends all others then, and recovers as after a crash."""
+        self._disturb()
         with suppress(DatabaseError, ProcessLookupError), connection.cursor() as cursor:
             cursor.execute(
                 "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
