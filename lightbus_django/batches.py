@@ -63,7 +63,7 @@ class BatchInbox(Inbox):
                     text = f"{self.group}: keys are neither inserted nor there: {taken.__cause__}"
                     raise DatabaseUnavailable(text) from taken
                 for key in found:
-                    self.gate.add(key)
+                    self.gate.add_found(key)
                     del new[key]
         return None
 

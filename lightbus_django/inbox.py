@@ -144,7 +144,7 @@ class _Run:
             )
         except AlreadyHandled:
             inbox.keys.check_known(self._delivery)
-            inbox.gate.add(self._delivery.key)
+            inbox.gate.add_found(self._delivery.key)
             return None
         except ChainBroken:
             self._chains = False

@@ -132,7 +132,11 @@ class Gate:
         return self._default[1]
 
     def add(self, key: str) -> None:
-        """Have a key proved that was committed without the disk, or was found: its process may have died since."""
+        """Have a key proved whose commit did not wait for the disk."""
+        self._unproven.add(key)
+
+    def add_found(self, key: str) -> None:
+        """Have a key proved that was there before: the process that inserted it may have died without doing that."""
         if connections[self._using].vendor == "postgresql":
             self._unproven.add(key)
 

@@ -9,6 +9,7 @@ SABOTAGES = {
     "trimming": "streams are trimmed of what no group has finished with: events are lost",
     "gate": "nothing makes deferred commits durable before their events are acknowledged: effects are lost in a crash",
     "gate-writes-nothing": "the gate reads the keys, and writes nothing: the same",
+    "found": "keys that were found, not inserted, pass no gate: the same, but more rarely",
     "order": "the events of a transaction are published, and those of a batch handled, in reverse",
 }
 
@@ -49,4 +50,6 @@ def sabotage(kind: str) -> None:
         transactions.Gate._prove = lambda self, keys: len(keys)
     elif kind == "gate-writes-nothing":
         transactions._PROVE = transactions._PROVE.replace("FOR KEY SHARE", "")
+    elif kind == "found":
+        transactions.Gate.add_found = lambda self, key: None
     # "keys" and "outbox" are seen to by the listeners and the producers.
