@@ -56,7 +56,8 @@ class Chain:
         """
         cursor = self._cursor
         try:
-            cursor.execute(f"{guard.QUERY}; COMMIT; BEGIN{self._isolation()}; {insert}", [defer, *row])
+            check, parameters = guard.question(defer)
+            cursor.execute(f"{check}; COMMIT; BEGIN{self._isolation()}; {insert}", [*parameters, *row])
             guard.read(*cursor.fetchone())
             for _ in range(3):
                 cursor.nextset()

@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 
+from django.db import DatabaseError
 from django.utils import timezone
 
 from .batches import BatchInbox
@@ -26,6 +27,9 @@ logger = logging.getLogger("lightbus_django")
 
 BLOCK = 1.0
 """Seconds that a read waits for events: short, so that a stop is quick and our idle time stays low."""
+
+PAUSE = 0.05
+"""Seconds that a read waits at least while an event is aside."""
 
 ASIDE = 1.0
 """Seconds for which an event is set aside that can't get through, for those behind it to pass."""
@@ -115,7 +119,7 @@ class Consumer:
             self.reading.flush()  # what is settled is not leased any more
             return self._handle(now)
         if self._aside:
-            block = min(block, self._aside[0][0] - now)
+            block = min(max(block, PAUSE), self._aside[0][0] - now)
         if len(self._aside) >= MAX_ASIDE:
             self.stopping.wait(block)
             return True
@@ -135,14 +139,16 @@ class Consumer:
         """Acknowledge what is settled, and hand the rest back to the other processes."""
         idle = self.settings.acknowledgement_timeout + 1
         to = NOBODY if self._leave else None
+        self.stopping.set()
         self.leases.end_all()
         if self.reading.is_asked:
             for entry in self.reading.receive():
                 self._sort(entry)
         try:
             self._settle()
-        except DatabaseUnavailable as error:
-            logger.warning("%s: %d events are handed back, handled or not: %s", self.group, len(self._handled), error)
+        except (DatabaseUnavailable, DatabaseError) as error:
+            text = "%s: %d events are handed back, though they are handled: %s"
+            logger.warning(text, self.group, len(self._handled), one_line(error))
         self.reading.flush()
         left = self._in_hand()
         for delivery in left:

@@ -198,6 +198,8 @@ class Handling:
             try:
                 self.keys.insert(delivery, timezone.now())
             except AlreadyHandled:
+                self.keys.check_known(delivery)
+                self.gate.add_found(delivery.key)
                 if not isinstance(error, TransactionEnded):
                     return
             self._failures.record(delivery, error)

@@ -86,7 +86,9 @@ class Inbox(Handling):
         """Make a delivery a dead letter without handling it, unless it was handled before."""
         with transient_errors(self.using):
             known = self.keys.known([delivery.key])
-        if not known:
+        if known:
+            self.gate.add_found(delivery.key)
+        else:
             self.record(delivery, UnreadableEvent(reason))
 
 
@@ -149,7 +151,7 @@ class _Run:
         except ChainBroken:
             self._chains = False
             return self._try()
-        if self._guard.is_deferred:
+        if error is None and self._guard.is_deferred:
             inbox.gate.add(self._delivery.key)
         return error
 

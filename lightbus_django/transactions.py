@@ -17,13 +17,19 @@ WINDOW = 0.1
 """Seconds for which commits may be deferred, and events be handled before they are acknowledged."""
 
 SLOW = 0.01
-"""Seconds of a handler beside which waiting for the disk doesn't matter."""
+"""Seconds of a handler next to which waiting for the disk doesn't matter."""
 
 # The setting that the session began with; the view takes milliseconds.
 _DEFAULT = "SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit'"
 
-# Set for this transaction alone: a pooler gives the session to somebody else.
-_DEFER = "CASE WHEN current_setting('synchronous_commit') = %s THEN set_config('synchronous_commit', 'off', true) END"
+# Which transaction this is, and whether its commit waits. That is set for it alone: a pooler gives the session to
+# somebody else. Nor for one that the handler began: what is in that, no key proves.
+_CHECK = """
+SELECT pg_current_xact_id_if_assigned()::text, CASE
+    WHEN current_setting('synchronous_commit') = %s AND pg_current_xact_id_if_assigned()::text = %s
+    THEN set_config('synchronous_commit', 'off', true) ELSE current_setting('synchronous_commit')
+END
+"""
 
 # To lock rows writes, and only a commit that writes makes those before it durable.
 _PROVE = """
@@ -35,9 +41,6 @@ SELECT set_config('synchronous_commit', %s, true), count(*) FROM (
 
 class Guard:
     """Finds out whether the transaction at hand is still the one that it was made in."""
-
-    QUERY = f"SELECT pg_current_xact_id_if_assigned()::text, {_DEFER}"
-    """What PostgreSQL is asked at the end."""
 
     is_deferred = False
     """Whether its commit does not wait for the disk."""
@@ -78,7 +81,7 @@ class Guard:
             defer: let the commit not wait for the disk if this is the value of synchronous_commit.
         """
         if self._connection.vendor == "postgresql":
-            self.read(*fetch(self._connection, self.QUERY, [defer or ""]))
+            self.read(*fetch(self._connection, *self.question(defer)))
         elif self._mark is None:
             self.is_broken = not self._connection.connection.in_transaction
         else:
@@ -87,9 +90,13 @@ class Guard:
             except DatabaseError:  # there is no such savepoint
                 self.is_broken = True
 
-    def read(self, mark: str | None, deferred: str | None) -> None:
+    def question(self, defer: str | None) -> tuple[str, list[str | None]]:
+        """Return what PostgreSQL is asked at the end of a transaction, and its parameters; `defer` as in `check`."""
+        return _CHECK, [defer or "", self._mark]
+
+    def read(self, mark: str | None, synchronous_commit: str) -> None:
         """Take in what PostgreSQL answered."""
-        self.is_broken, self.is_deferred = mark != self._mark, deferred is not None
+        self.is_broken, self.is_deferred = mark != self._mark, synchronous_commit == "off"
 
 
 class Gate:
@@ -155,6 +162,8 @@ class Gate:
         connection = connections[self._using]
         table = connection.ops.quote_name(ProcessedEvent._meta.db_table)
         default = self._default[1] if self._default else fetch(connection, _DEFAULT)[0]
+        if default == "off":  # handlers have it as they like, but what is acknowledged is there
+            default = "on"
         with transaction.atomic(using=self._using):
             _, count = fetch(connection, _PROVE.format(table=table), [default, self._group, keys])
         return int(count)

@@ -41,6 +41,13 @@ def lightbus(settings, lightbus_url: str) -> Callable[..., None]:
     return change
 
 
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch) -> None:
+    """What is measured against the clock is not to depend on the machine; tests of it set their own times."""
+    monkeypatch.setattr("lightbus_django.transactions.WINDOW", 600)
+    monkeypatch.setattr("lightbus_django.transactions.SLOW", 600)
+
+
 @pytest.fixture
 def r(lightbus_url: str) -> Iterator[redis.Redis]:
     """A client of the tests' Redis, which is empty."""

@@ -726,7 +726,9 @@ def test_a_process_that_waits_for_events_does_not_look_idle(monkeypatch, r, reco
     assert pending(r) == 0
 
 
-def test_slow_events_without_keys_are_acknowledged_as_they_are_handled(r, listeners, consume):
+def test_slow_events_without_keys_are_acknowledged_as_they_are_handled(r, listeners, consume, monkeypatch):
+    monkeypatch.setattr("lightbus_django.transactions.WINDOW", 0.1)
+
     @listens_to("shop.order_placed", listener_name="record", idempotent=False)
     def record(event, number):
         seen.append(pending(r))

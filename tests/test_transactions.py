@@ -194,6 +194,26 @@ class TestWhatIsScopedToATransaction:
 
 
 class TestTheKey:
+    def test_that_can_t_be_inserted_with_a_failure_leaves_the_event(self, monkeypatch):
+        from lightbus_django.keys import AlreadyHandled, Keys
+
+        @listens_to("shop.order_placed")
+        def handler(event, number):
+            raise ValueError
+
+        insert, calls = Keys.insert, []
+
+        def refuse_the_second(*args):
+            calls.append(args)
+            if len(calls) > 1:
+                raise AlreadyHandled
+            return insert(*args)
+
+        monkeypatch.setattr(Keys, "insert", refuse_the_second)
+        with pytest.raises(DatabaseUnavailable, match="neither inserted nor there"):
+            inbox().handle([deliver(1)])
+        assert not FailedEvent.objects.exists()
+
     @of_postgresql
     def test_is_no_duplicate_because_a_sequence_is_behind(self):
         """As after a restore: without a target each conflict would look like a key."""
@@ -398,7 +418,8 @@ class TestDeferredCommits:
     def test_not_if_something_waits_for_the_commit(self):
         assert not self.handle(lambda: transaction.on_commit(lambda: None))
 
-    def test_not_if_the_handler_is_slow(self):
+    def test_not_if_the_handler_is_slow(self, monkeypatch):
+        monkeypatch.setattr("lightbus_django.transactions.SLOW", 0.01)
         assert not self.handle(lambda: time.sleep(0.02))
 
     def test_not_after_a_while(self, monkeypatch):
@@ -411,6 +432,13 @@ class TestDeferredCommits:
             assert not self.handle(lambda: execute(f"{way} synchronous_commit = local"))
         finally:
             execute("RESET synchronous_commit")
+
+    def test_what_a_handler_defers_itself_is_proved_too(self):
+        assert self.handle(lambda: execute("SET LOCAL synchronous_commit = off"), defer=False)
+
+    def test_what_follows_a_handler_s_own_commit_waits_for_the_disk(self):
+        """Its key would be there, whatever became of that."""
+        assert not self.handle(lambda: execute("COMMIT"), count=1)
 
     def test_what_was_found_is_proved_too(self):
         assert self.handle()
