@@ -9,7 +9,7 @@ import sys
 import threading
 
 import pytest
-from django.db import DatabaseError, OperationalError, connection
+from django.db import DatabaseError, OperationalError, connection, transaction
 
 from lightbus_django import fire, listens_to
 from lightbus_django.conf import get_settings
@@ -410,6 +410,81 @@ def test_handlers_whose_transactions_cannot_be_serialized_are_made_again(level, 
     assert "could not serialize access" in caplog.text
     assert sorted(handled()) == [(n, f"{name}, attempt 1") for n in range(3) for name in ("one", "two")]
     assert not FailedEvent.objects.exists()
+
+
+@of_servers
+class TestAnEventThatCanNotGetThrough:
+    """Somebody holds a row that it wants, and others get through: it is set aside, and they pass."""
+
+    @pytest.fixture
+    def row(self):
+        """Hold a row until told to let it go."""
+        Parent.objects.create(name="held")
+        held, release = threading.Event(), threading.Event()
+
+        def hold():
+            with transaction.atomic():
+                Parent.objects.select_for_update().get()
+                held.set()
+                release.wait(60)
+
+        thread = in_thread(hold)
+        assert held.wait(10)
+        yield release
+        release.set()
+        thread.join(30)
+
+    @pytest.fixture
+    def consumer(self, r, row, listen, consume):
+        listen(before=lambda number: number == 1 and Parent.objects.select_for_update(nowait=True).get())
+        consumer = consume()
+        fire_orders(4)
+        eventually(lambda: consumer.step(block=0) and len(handled()) == 3)
+        return consumer
+
+    def test_the_others_pass_and_it_follows_with_no_attempt_counted(self, r, row, consumer, caplog):
+        assert handled() == [(number, "attempt 1") for number in (0, 2, 3)]
+        assert any("is set aside for 1 s" in record.getMessage() for record in caplog.get_records("setup"))
+        consumer.step(block=0)
+        consumer.reading.flush()
+        assert deliveries(r) == [1]
+        row.set()
+        drain(consumer)
+        assert handled() == at_first(4)
+        assert not FailedEvent.objects.exists()
+        assert deliveries(r) == []
+
+    def test_a_stop_hands_it_back(self, r, consumer):
+        consumer.stop()
+        assert deliveries(r) == [0]
+
+    def test_a_look_back_does_not_take_it_twice(self, r, row, consumer):
+        consumer._look_back = True
+        for _ in range(3):
+            consumer.step(block=0)
+        assert not consumer.reading.outstanding
+        row.set()
+        drain(consumer)
+        assert handled() == at_first(4)
+
+    def test_what_is_new_waits_while_many_are_aside(self, r, row, listen, consume, monkeypatch):
+        monkeypatch.setattr("lightbus_django.consumer.MAX_ASIDE", 3)
+        calls = []
+
+        def want(number):
+            calls.append(number)
+            Parent.objects.select_for_update(nowait=True).get()
+
+        listen(before=want)
+        consumer = consume()
+        fire_orders(6)
+        for _ in range(8):
+            consumer.step(block=0)
+        assert len(consumer._aside) >= 3
+        fire_orders(2)
+        row.set()
+        drain(consumer)
+        assert sorted(number for number, _ in handled()) == [0, 0, 1, 1, 2, 3, 4, 5]
 
 
 @of_postgresql
