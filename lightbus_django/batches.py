@@ -42,15 +42,18 @@ class BatchInbox(Inbox):
                     raise
                 error = contended
         if error is not None and len(deliveries) > 1 and not isinstance(error, TransactionEnded):
+            if stopping():
+                return 0
             return self.handle(deliveries[: len(deliveries) // 2], begin=begin, stopping=stopping)
         if error is not None:
-            for delivery in deliveries:
-                self.record(delivery, error)
+            for delivery in self._tried:
+                self.record(delivery, delivery.problem or error)
         self.troubles.successes += 1
         return len(deliveries)
 
     def _try_all(self, deliveries: Sequence[Delivery], begin: Callable[..., None]) -> BaseException | None:
         """Handle events together, those that are not handled yet; return their failure."""
+        self._tried = list(deliveries)
         if not self.listener.idempotent:
             return self.attempt(lambda: self._call_all(deliveries, begin))
         new = {delivery.key: delivery for delivery in deliveries}
@@ -65,20 +68,28 @@ class BatchInbox(Inbox):
                 for key in found:
                     self.gate.add_found(key)
                     del new[key]
+                self._tried = list(new.values())
         return None
 
     def _try_new(self, new: dict[str, Delivery], begin: Callable[..., None]) -> BaseException | None:
         now = timezone.now()
+        guard: Guard | None = None
 
         def insert() -> Guard:
+            nonlocal guard
             self.keys.insert_all(new.values(), now)
-            return Guard(connections[self.using])
+            guard = Guard(connections[self.using])
+            return guard
 
-        return self.transact(
+        error = self.transact(
             insert,
             lambda: self._call_all(new.values(), begin),
-            is_committed=lambda: self.keys.of(new).filter(processed_at=now).exists(),
+            is_committed=self.keys.of(new).filter(processed_at=now).exists,
         )
+        if guard is not None and guard.is_deferred:  # by the handler, or the session
+            for key in new:
+                self.gate.add(key)
+        return error
 
     def _call_all(self, deliveries: Collection[Delivery], begin: Callable[..., None]) -> None:
         """Call the handler with those that can be read; the others have failed."""

@@ -55,6 +55,7 @@ class Chain:
             ChainBroken: it did not get through, or the handler had ended the transaction at hand, as `guard` says then.
         """
         cursor = self._cursor
+        guard.handler_returned()
         try:
             check, parameters = guard.question(defer)
             cursor.execute(f"{check}; COMMIT; BEGIN{self._isolation()}; {insert}", [*parameters, *row])

@@ -35,7 +35,7 @@ ASIDE = 1.0
 """Seconds for which an event is set aside that can't get through, for those behind it to pass."""
 
 MAX_ASIDE = 10
-"""Events that may be aside at a time; with so many, none of those behind them would get through either."""
+"""While so many events are aside nothing is read: those behind them would not get through either."""
 
 
 class Consumer:
@@ -113,8 +113,8 @@ class Consumer:
             self.positions.join()
             self._joined = True
         self._settle()
-        if self._aside and now >= self._aside[0][0]:
-            self._held.appendleft(self._aside.popleft()[1])
+        if not self._held and self._aside and now >= self._aside[0][0]:
+            self._held.append(self._aside.popleft()[1])
         if self._held:
             self.reading.flush()  # what is settled is not leased any more
             return self._handle(now)
@@ -262,7 +262,7 @@ class Consumer:
                 )
         except EventContended as trouble:
             logger.warning("%s: %s is set aside for %g s: %s", self.group, first.key, ASIDE, one_line(trouble))
-            self._aside.append((now + ASIDE, self._held.popleft()))
+            self._aside.append((max(now, time.monotonic()) + ASIDE, self._held.popleft()))
         finally:
             self.leases.end()
         self._handled += [self._held.popleft() for _ in range(handled)]

@@ -130,7 +130,9 @@ def independent_hooks(using: str, group: str) -> Iterator[None]:
 def _run_hook(hook: Callable[[], object], group: str) -> None:
     try:
         hook()
-    except Exception:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
         logger.exception("%s: what a handler gave to transaction.on_commit() raised", group)
 
 

@@ -2,8 +2,10 @@
 
 import logging
 import random
+import sysconfig
 import traceback
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import msgspec
 from django.utils import timezone
@@ -17,6 +19,9 @@ from .models import FailedEvent
 
 logger = logging.getLogger("lightbus_django")
 
+
+# Where people do not look for their own code.
+_LIBRARIES = (str(Path(__file__).parent), *{sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")})
 
 MAX_CONTENT = 8 * 1024 * 1024
 """Characters of an entry that are kept; MariaDB's max_allowed_packet is 16 MiB if it was not told otherwise."""
@@ -137,8 +142,13 @@ def _where(error: BaseException) -> str:
     """Return an error's type and place: what is said in it may quote the payload, which is not for the log."""
     if isinstance(error, UnreadableEvent):
         return str(error)
-    (*_, frame) = traceback.extract_tb(error.__traceback__) or [None]
-    return f"{type(error).__name__}" + (f" at {frame.filename}:{frame.lineno}" if frame else "")
+    origin = error
+    while origin.__cause__ is not None:
+        origin = origin.__cause__
+    frames = traceback.extract_tb(error.__traceback__) + traceback.extract_tb(origin.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+    places = [f" at {frame.filename}:{frame.lineno}" for frame in own or frames]
+    return "".join([type(error).__name__, *places[-1:]])
 
 
 def _text(error: BaseException) -> str:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from django.db import connections, router, transaction
+from django.db import Error, connections, router, transaction
 from django.utils import timezone
 
 from .chain import ChainBroken
@@ -40,6 +40,9 @@ class Handling:
         self._failures = Failures(group, self.using, settings)
         self._max_attempts = settings.max_attempts
         self._claimed: FailedEvent | None = None
+        self._unrecorded: tuple[FailedEvent, BaseException] | None = None
+        self.raised: tuple[str, datetime, BaseException | None] = "", timezone.now(), None
+        """The key of the last event whose handler raised, when that was inserted, and what it raised."""
         self.troubles = Troubles(self.using)
 
     # --- Retries ------------------------------------------------------------------------------
@@ -47,6 +50,9 @@ class Handling:
     def retry(self, now: datetime) -> bool:
         """Make the one retry that is due longest at `now`; return whether there was one."""
         with transient_errors(self.using):
+            if self._unrecorded is not None:
+                self._failures.record_again(*self._unrecorded)
+                self._claimed = self._unrecorded = None
             # What was claimed, and not tried for want of a server, comes first: no attempt is lost.
             if self._claimed is not None and not self._failures.renew(self._claimed, now):
                 self._claimed = None
@@ -65,8 +71,10 @@ class Handling:
                 self.give_back(ASIDE)
                 return True
         if error is not None:
+            self._unrecorded = failed, error
             with transient_errors(self.using):
                 self._failures.record_again(failed, error)
+            self._unrecorded = None
         self.troubles.end(failed.event_id)
         self._claimed = None
         return True
@@ -84,12 +92,20 @@ class Handling:
         if failed.may_have_effects:
             logger.warning("%s: %s is retried, though effects of it may be there", self.group, failed.event_id)
         row = self._failures.rows.filter(pk=failed.pk)
+        key = self.keys.of([failed.event_id])
+        now = timezone.now()
 
         def begin() -> Guard:
             # Deleted first, so that of two processes that make this attempt one has nothing to delete.
             if not row.delete()[0]:
                 raise AlreadyHandled
-            self.keys.of([failed.event_id]).update(processed_at=timezone.now())
+            if not key.update(processed_at=now):
+                self.keys.rows.create(
+                    event_id=failed.event_id,
+                    consumer_group=self.group,
+                    event_name=failed.event_name,
+                    processed_at=now,
+                )
             return Guard(connections[self.using])
 
         def call() -> None:
@@ -97,7 +113,7 @@ class Handling:
 
         try:
             if self.listener.idempotent:
-                return self.transact(begin, call, is_committed=lambda: not row.exists())
+                return self.transact(begin, call, is_committed=key.filter(processed_at=now).exists)
         except AlreadyHandled:
             return None
         if (error := self.attempt(call)) is None:
@@ -112,9 +128,9 @@ class Handling:
             call()
             restore_autocommit(self.using, commit=True)
         except BaseException as error:
+            restore_autocommit(self.using, commit=False)
             if not self._is_failure(error):
                 raise
-            restore_autocommit(self.using, commit=False)
             return error
         return None
 
@@ -138,15 +154,15 @@ class Handling:
             AlreadyHandled: by `begin`, or `call`.
             ChainBroken: by `call`.
         """
+        connection = connections[self.using]
         guard: Guard | None = None
-        returned = False
         try:
             with transaction.atomic(using=self.using):
                 guard = begin()
+                driver = connection.connection
                 with independent_hooks(self.using, self.group):
                     call()
-                returned = True
-                guard.check_rollback()
+                guard.handler_returned()
                 guard.check(self.gate.defer(guard) if defers else None)
         except (AlreadyHandled, ChainBroken):
             if guard is None or not guard.is_broken:
@@ -154,10 +170,13 @@ class Handling:
         except BaseException as error:
             if guard is None or isinstance(error, KeyboardInterrupt):
                 raise
-            is_failure = self._is_failure(error)
-            # Of a commit that was not answered nobody knows; then the key will tell.
-            if (is_failure or not returned) and is_committed():
-                return TransactionEnded(f"the handler committed, then raised {type(error).__name__}: {error}")
+            is_lost = isinstance(error, Error) and connection.connection is not driver
+            is_failure = self._is_failure(error) and not is_lost
+            # Whether a commit that was not answered was made, its key will tell.
+            if (is_failure or not guard.has_returned) and is_committed():
+                return committed_and_raised(error)
+            if is_lost:
+                raise DatabaseUnavailable(f"database {self.using!r}: {type(error).__name__}: {error}") from error
             if not is_failure:
                 raise
             return error
@@ -179,7 +198,7 @@ class Handling:
         try:
             return self.troubles.persist(key, work, trouble)
         except EventContended as contended:
-            if not self.troubles.is_cause(key):
+            if not self.troubles.count_round(key):
                 raise
             return contended
 
@@ -191,15 +210,25 @@ class Handling:
 
     def record(self, delivery: Delivery, error: BaseException) -> None:
         """Record a failure, together with the key of the event unless another process has handled that meanwhile."""
-        if not self.listener.idempotent:
-            self._failures.record(delivery, error)
-            return
-        with transient_errors(self.using), transaction.atomic(using=self.using):
-            try:
-                self.keys.insert(delivery, timezone.now())
-            except AlreadyHandled:
-                self.keys.check_known(delivery)
-                self.gate.add_found(delivery.key)
-                if not isinstance(error, TransactionEnded):
-                    return
-            self._failures.record(delivery, error)
+        with transient_errors(self.using):
+            if not self.listener.idempotent:
+                self._failures.record(delivery, error)
+                return
+            with transaction.atomic(using=self.using):
+                try:
+                    guard = self.keys.insert(delivery, timezone.now())
+                except AlreadyHandled:
+                    self.keys.check_known(delivery)
+                    self.gate.add_found(delivery.key)
+                    if not isinstance(error, TransactionEnded):
+                        return
+                    guard = Guard(connections[self.using])
+                self._failures.record(delivery, error)
+                guard.check()
+            if guard.is_deferred:
+                self.gate.add(delivery.key)
+
+
+def committed_and_raised(error: BaseException | None) -> TransactionEnded:
+    """Return the failure of a handler that ended its transaction, and then raised."""
+    return TransactionEnded(f"the handler committed, then raised {type(error).__name__}: {error}")

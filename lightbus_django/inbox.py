@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from datetime import datetime
 
-from django.db import DatabaseError, connections
+from django.db import DatabaseError, OperationalError, connections
 from django.utils import timezone
 
 from .chain import Chain, ChainBroken, chain_on
 from .database import transient_errors
 from .exceptions import BusUnavailable, DatabaseUnavailable, UnreadableEvent
 from .failures import Delivery
-from .handling import Handling
+from .handling import Handling, committed_and_raised
 from .keys import AlreadyHandled
 from .transactions import Guard
 
@@ -111,7 +110,7 @@ class _Run:
         self._defers = defers
         self._chains = defers and len(deliveries) > 1
         self._guard: Guard
-        self._now: datetime
+        self._now = timezone.now()
 
     @property
     def _delivery(self) -> Delivery:
@@ -147,7 +146,7 @@ class _Run:
         except AlreadyHandled:
             inbox.keys.check_known(self._delivery)
             inbox.gate.add_found(self._delivery.key)
-            return None
+            return self._own_failure()
         except ChainBroken:
             self._chains = False
             return self._try()
@@ -157,7 +156,10 @@ class _Run:
 
     def _insert_key(self) -> Guard:
         self._now = timezone.now()
-        self._guard = self._inbox.keys.insert(self._delivery, self._now)
+        try:
+            self._guard = self._inbox.keys.insert(self._delivery, self._now)
+        except OperationalError as error:  # such as a statement_timeout, while another process has this key in hand
+            raise DatabaseUnavailable(f"{self._inbox.group}: {error}") from error
         return self._guard
 
     def _is_committed(self) -> bool:
@@ -165,7 +167,18 @@ class _Run:
 
     def _call(self) -> None:
         self._begin(self._delivery)
-        self._inbox.call(self._delivery)
+        try:
+            self._inbox.call(self._delivery)
+        except BaseException as error:
+            self._inbox.raised = self._delivery.key, self._now, error
+            raise
+
+    def _own_failure(self) -> BaseException | None:
+        """Return the failure of a key that was found, if it is our own handler's that committed it and then raised."""
+        key, now, error = self._inbox.raised
+        if key != self._delivery.key or not self._inbox.keys.of([key]).filter(processed_at=now).exists():
+            return None
+        return committed_and_raised(error)
 
     def _call_chained(self) -> None:
         with chain_on(self._inbox.using) if self._chains else nullcontext() as chain:

@@ -19,6 +19,9 @@ WINDOW = 0.1
 SLOW = 0.01
 """Seconds of a handler next to which waiting for the disk doesn't matter."""
 
+NO_SAVEPOINT = 1305
+"""What MySQL says of a savepoint that has gone with its transaction."""
+
 # The setting that the session began with; the view takes milliseconds.
 _DEFAULT = "SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit'"
 
@@ -42,9 +45,6 @@ SELECT set_config('synchronous_commit', %s, true), count(*) FROM (
 class Guard:
     """Finds out whether the transaction at hand is still the one that it was made in."""
 
-    is_deferred = False
-    """Whether its commit does not wait for the disk."""
-
     def __init__(self, connection: Any, transaction_id: str | None = None) -> None:
         """Begin to watch.
 
@@ -53,6 +53,8 @@ class Guard:
             transaction_id: PostgreSQL's id of this transaction, if it is known.
         """
         self._connection = connection
+        self.is_deferred = False
+        """Whether the commit that was looked at last does not wait for the disk."""
         if connection.vendor == "postgresql":
             self.begin(transaction_id or fetch(connection, "SELECT pg_current_xact_id()::text")[0])
         else:
@@ -60,18 +62,26 @@ class Guard:
             self.begin(None if connection.vendor == "sqlite" else connection.savepoint())
 
     def begin(self, mark: str | None) -> None:
-        """Watch the transaction that has just begun, and bears this mark."""
+        """Watch the transaction that has just begun; `mark` is its id, or a savepoint in it."""
         self._mark = mark
         self.began_at = time.monotonic()
+        self.has_returned = False
+        """Whether the handler is done, so that what is raised from now on is not its own."""
         self.is_broken = False
         """Whether the transaction ended before its time."""
 
-    def check_rollback(self) -> None:
-        """Raise TransactionManagementError if all that is left is to roll back, as Django would without a word."""
+    def handler_returned(self) -> None:
+        """The handler is done.
+
+        Raises:
+            TransactionManagementError: the transaction can only be rolled back, which Django would do silently.
+        """
+        self.has_returned = True
         if self._connection.needs_rollback or is_aborted(self._connection):
             raise transaction.TransactionManagementError(
-                "the handler caught a database error that had broken its transaction, or closed its connection: let "
-                "the error go, or wrap what may fail in transaction.atomic()"
+                "the transaction can only be rolled back: the handler caught a database error that had broken it, "
+                "closed its connection, or called set_rollback(True). Let the error go, or wrap what may fail in "
+                "transaction.atomic()"
             )
 
     def check(self, defer: str | None = None) -> None:
@@ -82,12 +92,14 @@ class Guard:
         """
         if self._connection.vendor == "postgresql":
             self.read(*fetch(self._connection, *self.question(defer)))
-        elif self._mark is None:
+        elif self._connection.vendor == "sqlite":
             self.is_broken = not self._connection.connection.in_transaction
-        else:
+        elif self._mark:
             try:
                 self._connection.savepoint_commit(self._mark)
-            except DatabaseError:  # there is no such savepoint
+            except DatabaseError as error:
+                if error.args[0] != NO_SAVEPOINT:
+                    raise
                 self.is_broken = True
 
     def question(self, defer: str | None) -> tuple[str, list[str | None]]:
@@ -95,7 +107,7 @@ class Guard:
         return _CHECK, [defer or "", self._mark]
 
     def read(self, mark: str | None, synchronous_commit: str) -> None:
-        """Take in what PostgreSQL answered."""
+        """Read PostgreSQL's answer."""
         self.is_broken, self.is_deferred = mark != self._mark, synchronous_commit == "off"
 
 

@@ -74,7 +74,7 @@ class Troubles:
         with transient_errors(self._using):
             fetch(connection, "SELECT 1")
         if connection.connection is not driver:
-            self.successes += 1  # of a new connection
+            self.successes += 1  # a new connection works, so the loss of the old one is not an outage
         raise EventContended(str(trouble)) from trouble
 
     def end(self, key: str) -> None:
@@ -82,12 +82,14 @@ class Troubles:
         self.successes += 1
         self._by_key.pop(key, None)
 
-    def is_cause(self, key: str) -> bool:
+    def count_round(self, key: str) -> bool:
         """Count one more round of tries in vain; return whether the event seems to be the cause itself."""
         trouble = self._by_key.pop(key, None) or _Trouble(time.monotonic(), self.successes)
         trouble.rounds += 1
+        is_long = trouble.rounds >= ROUNDS and time.monotonic() - trouble.since >= PATIENCE
+        if is_long and self.successes > trouble.successes:
+            return True
         if len(self._by_key) >= MAX_REMEMBERED:
             del self._by_key[next(iter(self._by_key))]
         self._by_key[key] = trouble
-        is_patient = trouble.rounds < ROUNDS or time.monotonic() - trouble.since < PATIENCE
-        return not is_patient and self.successes > trouble.successes
+        return False

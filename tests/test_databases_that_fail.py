@@ -454,6 +454,23 @@ class TestAnEventThatCanNotGetThrough:
         assert not FailedEvent.objects.exists()
         assert deliveries(r) == []
 
+    @of_postgresql
+    def test_though_its_tries_take_longer_than_it_is_aside(self, r, row, listeners, consume):
+        calls = []
+
+        @listens_to("shop.order_placed", start="beginning")
+        def record(event, number):
+            calls.append(number)
+            if number == 0:
+                with connection.cursor() as cursor:
+                    cursor.execute("SET LOCAL lock_timeout = '800ms'")
+                    Parent.objects.select_for_update().get()
+
+        consumer = consume()
+        fire_orders(3)
+        eventually(lambda: consumer.step(block=0) and {1, 2} <= set(calls))
+        consumer.stop()
+
     def test_a_stop_hands_it_back(self, r, consumer):
         consumer.stop()
         assert deliveries(r) == [0]

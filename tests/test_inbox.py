@@ -133,7 +133,7 @@ def test_a_handler_that_catches_a_database_error_fails_instead_of_losing_its_bat
     box = inbox()
     handle_all(box, [deliver(1), deliver(2), deliver(3)])
     assert effects() == [1, 3]
-    assert "caught a database error" in FailedEvent.objects.get().error
+    assert "can only be rolled back" in FailedEvent.objects.get().error
 
 
 def test_a_transaction_that_is_lost_with_an_error_that_the_handler_catches_loses_no_event():

@@ -9,9 +9,13 @@ from django.db import Error, OperationalError, connection, connections, transact
 from django.utils import timezone
 from model_bakery import baker
 
-from lightbus_django import listens_to
+from lightbus_django import BusUnavailable, listens_to
+from lightbus_django.batches import BatchInbox
+from lightbus_django.conf import get_settings
 from lightbus_django.consumer import ASIDE
 from lightbus_django.exceptions import DatabaseUnavailable, EventContended
+from lightbus_django.failures import Failures
+from lightbus_django.handling import Handling
 from lightbus_django.inbox import Inbox
 from lightbus_django.listeners import registry
 from lightbus_django.models import FailedEvent, ProcessedEvent
@@ -254,6 +258,116 @@ class TestTheKey:
 LOCK = "SELECT * FROM tests_effect WHERE number = -1 FOR UPDATE NOWAIT"
 
 
+class TestAFailure:
+    """Is recorded, whatever happens meanwhile, and only that of the event that failed."""
+
+    @of_servers
+    def test_of_a_handler_that_committed_is_not_lost_with_trouble_in_recording_it(self, monkeypatch):
+        @listens_to("shop.order_placed")
+        def handler(event, number):
+            Effect.objects.create(number=number)
+            execute("COMMIT")
+            raise ValueError("too late")
+
+        record, troubles = Failures.record, ["once"]
+
+        def meet_trouble(*args):
+            if troubles:
+                troubles.pop()
+                error = OperationalError(1213, "deadlock")
+                error.__cause__ = type("Cause", (Exception,), {"sqlstate": "40P01"})() if postgresql else None
+                raise error
+            return record(*args)
+
+        postgresql = connection.vendor == "postgresql"
+        monkeypatch.setattr(Failures, "record", meet_trouble)
+        handle_all(inbox(), [deliver(1)])
+        assert effects() == [1]
+        assert FailedEvent.objects.get().error.endswith("raised ValueError: too late")
+
+    @of_servers
+    def test_of_a_retry_is_not_that_of_a_commit_because_somebody_discarded_it(self, monkeypatch):
+        @listens_to("shop.order_placed")
+        def handler(event, number):
+            raise ValueError
+
+        box = inbox()
+        handle_all(box, [deliver(1)])
+        FailedEvent.objects.retry_now()
+        is_failure = Handling._is_failure
+
+        def discard_first(*args):
+            def discard():
+                try:
+                    FailedEvent.objects.get().discard()
+                finally:
+                    connection.close()
+
+            thread = threading.Thread(target=discard)
+            thread.start()
+            thread.join()
+            return is_failure(*args)
+
+        monkeypatch.setattr(Handling, "_is_failure", discard_first)
+        assert box.retry(timezone.now())
+        assert not FailedEvent.objects.exists()
+        assert ProcessedEvent.objects.get().discarded
+
+    def test_of_a_batch_that_ended_its_transaction_is_none_of_what_was_handled_before(self):
+        @listens_to("shop.order_placed", batch=True)
+        def handler(events):
+            if len(events) > 1:
+                execute("ROLLBACK")
+
+        (listener,) = registry
+        box = BatchInbox(listener, "group", get_settings())
+        one, two, three = deliver(1), deliver(2), deliver(3)
+        assert box.handle([one]) == 1
+        assert box.handle([one, two, three]) == 3
+        failed = FailedEvent.objects.order_by("stream_id")
+        assert [row.stream_id for row in failed] == [two.entry.stream_id, three.entry.stream_id]
+
+    def test_without_keys_leaves_no_transaction_open(self):
+        away = [BusUnavailable("away")]
+
+        @listens_to("shop.order_placed", idempotent=False)
+        def handler(event, number):
+            transaction.set_autocommit(False)
+            Effect.objects.create(number=number)
+            if away:
+                raise away.pop()
+
+        box = inbox()
+        with pytest.raises(BusUnavailable):
+            box.handle([deliver(1)])
+        assert connection.autocommit
+        assert box.handle([deliver(1)]) == 1
+        assert effects() == [1]
+
+    @pytest.mark.skipif(connection.vendor != "mysql", reason="only there a savepoint tells")
+    def test_is_none_if_the_last_statement_meets_a_deadlock(self, monkeypatch):
+        """As that of a victim of Galera's does."""
+
+        @listens_to("shop.order_placed")
+        def handler(event, number):
+            Effect.objects.create(number=number)
+
+        backend = type(connections["default"])
+        commit, troubles = backend.savepoint_commit, ["once"]
+
+        def meet_trouble(*args):
+            if troubles:
+                troubles.pop()
+                execute("ROLLBACK")
+                raise OperationalError(1213, "Deadlock found when trying to get lock")
+            return commit(*args)
+
+        monkeypatch.setattr(backend, "savepoint_commit", meet_trouble)
+        handle_all(inbox(), [deliver(1)])
+        assert effects() == [1]
+        assert not FailedEvent.objects.exists()
+
+
 @of_servers
 class TestTroubleOfOneEvent:
     """The database answers, and other events get through."""
@@ -439,6 +553,17 @@ class TestDeferredCommits:
     def test_what_follows_a_handler_s_own_commit_waits_for_the_disk(self):
         """Its key would be there, whatever became of that."""
         assert not self.handle(lambda: execute("COMMIT"), count=1)
+
+    def test_what_a_batch_handler_defers_is_proved_too(self):
+        @listens_to("shop.order_placed", batch=True)
+        def handler(events):
+            execute("SET LOCAL synchronous_commit = off")
+
+        (listener,) = registry
+        box = BatchInbox(listener, "group", get_settings())
+        assert box.handle([deliver(1), deliver(2)]) == 2
+        assert box.gate.is_open
+        assert box.confirm()
 
     def test_what_was_found_is_proved_too(self):
         assert self.handle()
