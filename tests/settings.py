@@ -25,6 +25,9 @@ for alias, database in DATABASES.items():
             "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;",
         }
 
+    elif env.bool("DATABASE_POOL", default=False):
+        database["OPTIONS"] = {"pool": True}
+
 LIGHTBUS = {
     "SERVICE_NAME": "price-monitor",
     "PROCESS_NAME": "worker",

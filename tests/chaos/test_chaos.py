@@ -52,6 +52,15 @@ def test_nothing_is_lost_and_nothing_doubled(tmp_path):
 
 
 @on_postgresql
+def test_though_the_database_crashes(tmp_path):
+    code, row, output = chaos(tmp_path, "--crashes", "--events", "400", "--rate", "30", "--seed", "20", "--pause", "1")
+    print(output)
+    assert code == 0
+    assert {row[name] for name in HEAD[-7:]} == {"0"}
+    assert row["database_crashes"] != "0"
+
+
+@on_postgresql
 def test_a_harness_that_can_fail(tmp_path):
     """Without idempotency keys it counts doubles. What else `--sabotage` breaks is for people to try."""
     code, row, output = chaos(tmp_path, "--events", "200", "--seed", "20", "--pause", "0.3", "--sabotage", "keys")
