@@ -58,9 +58,8 @@ def check_autocommit(using: str) -> None:
         )
 
 
-def restore_autocommit(using: str, *, commit: bool) -> None:
+def restore_autocommit(connection: BaseDatabaseWrapper, *, commit: bool) -> None:
     """End a transaction that somebody began with `transaction.set_autocommit(False)`, and did not end."""
-    connection = connections[using]
     if connection.connection is None or connection.autocommit:
         return
     if commit:

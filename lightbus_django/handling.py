@@ -126,9 +126,9 @@ class Handling:
         """Call a handler in no transaction; return its failure."""
         try:
             call()
-            restore_autocommit(self.using, commit=True)
+            restore_autocommit(connections[self.using], commit=True)
         except BaseException as error:
-            restore_autocommit(self.using, commit=False)
+            restore_autocommit(connections[self.using], commit=False)
             if not self._is_failure(error):
                 raise
             return error

@@ -7,7 +7,7 @@ from django.db import DatabaseError, OperationalError, connections
 from django.utils import timezone
 
 from .chain import Chain, ChainBroken, chain_on
-from .database import transient_errors
+from .database import restore_autocommit, transient_errors
 from .exceptions import BusUnavailable, DatabaseUnavailable, UnreadableEvent
 from .failures import Delivery
 from .handling import Handling, committed_and_raised
@@ -47,7 +47,7 @@ class Inbox(Handling):
                 with transient_errors(self.using):
                     connections[self.using].ensure_connection()
                     run.step()
-                    while run.goes_on():
+                    while run.goes_on(run.handled):
                         run.step()
             except DatabaseUnavailable as trouble:
                 run.step_after(trouble)
@@ -116,9 +116,9 @@ class _Run:
     def _delivery(self) -> Delivery:
         return self._deliveries[self.handled]
 
-    def goes_on(self) -> bool:
-        """Whether there is another event to handle before others have their turn."""
-        return self.handled < len(self._deliveries) and not (self._stopping() or self._inbox.gate.is_overdue)
+    def goes_on(self, number: int) -> bool:
+        """Whether there is an event of this number, and time for it before others have their turn."""
+        return number < len(self._deliveries) and not (self._stopping() or self._inbox.gate.is_overdue)
 
     def step(self) -> None:
         """Handle the next event, and those that can be chained to it."""
@@ -138,7 +138,7 @@ class _Run:
         """Handle some events; return the failure of the last of them."""
         inbox = self._inbox
         if not inbox.listener.idempotent:
-            return inbox.attempt(self._call)
+            return inbox.attempt(self._call_without_keys)
         try:
             error = inbox.transact(
                 self._insert_key, self._call_chained, is_committed=self._is_committed, defers=self._defers
@@ -173,6 +173,16 @@ class _Run:
             self._inbox.raised = self._delivery.key, self._now, error
             raise
 
+    def _call_without_keys(self) -> None:
+        inbox, connection = self._inbox, connections[self._inbox.using]
+        while True:
+            self._begin(self._delivery)
+            inbox.call(self._delivery)
+            restore_autocommit(connection, commit=True)
+            if not self.goes_on(self.handled + 1):
+                return
+            self.handled += 1
+
     def _own_failure(self) -> BaseException | None:
         """Return the failure of a key that was found, if it is our own handler's that committed it and then raised."""
         key, now, error = self._inbox.raised
@@ -189,9 +199,7 @@ class _Run:
     def _link(self, chain: Chain) -> bool:
         """End the transaction at hand, and begin the next; return whether that could be done."""
         inbox, number = self._inbox, self.handled + 1
-        if number == len(self._deliveries) or self._deliveries[number].entry.deliveries > 1:
-            return False
-        if self._stopping() or inbox.gate.is_overdue:
+        if not self.goes_on(number) or self._deliveries[number].entry.deliveries > 1:
             return False
         if not chain.holds() or (defer := inbox.gate.defer(self._guard)) is None:
             return False
