@@ -46,6 +46,7 @@ def unhurried(monkeypatch) -> None:
     """What is measured against the clock is not to depend on the machine; tests of it set their own times."""
     monkeypatch.setattr("lightbus_django.transactions.WINDOW", 600)
     monkeypatch.setattr("lightbus_django.transactions.SLOW", 600)
+    monkeypatch.setattr("lightbus_django.consumer.WINDOW", 600)
 
 
 @pytest.fixture

@@ -64,19 +64,20 @@ class OwnPostgreSQL:
             self._process.wait(30)
 
     @contextlib.contextmanager
-    def pooled(self, directory: Path) -> Iterator[str | None]:
+    def pooled(self) -> Iterator[str | None]:
         """Yield the URL of a pgbouncer in front, in transaction mode; None where that is not installed."""
         binary = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
         if binary is None:
             yield None
             return
         port = free_port()
+        directory = self._data.parent
         config = directory / "pgbouncer.ini"
         config.write_text(PGBOUNCER.format(port=port, server=self._port))
         user = directory / "users.txt"
         user.write_text('"postgres" ""\n')
-        for path in (directory, config, user):
-            path.chmod(0o755)
+        for path in (config, user):
+            path.chmod(0o644)
         process = subprocess.Popen(
             [binary, "-q", str(config)],
             cwd=directory,
@@ -147,7 +148,9 @@ def own_postgresql() -> Iterator[OwnPostgreSQL]:
     if found is None:
         pytest.skip("no binaries of PostgreSQL")
     user = None
-    directory = Path(tempfile.mkdtemp(prefix="lightbus-postgresql-"))
+    # Below root's own temporary directories the user of PostgreSQL has no access.
+    parent = "/tmp" if os.geteuid() == 0 else None
+    directory = Path(tempfile.mkdtemp(prefix="lightbus-postgresql-", dir=parent))
     try:
         if os.geteuid() == 0:  # as which PostgreSQL does not run
             user = "postgres"

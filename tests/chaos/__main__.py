@@ -94,7 +94,7 @@ def parse() -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace, seed: str, logs: Path) -> "Outcome":
-    with process_group() as group, database_for(arguments, logs) as (url, postgresql):
+    with process_group() as group, database_for(arguments) as (url, postgresql):
         redis = Redis(arguments.redis or find_redis_binary(), group=group, logs=logs)
         # Our processes get all this as well.
         os.environ |= {
@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace, seed: str, logs: Path) -> "Outcome":
 
 
 @contextmanager
-def database_for(arguments: argparse.Namespace, logs: Path) -> Iterator[tuple[str, OwnPostgreSQL | None]]:
+def database_for(arguments: argparse.Namespace) -> Iterator[tuple[str, OwnPostgreSQL | None]]:
     """Yield the URL of a database, and its server if that is one to be crashed."""
     if not arguments.crashes:
         server = os.environ.get("DATABASE_URL") or POSTGRESQL
@@ -135,14 +135,11 @@ def database_for(arguments: argparse.Namespace, logs: Path) -> Iterator[tuple[st
         with database(server) as url:
             yield url, None
         return
-    pooler = logs / "pgbouncer"
-    pooler.mkdir()
-    logs.chmod(0o755)
     try:
         with own_postgresql() as postgresql:
             # Only the gate makes deferred commits durable.
             postgresql.start(wal_writer_delay="10s", max_connections=200)
-            with postgresql.pooled(pooler) as url:
+            with postgresql.pooled() as url:
                 if url is None:
                     console.print("without a pooler: pgbouncer is not installed")
                 yield url or postgresql.url, postgresql
