@@ -1,4 +1,4 @@
-"""The database's bad days, which are nobody's fault, and its commit hooks."""
+"""What we need of Django's databases: transient errors, commit hooks, autocommit."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -37,7 +37,7 @@ def is_transient(error: BaseException, using: str) -> bool:
 
 def _is_transient(error: BaseException, using: str) -> bool:
     cause: Any = error.__cause__
-    # A psycopg that got an answer to another question has an InternalError for it.
+    # psycopg raises an InternalError if an answer does not fit its question.
     if isinstance(error, (OperationalError, InternalError)):
         if hasattr(cause, "sqlite_errorcode"):
             return bool(cause.sqlite_errorcode & 0xFF in _SQLITE)

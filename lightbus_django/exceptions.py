@@ -46,7 +46,7 @@ class BusUnavailable(BusError):
 
 
 class DatabaseUnavailable(LightbusError):
-    """The database can't be reached, or can't serve for now; nothing was committed."""
+    """The database can't be reached, or can't serve for now; the work may be tried again."""
 
 
 class EventContended(DatabaseUnavailable):

@@ -27,8 +27,8 @@ ASIDE = timedelta(seconds=1)
 class Handling:
     """What is done for one listener in its database.
 
-    Its methods raise DatabaseUnavailable or BusUnavailable where nobody is to blame: then what they
-    would have done is not committed, and they may be called again.
+    Its methods raise DatabaseUnavailable or BusUnavailable if the database or Redis is not available. They may be
+    called again: the idempotency key tells what was committed.
     """
 
     def __init__(self, listener: Listener, group: str, settings: Settings) -> None:
@@ -53,7 +53,7 @@ class Handling:
             if self._unrecorded is not None:
                 self._failures.record_again(*self._unrecorded)
                 self._claimed = self._unrecorded = None
-            # What was claimed, and not tried for want of a server, comes first: no attempt is lost.
+            # A claim that was not tried, because a server was away, comes first: no attempt is lost.
             if self._claimed is not None and not self._failures.renew(self._claimed, now):
                 self._claimed = None
             self._claimed = self._claimed or self._failures.claim_due(now)
@@ -172,7 +172,7 @@ class Handling:
                 raise
             is_lost = isinstance(error, Error) and connection.connection is not driver
             is_failure = self._is_failure(error) and not is_lost
-            # Whether a commit that was not answered was made, its key will tell.
+            # If the commit was not answered, the key tells whether it was made.
             if (is_failure or not guard.has_returned) and is_committed():
                 return committed_and_raised(error)
             if is_lost:
@@ -189,7 +189,7 @@ class Handling:
     def persist(
         self, key: str, work: Callable[[], BaseException | None], trouble: DatabaseUnavailable
     ) -> BaseException | None:
-        """Do the work of an event again that met `trouble`; return its failure, which that may be in the end.
+        """Try the work of an event again that met `trouble`; return its failure, which may be that trouble in the end.
 
         Raises:
             EventContended: it did not get through, though the database answers.

@@ -54,7 +54,7 @@ class Inbox(Handling):
         except (BusUnavailable, DatabaseUnavailable, DatabaseError):
             if not run.handled:
                 raise
-            # These are. The next call meets the trouble again.
+            # Those before it are handled. The next call meets the trouble again.
         self.troubles.successes += run.handled
         return run.handled
 

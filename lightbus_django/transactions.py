@@ -174,7 +174,7 @@ class Gate:
         connection = connections[self._using]
         table = connection.ops.quote_name(ProcessedEvent._meta.db_table)
         default = self._default[1] if self._default else fetch(connection, _DEFAULT)[0]
-        if default == "off":  # handlers have it as they like, but what is acknowledged is there
+        if default == "off":  # a session may be like that, but what is acknowledged has to be durable
             default = "on"
         with transaction.atomic(using=self._using):
             _, count = fetch(connection, _PROVE.format(table=table), [default, self._group, keys])

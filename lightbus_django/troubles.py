@@ -46,7 +46,7 @@ class Troubles:
         self._by_key: dict[str, _Trouble] = {}
 
     def persist(self, key: str, work: Callable[[], Result], trouble: DatabaseUnavailable) -> Result:
-        """Do the work of an event again that met `trouble` in the database; a few times.
+        """Try the work of an event again, a few times, after it met `trouble` in the database.
 
         Raises:
             DatabaseUnavailable: the database does not answer, or is busy as a whole.
