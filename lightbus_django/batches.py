@@ -5,11 +5,13 @@ from collections.abc import Callable, Collection, Sequence
 from django.db import connections
 from django.utils import timezone
 
+from .conf import Settings
 from .database import transient_errors
 from .exceptions import DatabaseUnavailable, EventContended, TransactionEnded
 from .failures import Delivery
 from .inbox import Inbox
 from .keys import AlreadyHandled
+from .listeners import Listener
 from .transactions import Guard
 
 
@@ -20,6 +22,11 @@ class BatchInbox(Inbox):
     event is found that it can't handle.
     """
 
+    def __init__(self, listener: Listener, group: str, settings: Settings) -> None:
+        super().__init__(listener, group, settings)
+        self._failed: list[tuple[Delivery, BaseException]] = []
+        """What is not recorded yet: of a handler that committed, the keys are there already."""
+
     def handle(
         self,
         deliveries: Sequence[Delivery],
@@ -28,6 +35,7 @@ class BatchInbox(Inbox):
         stopping: Callable[[], bool] = lambda: False,
         defer: bool = False,
     ) -> int:
+        self._record_failed()
         self.gate.begin()
         first = deliveries[0].key
         try:
@@ -46,10 +54,15 @@ class BatchInbox(Inbox):
                 return 0
             return self.handle(deliveries[: len(deliveries) // 2], begin=begin, stopping=stopping)
         if error is not None:
-            for delivery in self._tried:
-                self.record(delivery, delivery.problem or error)
+            self._failed = [(delivery, delivery.problem or error) for delivery in self._tried]
+            self._record_failed()
         self.troubles.successes += 1
         return len(deliveries)
+
+    def _record_failed(self) -> None:
+        while self._failed:
+            self.record(*self._failed[0])
+            del self._failed[0]
 
     def _try_all(self, deliveries: Sequence[Delivery], begin: Callable[..., None]) -> BaseException | None:
         """Handle events together, those that are not handled yet; return their failure."""

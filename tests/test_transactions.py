@@ -262,10 +262,11 @@ class TestAFailure:
     """Is recorded, whatever happens meanwhile, and only that of the event that failed."""
 
     @of_servers
-    def test_of_a_handler_that_committed_is_not_lost_with_trouble_in_recording_it(self, monkeypatch):
-        @listens_to("shop.order_placed")
-        def handler(event, number):
-            Effect.objects.create(number=number)
+    @pytest.mark.parametrize("batch", [False, True])
+    def test_of_a_handler_that_committed_is_not_lost_with_trouble_in_recording_it(self, batch, monkeypatch):
+        @listens_to("shop.order_placed", batch=batch)
+        def handler(*args, **kwargs):
+            Effect.objects.create(number=1)
             execute("COMMIT")
             raise ValueError("too late")
 
@@ -281,7 +282,12 @@ class TestAFailure:
 
         postgresql = connection.vendor == "postgresql"
         monkeypatch.setattr(Failures, "record", meet_trouble)
-        handle_all(inbox(), [deliver(1)])
+        (listener,) = registry
+        box = (BatchInbox if batch else Inbox)(listener, "group", get_settings())
+        one = deliver(1)
+        with contextlib.suppress(DatabaseUnavailable):
+            box.handle([one])
+        handle_all(box, [one])
         assert effects() == [1]
         assert FailedEvent.objects.get().error.endswith("raised ValueError: too late")
 
