@@ -53,7 +53,7 @@ def test_nothing_is_lost_and_nothing_happens_twice(database: Path) -> None:
 
 def test_it_would_tell_if_effects_were_doubled(database: Path) -> None:
     assert manage(database, "migrate").returncode == 0
-    forget_unique_keys(database)
+    forget_keys(database)
 
     demo = manage(database, "demo", "--events=300")
 
@@ -63,12 +63,13 @@ def test_it_would_tell_if_effects_were_doubled(database: Path) -> None:
     assert f"The demo failed: {doubled} effects doubled." in demo.stdout
 
 
-def forget_unique_keys(database: Path) -> None:
-    """Break the inbox: let its table take an idempotency key again and again."""
+def forget_keys(database: Path) -> None:
+    """Break the inbox: let its table change each key as soon as it is there, so that none is ever found."""
     with closing(sqlite3.connect(database)) as connection:
-        ((table,),) = connection.execute(
-            "SELECT sql FROM sqlite_master WHERE name = 'lightbus_django_processedevent'"
-        ).fetchall()
-        table, constraints = re.subn(r', CONSTRAINT "lightbus_processed_once" UNIQUE \([^)]*\)', "", table)
-        assert constraints == 1
-        connection.executescript(f"DROP TABLE lightbus_django_processedevent; {table};")
+        connection.executescript(
+            """
+            CREATE TRIGGER forget AFTER INSERT ON lightbus_django_processedevent BEGIN
+                UPDATE lightbus_django_processedevent SET consumer_group = 'forgotten-' || id WHERE id = NEW.id;
+            END;
+            """
+        )
