@@ -19,6 +19,7 @@ _POSTGRESQL = ("08", "53", "57P", "40001", "40P01", "55P03")
 # Lock wait timeout, deadlock, gone away, lost, can't connect, too many connections, shutdown, killed,
 # read-only (a failover), disk full, changed since last read, node not ready.
 _MYSQL = {1205, 1213, 2002, 2003, 2006, 2013, 2055, 1040, 1053, 1927, 1290, 1021, 1020, 1047}
+_MULTI_STATEMENTS = 1 << 16  # of the protocol's flags
 _ABORTED = 3  # what libpq calls a transaction after an error, in whichever driver
 _SQLITE = {5, 6, 10, 13, 14}  # busy, locked, I/O error, full, can't open
 
@@ -145,3 +146,9 @@ def fetch(connection: BaseDatabaseWrapper, sql: str, params: Any = None) -> Any:
 def is_aborted(connection: Any) -> bool:
     """Whether PostgreSQL takes no more statements, after an error of which Django does not know that it matters."""
     return bool(connection.vendor == "postgresql" and connection.connection.info.transaction_status == _ABORTED)
+
+
+def takes_several_statements(connection: Any) -> bool:
+    """Whether MySQL's driver, mysqlclient, takes several statements at a time, as it does unless told otherwise."""
+    flags = getattr(connection.connection, "client_flag", 0)
+    return isinstance(flags, int) and bool(flags & _MULTI_STATEMENTS) and hasattr(connection.connection, "next_result")

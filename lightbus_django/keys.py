@@ -7,12 +7,12 @@ from typing import Any
 from django.db import IntegrityError, connections
 from django.db.models import QuerySet
 
-from .database import fetch
+from .database import takes_several_statements
 from .exceptions import DatabaseUnavailable
 from .failures import Delivery
 from .inserts import insert, statement
 from .models import ProcessedEvent
-from .transactions import Guard
+from .transactions import SAVEPOINT, Guard
 
 _COLUMNS = ("event_id", "consumer_group", "event_name", "processed_at", "discarded")
 
@@ -53,23 +53,25 @@ class Keys:
             AlreadyHandled: it was not inserted; `check_known` tells whether it is there.
         """
         sql, row = self.statement(delivery, now)
-        connection = connections[self.using]
-        vendor = connection.vendor
-        if vendor == "postgresql":
-            found = fetch(connection, sql, row)
-            if not found:
-                raise AlreadyHandled
-            return Guard(connection, *found)
+        connection: Any = connections[self.using]
+        mark: str | None = None
         try:
             with connection.cursor() as cursor:
+                if connection.vendor == "mysql" and takes_several_statements(connection):
+                    mark = SAVEPOINT
+                    sql += f"; {SAVEPOINT}"
                 cursor.execute(sql, row)
                 if not cursor.rowcount:
                     raise AlreadyHandled
+                if connection.vendor == "postgresql":
+                    (mark,) = cursor.fetchone()
+                elif mark:
+                    cursor.nextset()
         except IntegrityError as error:
-            if vendor != "mysql":
+            if connection.vendor != "mysql":
                 raise
             raise AlreadyHandled from error
-        return Guard(connection)
+        return Guard(connection, mark)
 
     def statement(self, delivery: Delivery, now: datetime) -> tuple[str, tuple[Any, ...]]:
         """Return the SQL that inserts a key unless it is there, and its parameters."""

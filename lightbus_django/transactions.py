@@ -22,6 +22,9 @@ SLOW = 0.01
 NO_SAVEPOINT = 1305
 """What MySQL says of a savepoint that has gone with its transaction."""
 
+SAVEPOINT = "SAVEPOINT lightbus"
+"""The savepoint that is gone if a transaction of MySQL has ended."""
+
 # The setting that the session began with; the view takes milliseconds.
 _DEFAULT = "SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit'"
 
@@ -45,24 +48,27 @@ SELECT set_config('synchronous_commit', %s, true), count(*) FROM (
 class Guard:
     """Finds out whether the transaction at hand is still the one that it was made in."""
 
-    def __init__(self, connection: Any, transaction_id: str | None = None) -> None:
+    def __init__(self, connection: Any, mark: str | None = None) -> None:
         """Begin to watch.
 
         Args:
             connection: Django's, with a transaction open.
-            transaction_id: PostgreSQL's id of this transaction, if it is known.
+            mark: as `begin` takes it, if it is known or set already.
         """
         self._connection = connection
         self.is_deferred = False
         """Whether the commit that was looked at last does not wait for the disk."""
-        if connection.vendor == "postgresql":
-            self.begin(transaction_id or fetch(connection, "SELECT pg_current_xact_id()::text")[0])
-        else:
-            # SQLite says whether there is a transaction, and that costs nothing.
-            self.begin(None if connection.vendor == "sqlite" else connection.savepoint())
+        # SQLite says whether there is a transaction, and that costs nothing.
+        if mark is None and connection.vendor == "postgresql":
+            (mark,) = fetch(connection, "SELECT pg_current_xact_id()::text")
+        elif mark is None and connection.vendor == "mysql":
+            with connection.cursor() as cursor:
+                cursor.execute(SAVEPOINT)
+            mark = SAVEPOINT
+        self.begin(mark)
 
     def begin(self, mark: str | None) -> None:
-        """Watch the transaction that has just begun; `mark` is its id, or a savepoint in it."""
+        """Watch the transaction that has just begun; `mark` is its id on PostgreSQL, SAVEPOINT on MySQL."""
         self._mark = mark
         self.began_at = time.monotonic()
         self.has_returned = False
@@ -96,7 +102,8 @@ class Guard:
             self.is_broken = not self._connection.connection.in_transaction
         elif self._mark:
             try:
-                self._connection.savepoint_commit(self._mark)
+                with self._connection.cursor() as cursor:
+                    cursor.execute(f"RELEASE {self._mark}")
             except DatabaseError as error:
                 if error.args[0] != NO_SAVEPOINT:
                     raise

@@ -15,7 +15,7 @@ DATABASES = {
     "other": env.db("OTHER_DATABASE_URL", default=env("DATABASE_URL", default=f"sqlite:///{scratch}/other.sqlite3")),
 }
 for alias, database in DATABASES.items():
-    database["TEST"] = {"NAME": f"test_lightbus_{alias}"}
+    database["TEST"] = {"NAME": f"test_{database['NAME']}_{alias}"}  # so that two runs on one server can have their own
     if database["ENGINE"] == "django.db.backends.sqlite3":
         # A file, for other processes share it; one for each run of the tests.
         database["TEST"] = {"NAME": f"{scratch}/test-lightbus-{alias}-{os.getpid()}.sqlite3"}
