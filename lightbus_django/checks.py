@@ -79,9 +79,10 @@ def check_listeners(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> l
                     id="lightbus_django.E101",
                 )
             )
-            continue
+    aliases = {listener.using or router.db_for_write(ProcessedEvent) for listener in registry}
+    for alias in sorted(aliases.intersection(connections)):
         try:
-            check_autocommit(listener.using or router.db_for_write(ProcessedEvent))
+            check_autocommit(alias)
         except ConfigurationError as error:
-            messages.append(Error(str(error), obj=listener.path, id="lightbus_django.E103"))
+            messages.append(Error(str(error), id="lightbus_django.E103"))
     return messages

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections import deque
+from itertools import takewhile
 
 from django.db import DatabaseError
 from django.utils import timezone
@@ -73,8 +74,6 @@ class Consumer:
             self.streams,
             count=settings.batch_size,
             timeout=settings.acknowledgement_timeout,
-            # Two deaths may have been a neighbour's then, which leaves one attempt for each of them alone.
-            in_company=not (listener.idempotent or listener.batch) and settings.max_attempts >= 3,
         )
         self.stopping = threading.Event()
         self.retries_due = threading.Event()
@@ -125,10 +124,10 @@ class Consumer:
             return True
         if self.reading.is_asked and self._receive(self.reading.receive(), now):
             return True
-        if self.reading.outstanding:
-            return self._take(now)
-        if self._look_back and self._list_outstanding():
-            return True
+        if self._look_back:
+            self._look_back = self._receive(self.reading.look_back(self._places_in_hand()), now)
+            if self._look_back:
+                return True
         if now >= self._reclaim_at and self._reclaim(now):
             return True
         # A retry and what is new take turns.
@@ -154,11 +153,9 @@ class Consumer:
         for delivery in left:
             entry = delivery.entry
             self.member.hand_back(entry.stream, [entry.stream_id], idle=idle, deliveries=entry.deliveries - 1, to=to)
-        for stream, stream_id in self.reading.outstanding:
-            self.member.hand_back(stream, [stream_id], idle=idle, to=to)
-        if count := len(left) + len(self.reading.outstanding):
-            logger.info("%s: handed back %d events", self.group, count)
-        for container in (self._held, self._handled, self._aside, self.reading.outstanding):
+        if left:
+            logger.info("%s: handed back %d events", self.group, len(left))
+        for container in (self._held, self._handled, self._aside):
             container.clear()
         self.member.close()  # during a long handler Redis may have given the connection up
         if self._leave and self._joined:
@@ -173,22 +170,8 @@ class Consumer:
 
     # --- Where events come from ---------------------------------------------------------------
 
-    def _list_outstanding(self) -> bool:
-        in_hand = {(delivery.entry.stream, delivery.entry.stream_id) for delivery in self._in_hand()}
-        self._look_back = self.reading.look_back(in_hand)
-        self._lease()
-        return self._look_back
-
-    def _take(self, now: float) -> bool:
-        if entry := self.reading.take():
-            self._sort(entry)
-        return self._handle(now) if self._held else True
-
     def _reclaim(self, now: float) -> bool:
-        entries = self.reading.reclaim()
-        if entries or self.reading.outstanding:
-            self._receive(entries, now)
-            self._lease()
+        if self._receive(self.reading.reclaim(), now):
             return True
         for stream in self.streams:
             self.positions.look(stream)
@@ -217,13 +200,9 @@ class Consumer:
 
     def _ask_ahead(self, now: float) -> None:
         """Ask for what comes after this batch if it will not wait for long, and nothing else is to be done before."""
-        others_wait = self._look_back or self.reading.outstanding or self.retries_due.is_set()
-        if not self._fast or others_wait or self.stopping.is_set():
-            return
-        if now < self._reclaim_at:
+        others_wait = self._look_back or now >= self._reclaim_at or self.retries_due.is_set()
+        if self._fast and not others_wait and not self.stopping.is_set():
             self.reading.ask()
-        elif self.reading.in_company:
-            self.reading.ask_to_reclaim()
 
     # --- What becomes of them -----------------------------------------------------------------
 
@@ -244,21 +223,17 @@ class Consumer:
 
     def _handle(self, now: float) -> bool:
         first = self._held[0]
-        deaths = first.entry.deliveries - 1
         handled = 0
         self._lease()
         try:
-            # The first one may have been a neighbour's: only what was delivered again was alone.
-            if deaths >= max(self.settings.max_attempts, 2):
+            if self._has_killed(first):
+                deaths = first.entry.deliveries - 1
                 reason = f"its process died {deaths} times while handling it, or exceeded the timeout"
                 self.inbox.dead_letter(first, reason)
                 handled = 1
             else:
                 handled = self.inbox.handle(
-                    list(self._held),
-                    begin=self.leases.begin,
-                    stopping=self.stopping.is_set,
-                    defer=len(self._held) > 1 or bool(self.reading.outstanding),
+                    self._next(), begin=self._begin, stopping=self.stopping.is_set, defer=len(self._held) > 1
                 )
         except EventContended as trouble:
             logger.warning("%s: %s is set aside for %g s: %s", self.group, first.key, ASIDE, one_line(trouble))
@@ -271,10 +246,30 @@ class Consumer:
             self._lease()
         return True
 
+    def _has_killed(self, delivery: Delivery) -> bool:
+        """Whether an event has killed its process, or exceeded the timeout, too often.
+
+        The first time may have been a neighbour's: what comes in one read is counted at once.
+        """
+        return delivery.entry.deliveries - 1 >= max(self.settings.max_attempts, 2)
+
+    def _next(self) -> list[Delivery]:
+        """Return what is handled in one go: up to the next event that must not be handled at all."""
+        is_single = self.listener.idempotent and not self.listener.batch
+        if self._held[0].entry.deliveries > 1 and not is_single:
+            # If this one kills the process, those behind it would be counted, or handled, with it.
+            return [self._held[0]]
+        return list(takewhile(lambda delivery: not self._has_killed(delivery), self._held))
+
+    def _begin(self, *deliveries: Delivery) -> None:
+        self.leases.begin(*deliveries)
+        for delivery in deliveries:
+            if delivery.entry.deliveries > 1:
+                self.reading.count_delivery(delivery.entry)
+
     def _settle(self) -> None:
-        """Let what was handled be acknowledged, unless more is to be taken that can wait for the disk with it."""
-        more = self.reading.outstanding and self.inbox.gate.is_open and not self.stopping.is_set()
-        if not self._handled or more:
+        """Let what was handled be acknowledged."""
+        if not self._handled:
             return
         if self.inbox.confirm():
             for delivery in self._handled:
@@ -287,5 +282,8 @@ class Consumer:
     def _in_hand(self) -> list[Delivery]:
         return [*self._held, *self._handled, *(delivery for _, delivery in self._aside)]
 
+    def _places_in_hand(self) -> set[tuple[str, str]]:
+        return {(delivery.entry.stream, delivery.entry.stream_id) for delivery in self._in_hand()}
+
     def _lease(self) -> None:
-        self.leases.hold(self._in_hand(), self.reading.outstanding)
+        self.leases.hold(self._in_hand())

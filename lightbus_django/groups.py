@@ -13,7 +13,7 @@ import msgspec
 from .exceptions import GroupMissing
 from .line import Line
 from .messages import Fields
-from .scripts import JOIN, LEAVE, STANDING, TAKE, TOUCH
+from .scripts import CLAIM, JOIN, LEAVE, STANDING, TOUCH
 from .transport import Transport
 
 NOBODY = "nobody"
@@ -30,14 +30,6 @@ class Entry(msgspec.Struct, frozen=True, eq=False):
     stream_id: str
     fields: Fields
     deliveries: int = 1
-
-
-class Found(NamedTuple):
-    """Entries of a stream that nobody has touched for long: how often they were delivered, and how they are to come."""
-
-    stream: str = ""
-    in_company: Mapping[str, int] = {}
-    alone: Sequence[str] = ()
 
 
 class Standing(NamedTuple):
@@ -94,48 +86,6 @@ class Member:
             for stream_id, flat in entries
         ]
 
-    def ask_to_reclaim(
-        self, found: Found, *, then: str, idle: float, count: int, acknowledge: Mapping[str, Sequence[str]]
-    ) -> None:
-        """Acknowledge, claim what was found, and look for more; `receive_reclaimed` returns what came of it.
-
-        Redis counts the deliveries of those that come in company. Nothing is claimed that others have by now.
-
-        Args:
-            then: the stream in which to look for more.
-            idle: seconds for which nobody has touched what others may claim.
-            count: how many entries to look for.
-        """
-        milliseconds = round(idle * 1000)
-        claim = "XCLAIM", found.stream, self.group, self.name, milliseconds
-        commands = self._acknowledgements(acknowledge)
-        if found.in_company:
-            commands.append((*claim, *found.in_company))
-        if found.alone:
-            commands.append((*claim, *found.alone, "JUSTID"))
-        commands.append(("XPENDING", then, self.group, "IDLE", milliseconds, "-", "+", count))
-        self._line.send(commands, then)
-
-    def receive_reclaimed(self, found: Found) -> tuple[list[Entry], list[str], dict[str, int]]:
-        """Return the entries that came in company, what is outstanding now of the others, and what was found then.
-
-        The latter by their stream ids, with how often they were delivered.
-        """
-        *replies, rows = self._line.receive(1 + bool(found.in_company) + bool(found.alone))
-        claimed = replies.pop(0) if found.in_company else ()
-        entries = [
-            Entry(found.stream, stream_id, _fields(flat), found.in_company[stream_id] + 1)
-            for raw_id, flat in claimed
-            for stream_id in (raw_id.decode(),)
-        ]
-        alone = [stream_id.decode() for stream_id in (replies.pop() if found.alone else ())]
-        return entries, alone, {stream_id.decode(): deliveries for stream_id, _, _, deliveries in rows}
-
-    def trimmed(self, stream: str, stream_ids: Sequence[str]) -> list[str]:
-        """Return those of some stream ids that are not in the stream."""
-        replies = self.transport.send([("XRANGE", stream, stream_id, stream_id) for stream_id in stream_ids])
-        return [stream_id for stream_id, reply in zip(stream_ids, replies, strict=True) if reply == []]
-
     def close(self) -> None:
         """Give up the connection; with the next command there will be another."""
         self._line.close()
@@ -146,24 +96,21 @@ class Member:
             if isinstance(reply, Exception):
                 raise self.transport.translate(reply, " ".join(acknowledge))
 
-    def outstanding(self, stream: str, count: int) -> list[str]:
-        """Return the stream ids of the oldest entries that are pending for this consumer."""
-        rows = self._say([("XPENDING", stream, self.group, "-", "+", count, self.name)], stream)
-        return [row[0].decode() for row in rows]
+    def outstanding(self, stream: str, count: int) -> list[Entry]:
+        """Return the oldest entries that are pending for this consumer; this delivery of them is not counted."""
+        return self._claim(stream, 0, count, self.name)
 
-    def take(self, stream: str, stream_id: str, *, acknowledge: Mapping[str, Sequence[str]]) -> Entry | None:
-        """Acknowledge, then deliver one outstanding entry again, counting the delivery, in one round trip.
+    def reclaim(self, stream: str, *, idle: float, count: int) -> list[Entry]:
+        """Take the oldest entries that have been idle for so many seconds; this delivery of them is not counted."""
+        return self._claim(stream, idle, count)
 
-        None if it is another consumer's by now.
+    def count_delivery(self, entry: Entry, *, acknowledge: Mapping[str, Sequence[str]]) -> None:
+        """Acknowledge, and write down how often an entry was delivered, if it is still this consumer's.
+
+        Doesn't wait for the answer: it reaches Redis though this process be killed at once.
         """
-        take = "EVAL", TAKE, 1, stream, self.group, self.name, stream_id
-        reply = self._say([*self._acknowledgements(acknowledge), take], stream)
-        if reply is None:
-            return None
-        deliveries, entries = reply
-        # An entry that was trimmed comes back as nothing, or from Redis before 7 as a nil.
-        flat = entries[0][1] if entries and entries[0] else []
-        return Entry(stream, stream_id, _fields(flat), deliveries + 1)
+        touch = "EVAL", TOUCH, 1, entry.stream, self.group, self.name, self.name, 0, entry.deliveries, entry.stream_id
+        self._line.send([*self._acknowledgements(acknowledge), touch], entry.stream)
 
     def renew(self, stream: str, stream_ids: Sequence[str]) -> list[str]:
         """Start the clock of entries anew, of those that are still this consumer's; return these."""
@@ -198,6 +145,10 @@ class Member:
             return Standing(position, None)
         ids = (stream_id.decode() for stream_id in (delivered, first or b"0-0", last))
         return Standing(position, _lost(*ids, entries_read=entries_read, length=length, entries_added=entries_added))
+
+    def _claim(self, stream: str, idle: float, count: int, *consumer: str) -> list[Entry]:
+        rows = self._run(CLAIM, stream, self.group, self.name, round(idle * 1000), count, *consumer)
+        return [Entry(stream, raw_id.decode(), _fields(flat), deliveries + 1) for raw_id, deliveries, flat in rows]
 
     def _acknowledgements(self, acknowledge: Mapping[str, Sequence[str]]) -> list[tuple[str | int, ...]]:
         return [("XACK", stream, self.group, *stream_ids) for stream, stream_ids in acknowledge.items()]

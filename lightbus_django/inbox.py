@@ -199,9 +199,9 @@ class _Run:
     def _link(self, chain: Chain) -> bool:
         """End the transaction at hand, and begin the next; return whether that could be done."""
         inbox, number = self._inbox, self.handled + 1
-        if not self.goes_on(number) or self._deliveries[number].entry.deliveries > 1:
+        if not self.goes_on(number) or not chain.holds():
             return False
-        if not chain.holds() or (defer := inbox.gate.defer(self._guard)) is None:
+        if (defer := inbox.gate.defer(self._guard)) is None:
             return False
         now = timezone.now()
         is_new = chain.link(self._guard, defer, *inbox.keys.statement(self._deliveries[number], now))

@@ -26,19 +26,18 @@ class Leases:
         self._lock = threading.Lock()
         self._thread = 0
         self._held: tuple[Delivery, ...] = ()
-        self._outstanding: tuple[tuple[str, str], ...] = ()
         self._in_hand: tuple[tuple[Delivery, ...], float] | None = None
         self._told: tuple[tuple[Delivery, ...], float] | None = None
 
-    def hold(self, held: Iterable[Delivery] = (), outstanding: Iterable[tuple[str, str]] = ()) -> None:
-        """Hold these, and nothing else; what is outstanding as pairs of stream and stream id."""
+    def hold(self, held: Iterable[Delivery] = ()) -> None:
+        """Hold these, and nothing else."""
         self._thread = threading.get_ident()
-        self._held, self._outstanding = tuple(held), tuple(outstanding)
+        self._held = tuple(held)
 
     def end_all(self) -> None:
         """Hold nothing any more; no renewal is under way when this returns."""
         with self._lock:
-            self._held, self._outstanding = (), ()
+            self._held = ()
 
     def begin(self, *deliveries: Delivery) -> None:
         """The thread that holds them begins to handle these, together."""
@@ -65,8 +64,6 @@ class Leases:
             for delivery in self._held:
                 if delivery not in exceeds:
                     by_stream[delivery.entry.stream].append(delivery.entry.stream_id)
-            for stream, stream_id in self._outstanding:
-                by_stream[stream].append(stream_id)
             for stream, stream_ids in by_stream.items():
                 self.member.renew(stream, stream_ids)
 

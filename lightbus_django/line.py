@@ -22,17 +22,19 @@ class Line:
         self._what = ""
 
     def send(self, commands: Sequence[Sequence[str | int]], what: str) -> None:
-        """Send commands in one go, to be received before others are sent; `what` as Transport.errors takes it."""
-        self._sent, self._what = len(commands), what
+        """Send commands in one go; `what` as Transport.errors takes it."""
+        self._what = what
         with self._errors():
             if self._connection is None:
                 self._connection = self.transport.client.connection_pool.get_connection()
             self._connection.send_packed_command([packed(commands)])
+        self._sent += len(commands)
 
     def receive(self, count: int = 1) -> list[Any]:
         """Wait for what was sent; return the last `count` replies, and pass over the others, errors too."""
+        others, self._sent = self._sent - count, 0
         with self._errors():
-            for _ in range(self._sent - count):
+            for _ in range(others):
                 with suppress(redis.ResponseError):
                     self._connection.read_response()
             return [self._connection.read_response() for _ in range(count)]
@@ -43,6 +45,7 @@ class Line:
             self._connection.disconnect()
             self.transport.client.connection_pool.release(self._connection)
             self._connection = None
+        self._sent = 0
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

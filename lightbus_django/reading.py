@@ -2,11 +2,11 @@
 
 import logging
 import time
-from collections import defaultdict, deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
-from .groups import Entry, Found, Member, id_key
+from .groups import Entry, Member
 
 logger = logging.getLogger("lightbus_django")
 
@@ -14,30 +14,20 @@ logger = logging.getLogger("lightbus_django")
 class Reading:
     """One consumer's reads. What comes next can be asked for while what came before is still being handled."""
 
-    def __init__(
-        self, member: Member, streams: Sequence[str], *, count: int, timeout: float, in_company: bool = False
-    ) -> None:
+    def __init__(self, member: Member, streams: Sequence[str], *, count: int, timeout: float) -> None:
         """Make the reads of `member`.
 
         Args:
             count: how many entries of each stream to read at a time.
             timeout: seconds after which others take what a consumer was given.
-            in_company: whether what others left may come in a batch, once; else one at a time.
         """
         self.member = member
         self.streams = streams
         self.count = count
         self.timeout = timeout
-        self.in_company = in_company
-        self.outstanding: deque[tuple[str, str]] = deque()
-        """Stream and id of what is to be taken once more, one at a time."""
         self._settled: defaultdict[str, list[str]] = defaultdict(list)
         self._sent: defaultdict[str, list[str]] = defaultdict(list)
         self._asked_at: float | None = None
-        # Reclaiming goes through the streams in turn: what the last look found is claimed with the next one.
-        self._found = Found()
-        self._looks_at = ""
-        self._unseen: deque[str] = deque()
 
     @property
     def is_asked(self) -> bool:
@@ -59,47 +49,48 @@ class Reading:
         self.ask(block)
         return self._receive()
 
-    def look_back(self, in_hand: Collection[tuple[str, str]]) -> bool:
-        """Acknowledge what is settled, and list what is outstanding but not in hand; return whether there is any."""
+    def look_back(self, in_hand: Collection[tuple[str, str]]) -> list[Entry]:
+        """Acknowledge what is settled, and return what was delivered before, oldest first, less what is in hand."""
         self.flush()
-        for stream in self.streams:
-            pending = self.member.outstanding(stream, self.count + len(in_hand))
-            places = ((stream, stream_id) for stream_id in pending)
-            self.outstanding.extend(place for place in places if place not in in_hand)
-        return bool(self.outstanding)
-
-    def take(self) -> Entry | None:
-        """Acknowledge what is settled, and take the next outstanding entry as Member.take does."""
-        entry = self.member.take(*self.outstanding[0], acknowledge=self._settled)
-        self._settled.clear()
-        self.outstanding.popleft()
-        return entry
+        with self._taking_back():
+            entries = [
+                entry
+                for stream in self.streams
+                for entry in self.member.outstanding(stream, self.count + len(in_hand))
+                if (entry.stream, entry.stream_id) not in in_hand
+            ]
+        self._sent.clear()
+        return entries
 
     def reclaim(self) -> list[Entry]:
-        """Acknowledge what is settled, and return a batch of what exceeds the timeout elsewhere, if there is any.
+        """Acknowledge what is settled, and return what exceeds the timeout elsewhere, a batch of each stream."""
+        self.flush()
+        with self._taking_back():
+            entries = [
+                entry
+                for stream in self.streams
+                for entry in self.member.reclaim(stream, idle=self.timeout, count=self.count)
+            ]
+        self._sent.clear()
+        if entries:
+            group, count = self.member.group, len(entries)
+            logger.info("%s: reclaimed %d events from processes that exceeded the timeout", group, count)
+        return entries
 
-        What has to come alone is outstanding then.
-        """
-        while True:
-            self.ask_to_reclaim()
-            entries = self._receive()
-            if entries or self.outstanding or not (self._unseen or self._found.stream):
-                return entries
+    def count_delivery(self, entry: Entry) -> None:
+        """Acknowledge what is settled, and count a delivery of what was delivered before."""
+        if self.is_asked:  # the answer to that comes first
+            self.member.hand_back(entry.stream, [entry.stream_id], idle=0, deliveries=entry.deliveries)
+            return
+        self.member.count_delivery(entry, acknowledge=self._settled)
+        self._send_settled()
 
     def ask(self, block: float = 0.0) -> None:
         """Acknowledge what is settled and ask for what is new, which `receive` returns."""
-        with self._asking():
+        self._send_settled()
+        self._asked_at = time.monotonic()
+        with self._taking_back():
             self.member.ask(self.streams, count=self.count, block=block, acknowledge=self._sent)
-
-    def ask_to_reclaim(self) -> None:
-        """Acknowledge what is settled and claim what was found elsewhere, which `receive` returns; and find more."""
-        if not self._unseen:
-            self._unseen.extend(self.streams)
-        self._looks_at = self._unseen.popleft()
-        with self._asking():
-            self.member.ask_to_reclaim(
-                self._found, then=self._looks_at, idle=self.timeout, count=self.count, acknowledge=self._sent
-            )
 
     def receive(self) -> list[Entry]:
         """Return what was asked for, less what others may have taken meanwhile."""
@@ -112,57 +103,29 @@ class Reading:
         return entries
 
     def _receive(self) -> list[Entry]:
-        try:
-            entries = self._receive_reclaimed(self._looks_at) if self._looks_at else self.member.receive()
-        except BaseException:
-            self._take_back()
-            raise
-        self._asked_at, self._looks_at = None, ""
+        with self._taking_back():
+            entries = self.member.receive()
+        self._asked_at = None
         self._sent.clear()
         return entries
 
-    def _receive_reclaimed(self, stream: str) -> list[Entry]:
-        found = self._found
-        entries, alone, rows = self.member.receive_reclaimed(found)
-        self._found = self._divided(stream, rows)
-        if len(rows) >= self.count:
-            self._unseen.appendleft(stream)
-        self.outstanding.extend((found.stream, stream_id) for stream_id in alone)
-        if reclaimed := len(entries) + len(alone):
-            group = self.member.group
-            logger.info("%s: reclaimed %d events from processes that exceeded the timeout", group, reclaimed)
-        missing = {*found.in_company, *found.alone}.difference(alone, (entry.stream_id for entry in entries))
-        if missing:  # which are others' by now, or were trimmed
-            trimmed = self.member.trimmed(found.stream, sorted(missing, key=id_key))
-            entries += [Entry(found.stream, stream_id, {}) for stream_id in trimmed]
-        return entries
-
-    def _divided(self, stream: str, deliveries: Mapping[str, int]) -> Found:
-        """Return what was found by how it is to come: in company what one process at most had in hand."""
-        if not deliveries:
-            return Found()
-        in_company = {key: count for key, count in deliveries.items() if count <= 1} if self.in_company else {}
-        return Found(stream, in_company, [key for key in deliveries if key not in in_company])
-
-    @contextmanager
-    def _asking(self) -> Iterator[None]:
-        self._sent, self._settled = self._settled, defaultdict(list)
-        self._asked_at = time.monotonic()
-        try:
-            yield
-        except BaseException:
-            self._take_back()
-            raise
+    def _send_settled(self) -> None:
+        for stream, stream_ids in self._settled.items():
+            self._sent[stream] += stream_ids
+        self._settled.clear()
 
     def _renew(self, stream: str, entries: Sequence[Entry]) -> list[str]:
         stream_ids = [entry.stream_id for entry in entries if entry.stream == stream]
         return self.member.renew(stream, stream_ids) if stream_ids else []
 
-    def _take_back(self) -> None:
-        """Nobody knows what became of what was sent: acknowledge it once more, and look for all once more."""
-        self._asked_at, self._looks_at = None, ""
-        self._found = Found()
-        self._unseen.clear()
-        for stream, stream_ids in self._sent.items():
-            self._settled[stream][:0] = stream_ids
-        self._sent.clear()
+    @contextmanager
+    def _taking_back(self) -> Iterator[None]:
+        """If Redis does not answer, nobody knows what became of what was sent: acknowledge it once more."""
+        try:
+            yield
+        except BaseException:
+            self._asked_at = None
+            for stream, stream_ids in self._sent.items():
+                self._settled[stream][:0] = stream_ids
+            self._sent.clear()
+            raise

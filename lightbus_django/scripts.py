@@ -1,7 +1,6 @@
 """What Redis does for us in one step, in Lua."""
 
-# XCLAIM takes entries from whoever has them; TOUCH and TAKE leave alone what is another's by now. And it
-# drops pending entries that were trimmed, without a word; TOUCH leaves them to TAKE, which tells of them.
+# XCLAIM takes entries from whoever has them, and drops those that were trimmed without a word; TOUCH leaves both alone.
 TOUCH = """
 local touched = {}
 for i = 6, #ARGV do
@@ -20,11 +19,16 @@ end
 return touched
 """
 
-# Not XREADGROUP with an id: that its deliveries were counted is lost when Redis starts again, or fails over.
-TAKE = """
-local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1, ARGV[2])
-if #pending == 0 then return false end
-return {pending[1][4], redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3])}
+# Those pending for long, of all consumers or of that in ARGV[5]. Not XREADGROUP with an id, nor XCLAIM without JUSTID:
+# a delivery is counted when the entry's turn comes.
+CLAIM = """
+local found = redis.call('XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[3], '-', '+', ARGV[4], unpack(ARGV, 5))
+for i, row in ipairs(found) do
+  local entry = redis.call('XRANGE', KEYS[1], row[1], row[1])[1]
+  if entry then redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], row[1], 'JUSTID') end
+  found[i] = {row[1], row[4], entry and entry[2] or {}}
+end
+return found
 """
 
 _ROWS = """

@@ -9,7 +9,8 @@ from django.db import OperationalError, connection
 
 from lightbus_django import BusError, BusUnavailable, fire, fire_many, groups, listens_to
 from lightbus_django.exceptions import DatabaseUnavailable
-from lightbus_django.groups import Member
+from lightbus_django.failures import Delivery
+from lightbus_django.groups import Entry, Member
 from lightbus_django.listeners import registry
 from lightbus_django.models import FailedEvent, ProcessedEvent
 from tests.app.models import Child, Effect
@@ -49,6 +50,11 @@ def fetch(r, consumer, count=100, group=GROUP, key=KEY):
 
 def age(r, stream_ids, consumer, seconds=3600, group=GROUP, key=KEY):
     r.xclaim(key, group, consumer, 0, stream_ids, idle=seconds * 1000, justid=True)
+
+
+def delivered(r):
+    """Return how often each pending event was delivered."""
+    return [row["times_delivered"] for row in r.xpending_range(KEY, GROUP, "-", "+", 100)]
 
 
 def test_events_are_handled_in_order_and_acknowledged_with_the_next_read(r, record, consume):
@@ -228,16 +234,19 @@ class TestOutstanding:
         assert effects() == [1, 2, 3]
         assert pending(r) == 0
 
-    def test_is_handled_one_at_a_time_counting_one_delivery_at_a_time(self, r, record, consume):
+    def test_a_delivery_is_counted_when_the_turn_of_its_event_comes(self, r, listeners, consume):
+        counts = []
+
+        @listens_to("shop.order_placed", listener_name="record")
+        def handler(event, number):
+            expected = [2] * (number + 1) + [1] * (2 - number)
+            counts.append(eventually(lambda: delivered(r) == expected))
+
         consume()
-        for number in range(3):
-            fire("shop.order_placed", number=number)
+        fire_many([("shop.order_placed", {"number": number}) for number in range(3)])
         fetch(r, "worker")
-        back = consume()  # its first step takes the first of them
-        while not effects():
-            back.step(block=0)
-        counts = [row["times_delivered"] for row in r.xpending_range(KEY, GROUP, "-", "+", 10)]
-        assert counts == [2, 1, 1]
+        drain(consume())
+        assert counts == [True, True, True]
 
     def test_an_event_that_killed_each_of_its_processes_is_set_aside_and_only_that_one(
         self, r, record, consume, lightbus
@@ -390,7 +399,7 @@ class TestLeases:
         fire("shop.order_placed", number=1)
         (stream_id,) = fetch(r, "worker")
         r.xtrim(KEY, maxlen=0, approximate=False)
-        consumer.leases.hold(outstanding=[(KEY, stream_id)])
+        consumer.leases.hold([Delivery.of(Entry(KEY, stream_id, {}))])
         consumer.renew()
         consumer._look_back = True
         drain(consumer)
@@ -400,10 +409,13 @@ class TestLeases:
         consumer = consume()
         fire("shop.order_placed", number=1)
         (stream_id,) = fetch(r, "other")
-        consumer.leases.hold(outstanding=[(KEY, stream_id)])
+        entry = Entry(KEY, stream_id, {}, deliveries=7)
+        consumer.leases.hold([Delivery.of(entry)])
         consumer.renew()
-        assert r.xpending_range(KEY, GROUP, "-", "+", 1)[0]["consumer"] == "other"
-        assert consumer.member.take(KEY, stream_id, acknowledge={}) is None
+        consumer.reading.count_delivery(entry)
+        assert consumer.reading.look_back(()) == []
+        ((_, owner, _, deliveries),) = [tuple(row.values()) for row in r.xpending_range(KEY, GROUP, "-", "+", 1)]
+        assert (owner, deliveries) == ("other", 1)
 
 
 class TestStop:
@@ -769,8 +781,8 @@ def test_a_neighbour_of_a_batch_that_killed_its_process_is_no_dead_letter(r, lis
     assert not FailedEvent.objects.exists()
 
 
-class TestReclaimInCompany:
-    """Where each event is handled by itself, what others left comes in a batch once: a death counts for all of it."""
+class TestWhatOthersLeft:
+    """A batch of it is taken at a time, and of each event a delivery is counted when its turn comes."""
 
     @pytest.fixture
     def counts(self, r, listeners):
@@ -779,7 +791,7 @@ class TestReclaimInCompany:
 
         @listens_to("shop.order_placed", listener_name="record", idempotent=False)
         def handler(event, number):
-            counts.append([row["times_delivered"] for row in r.xpending_range(KEY, GROUP, "-", "+", 10)])
+            counts.append(eventually(lambda: delivered(r)))
 
         return counts
 
@@ -796,133 +808,43 @@ class TestReclaimInCompany:
 
         return leave
 
-    def test_all_are_counted_at_once(self, counts, leave, consume):
-        leave(3)
-        drain(consume())
-        assert counts[0] == [2, 2, 2]
-        assert len(counts) == 3
-
-    def test_what_more_than_one_process_died_with_comes_alone_and_no_delivery_is_counted_before(
-        self, r, counts, leave, consume
-    ):
-        first, *_ = leave(3)
-        r.xclaim(KEY, GROUP, "dead", 0, [first], idle=3_600_000, retrycount=2, justid=True)
-        drain(consume())
-        assert counts == [[2, 2, 2], [2, 2, 2], [3]]
-
-    def test_nor_is_it_when_a_process_dies_that_has_asked_for_it(self, r, listeners, leave, consume, lightbus):
-        lightbus(BATCH_SIZE=10, MAX_ATTEMPTS=3)
-        seen = []
-
-        @listens_to("shop.order_placed", listener_name="record", idempotent=False)
-        def handler(event, number):
-            if number == 15 and number not in seen:
-                seen.append(number)
-                raise KeyboardInterrupt
-            seen.append(number)
-
-        stream_ids = leave(30)
-        r.xclaim(KEY, GROUP, "dead", 0, stream_ids[20:], idle=3_600_000, retrycount=2, justid=True)
-        with pytest.raises(KeyboardInterrupt):
-            drain(consume())
-        age(r, [row["message_id"] for row in r.xpending_range(KEY, GROUP, "-", "+", 100)], "worker")
-        drain(consume())
-        assert set(seen) == set(range(30))
-        assert not FailedEvent.objects.exists()
-
-    def test_nor_when_an_answer_is_lost(self, r, counts, leave, consume, monkeypatch):
-        stream_ids = leave(3)
-        r.xclaim(KEY, GROUP, "dead", 0, stream_ids, idle=3_600_000, retrycount=2, justid=True)
-        receive, errors = Member.receive_reclaimed, [BusUnavailable("lost"), None]
-
-        def lose(member, found):
-            answer = receive(member, found)
-            if errors and (error := errors.pop()):
-                raise error
-            return answer
-
-        monkeypatch.setattr(Member, "receive_reclaimed", lose)
-        consumer = consume(join=False)
-        with pytest.raises(BusUnavailable):
-            drain(consumer)
-        drain(consumer)
-        assert [sorted(count) for count in counts] == [[2, 2, 3], [2, 3], [3]]
-
-    def test_what_another_process_has_by_now_is_left_to_it(self, r, counts, leave, consume):
-        stream_ids = leave(3)
-        consumer = consume(join=False)
-        consumer.reading.ask_to_reclaim()
-        assert consumer.reading.receive() == []
-        age(r, stream_ids[:2], "alive", seconds=0)
-        assert [entry.stream_id for entry in consumer.reading.reclaim()] == stream_ids[2:]
-
-    def test_what_is_new_comes_after_it(self, counts, leave, consume, lightbus):
-        lightbus(BATCH_SIZE=10)
-        leave(20)
-        fire_many([("shop.order_placed", {"number": number}) for number in range(5)])
-        drain(consume())
-        assert len(counts) == 25
-
-    def test_what_is_new_is_read_on_though_nothing_was_left(self, counts, consume, lightbus):
-        lightbus(BATCH_SIZE=10)
-        consumer = consume()
-        fire_many([("shop.order_placed", {"number": number}) for number in range(60)])
-        consumer.step(block=0)
-        consumer.step(block=0)
-        consumer._reclaim_at = 0.0
-        drain(consumer)
-        assert len(counts) == 60
-
-    def test_a_stop_hands_back_what_is_to_come_alone(self, r, counts, leave, consume):
-        stream_ids = leave(3)
-        r.xclaim(KEY, GROUP, "dead", 0, stream_ids, idle=3_600_000, retrycount=2, justid=True)
-        consumer = consume(join=False, leave=True)
-        consumer.step(block=0)
-        consumer.stop()
-        rows = r.xpending_range(KEY, GROUP, "-", "+", 10)
-        assert {(row["consumer"], row["times_delivered"]) for row in rows} == {("nobody", 2)}
-        assert all(row["time_since_delivered"] > 60_000 for row in rows)
-
-    def test_a_loss_is_told_though_the_batch_before_took_long(self, r, counts, leave, consume, lightbus, caplog):
-        lightbus(BATCH_SIZE=10)
-        stream_ids = leave(35)
-        consumer = consume()
-        r.xdel(KEY, stream_ids[22])
-        consumer.step(block=0)
-        assert consumer.reading.is_asked
-        consumer.reading._asked_at -= 45
-        drain(consumer)
-        assert f"lost {stream_ids[22]}" in caplog.text
-        assert len(counts) == 34
-
-    @pytest.mark.parametrize(
-        ("options", "max_attempts"),
-        [({"idempotent": False}, 2), ({"idempotent": False, "batch": True}, 3), ({}, 3)],
-    )
-    def test_one_attempt_alone_has_to_be_left_and_a_handler_that_has_them_one_by_one(
-        self, r, listeners, leave, consume, lightbus, options, max_attempts
-    ):
-        lightbus(MAX_ATTEMPTS=max_attempts)
+    @pytest.mark.parametrize("options", [{}, {"idempotent": False}, {"batch": True}])
+    def test_no_delivery_is_counted_before_its_turn(self, r, listeners, leave, consume, options):
         counts = []
 
         @listens_to("shop.order_placed", listener_name="record", **options)
         def handler(*args, **kwargs):
-            counts.append([row["times_delivered"] for row in r.xpending_range(KEY, GROUP, "-", "+", 10)])
+            counts.append(eventually(lambda: 2 in (found := delivered(r)) and found))
 
         leave(3)
         drain(consume())
         assert counts[0] == [2, 1, 1]
         assert len(counts) == 3
+        assert pending(r) == 0
+
+    def test_without_keys_each_is_acknowledged_before_the_next_is_counted(self, r, listeners, leave, consume):
+        counts = []
+
+        @listens_to("shop.order_placed", listener_name="record", idempotent=False)
+        def handler(event, number):
+            expected = [2] + [1] * (2 - number)
+            counts.append(eventually(lambda: delivered(r) == expected))
+
+        leave(3)
+        drain(consume())
+        assert counts == [True, True, True]
 
     @pytest.mark.parametrize("batch_size", [2, 100])
+    @pytest.mark.parametrize("options", [{}, {"idempotent": False}, {"batch": True}])
     def test_one_that_kills_its_processes_is_set_aside_and_its_neighbours_are_handled(
-        self, r, listeners, leave, consume, lightbus, batch_size
+        self, r, listeners, leave, consume, lightbus, batch_size, options
     ):
         lightbus(BATCH_SIZE=batch_size, MAX_ATTEMPTS=3)
         seen = []
 
-        @listens_to("shop.order_placed", listener_name="record", idempotent=False)
-        def handler(event, number):
+        @listens_to("shop.order_placed", listener_name="record", **options)
+        def handler(event, number=None):
+            number = event[0].payload["number"] if number is None else number
             if number == 4:
                 raise KeyboardInterrupt  # as if it were killed: nothing is recorded
             seen.append(number)
@@ -938,17 +860,54 @@ class TestReclaimInCompany:
         assert set(seen) == {*range(9)} - {4}
         assert pending(r) == 0
 
-    def test_a_backlog_is_asked_for_ahead_and_handed_back_at_a_stop(self, r, counts, leave, consume, lightbus):
+    def test_no_delivery_is_counted_when_an_answer_is_lost(self, r, counts, leave, consume, monkeypatch):
+        leave(3)
+        reclaim, errors = Member.reclaim, [BusUnavailable("lost"), None]
+
+        def lose(member, *args, **kwargs):
+            answer = reclaim(member, *args, **kwargs)
+            if errors and (error := errors.pop(0)):
+                raise error
+            return answer
+
+        monkeypatch.setattr(Member, "reclaim", lose)
+        consumer = consume(join=False)
+        with pytest.raises(BusUnavailable):
+            drain(consumer)
+        assert delivered(r) == [1, 1, 1]
+        drain(consumer)
+        assert len(counts) == 3
+
+    def test_what_another_process_has_by_now_is_left_to_it(self, r, leave, consume, record):
+        stream_ids = leave(3)
+        age(r, stream_ids[:2], "alive", seconds=0)
+        assert [entry.stream_id for entry in consume(join=False).reading.reclaim()] == stream_ids[2:]
+
+    def test_what_is_new_comes_after_it(self, counts, leave, consume, lightbus):
         lightbus(BATCH_SIZE=10)
-        leave(35)
-        consumer = consume()
+        leave(20)
+        fire_many([("shop.order_placed", {"number": number}) for number in range(5)])
+        drain(consume())
+        assert len(counts) == 25
+
+    def test_a_stop_hands_it_back_without_a_count(self, r, counts, leave, consume):
+        leave(3, retrycount=2)
+        consumer = consume(join=False, leave=True)
+        consumer.stopping.set()
         consumer.step(block=0)
-        assert consumer.reading.is_asked
         consumer.stop()
-        rows = r.xpending_range(KEY, GROUP, "-", "+", 100)
-        assert [row["times_delivered"] for row in rows] == [1] * 15
-        drain(consume(process_name="another"))
-        assert len(counts) == 35
+        rows = r.xpending_range(KEY, GROUP, "-", "+", 10)
+        assert {(row["consumer"], row["times_delivered"]) for row in rows} == {("nobody", 2)}
+        assert all(row["time_since_delivered"] > 60_000 for row in rows)
+
+    def test_losses_are_told(self, r, counts, leave, consume, lightbus, caplog):
+        lightbus(BATCH_SIZE=10)
+        stream_ids = leave(35)
+        r.xdel(KEY, stream_ids[22])
+        drain(consume())
+        assert f"lost {stream_ids[22]}" in caplog.text
+        assert len(counts) == 34
+        assert pending(r) == 0
 
     def test_all_are_found_among_those_that_processes_have_in_hand(self, r, counts, leave, consume, lightbus):
         """Redis looks at ten times as many as it is asked for."""
@@ -957,17 +916,3 @@ class TestReclaimInCompany:
         age(r, stream_ids[1:34], "alive", seconds=0)
         drain(consume())
         assert len(counts) == 2
-
-    def test_what_was_trimmed_meanwhile_is_a_loss_said_loudly(self, r, counts, leave, consume, caplog):
-        (stream_id,) = leave(1)
-        r.xtrim(KEY, maxlen=0, approximate=False)
-        drain(consume())
-        assert f"lost {stream_id}" in caplog.text
-        assert counts == []
-        assert pending(r) == 0
-
-    def test_of_the_largest_batches_all_are_delivered_again(self, leave, consume, lightbus, counts):
-        lightbus(BATCH_SIZE=10_000)
-        leave(9000)
-        drain(consume())
-        assert len(counts) == 9000
