@@ -194,13 +194,17 @@ class Handling:
         Raises:
             EventContended: it did not get through, though the database answers.
         """
-        logger.info("%s: %s is tried again: %s", self.group, key, one_line(trouble))
+        self.tell_of_another_try(key, trouble)
         try:
             return self.troubles.persist(key, work, trouble)
         except EventContended as contended:
             if not self.troubles.count_round(key):
                 raise
             return contended
+
+    def tell_of_another_try(self, key: str, trouble: Exception) -> None:
+        """Log that the work of an event is done again."""
+        logger.info("%s: %s is tried again: %s", self.group, key, one_line(trouble))
 
     def _is_failure(self, error: BaseException) -> bool:
         """Whether what a handler raised is its own failure; what it raises may be no Exception, as sys.exit()'s is."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 
-from django.db import DatabaseError, OperationalError, connections
+from django.db import DatabaseError, Error, OperationalError, connections
 from django.utils import timezone
 
 from .chain import Chain, ChainBroken, chain_on
@@ -147,8 +147,10 @@ class _Run:
             inbox.keys.check_known(self._delivery)
             inbox.gate.add_found(self._delivery.key)
             return self._own_failure()
-        except ChainBroken:
+        except ChainBroken as broken:
             self._chains = False
+            if isinstance(broken.__cause__, Error):
+                inbox.tell_of_another_try(self._delivery.key, broken.__cause__)
             return self._try()
         if error is None and self._guard.is_deferred:
             inbox.gate.add(self._delivery.key)

@@ -479,7 +479,7 @@ class TestAnEventThatCanNotGetThrough:
         consumer._look_back = True
         for _ in range(3):
             consumer.step(block=0)
-        assert not consumer.reading.outstanding
+        assert not consumer._held
         row.set()
         drain(consumer)
         assert handled() == at_first(4)
