@@ -114,7 +114,7 @@ class OwnPostgreSQL:
 
 PGBOUNCER = """
 [databases]
-postgres = host=127.0.0.1 port={server}
+* = host=127.0.0.1 port={server}
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {port}

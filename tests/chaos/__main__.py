@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tests.own_postgresql import OwnPostgreSQL, own_postgresql
+from tests.silent_proxy import SilentProxy
 
 from .processes import process_group
 from .report import add_row, markdown_row
@@ -94,12 +95,15 @@ def parse() -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace, seed: str, logs: Path) -> "Outcome":
-    with process_group() as group, database_for(arguments) as (url, postgresql):
+    with process_group() as group, databases_for(arguments) as (url, other_url, postgresql), ExitStack() as stack:
+        proxy = SilentProxy(url)
+        stack.enter_context(proxy.running())
         redis = Redis(arguments.redis or find_redis_binary(), group=group, logs=logs)
         # Our processes get all this as well.
         os.environ |= {
             "DJANGO_SETTINGS_MODULE": "tests.chaos.settings",
             "DATABASE_URL": url,
+            "OTHER_DATABASE_URL": other_url,
             "LIGHTBUS_URL": redis.url,
             "CHAOS_SEED": seed,
             "CHAOS_SABOTAGE": arguments.sabotage or "",
@@ -120,29 +124,31 @@ def run(arguments: argparse.Namespace, seed: str, logs: Path) -> "Outcome":
         )
         try:
             with Display(options) as display:
-                return Harness(options, redis, postgresql, group, logs, display.show).run()
+                return Harness(options, redis, postgresql, proxy, group, logs, display.show).run()
         finally:
             connections.close_all()
 
 
 @contextmanager
-def database_for(arguments: argparse.Namespace) -> Iterator[tuple[str, OwnPostgreSQL | None]]:
-    """Yield the URL of a database, and its server if that is one to be crashed."""
+def databases_for(arguments: argparse.Namespace) -> Iterator[tuple[str, str, OwnPostgreSQL | None]]:
+    """Yield the URLs of two databases, and their server if that is one to be crashed."""
     if not arguments.crashes:
         server = os.environ.get("DATABASE_URL") or POSTGRESQL
         if not server.startswith("postgres"):
             raise Unavailable("no PostgreSQL: DATABASE_URL names another database")
-        with database(server) as url:
-            yield url, None
+        with database(server, "default") as url, database(server, "other") as other_url:
+            yield url, other_url, None
         return
     try:
         with own_postgresql() as postgresql:
             # Only the gate makes deferred commits durable.
             postgresql.start(wal_writer_delay="10s", max_connections=200)
-            with postgresql.pooled() as url:
-                if url is None:
+            postgresql.query("CREATE DATABASE other")
+            with postgresql.pooled() as pooled_url:
+                if pooled_url is None:
                     console.print("without a pooler: pgbouncer is not installed")
-                yield url or postgresql.url, postgresql
+                url = pooled_url or postgresql.url
+                yield url, f"{url.rpartition('/')[0]}/other", postgresql
     except pytest.skip.Exception as skipped:
         raise Unavailable(str(skipped)) from None
 

@@ -10,19 +10,20 @@ from typing import TypeVar
 
 import redis
 from django.core.management import call_command
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, connections
 
 from lightbus_django.conf import get_settings
 from lightbus_django.models import FailedEvent, OutboxEvent
 from tests.own_postgresql import OwnPostgreSQL
+from tests.silent_proxy import SilentProxy
 
 from .listeners import LISTENERS
-from .models import Effect, Sent
+from .models import Sent
 from .processes import Producer, Worker
 from .producer import FATES
 from .servers import Redis, Unavailable
 from .storm import Storm
-from .verdict import Verdict, judge
+from .verdict import DATABASES, Verdict, count_effects, judge
 from .witness import STREAMS, Witness
 
 Result = TypeVar("Result")
@@ -74,6 +75,7 @@ class Harness:
         options: Options,
         server: Redis,
         postgresql: OwnPostgreSQL | None,
+        proxy: SilentProxy,
         group: int,
         logs: Path,
         show: Callable[[State], None],
@@ -83,9 +85,10 @@ class Harness:
         self.show = show
         self.troubles: list[str] = []
         common = {"group": group, "logs": logs, "environment": dict(os.environ)}
+        behind_proxy = {**common, "environment": {**os.environ, "DATABASE_URL": proxy.url}}
         # Half of them come back under their names, to what they left; the others never do.
         self.workers = [
-            Worker(f"worker-{number}", f"worker-{number}" if number % 2 else "{random8}", **common)
+            Worker(f"worker-{number}", f"worker-{number}" if number % 2 else "{random8}", **behind_proxy)
             for number in range(1, options.workers + 1)
         ]
         shares = [options.events // options.producers] * options.producers
@@ -100,6 +103,7 @@ class Harness:
             workers=self.workers,
             producers=self.producers,
             postgresql=postgresql,
+            proxy=proxy,
             settings=get_settings(),
             pause=options.pause,
             log=logs / "mischief.log",
@@ -110,7 +114,8 @@ class Harness:
         self.shown_at = 0.0
 
     def run(self) -> Outcome:
-        call_command("migrate", run_syncdb=True, verbosity=0)
+        for alias in DATABASES:
+            call_command("migrate", run_syncdb=True, verbosity=0, database=alias)
         self.redis.start()
         while not self.witness.join():
             if not self.redis.runs:
@@ -164,7 +169,7 @@ class Harness:
                 producer.start()
         if time.monotonic() - self.shown_at > 1:
             self.witness.read()
-            self.show(State(phase, patiently(Sent.objects.count), patiently(Effect.objects.count), self.storm.counts))
+            self.show(State(phase, patiently(Sent.objects.count), patiently(count_effects), self.storm.counts))
             self.shown_at = time.monotonic()
         time.sleep(0.02)
 
@@ -183,7 +188,7 @@ class Harness:
         before, since = None, time.monotonic()
         while any((left := patiently(self.left)).values()):
             self.look("calm after")
-            now = {**left, "effects": patiently(Effect.objects.count)}
+            now = {**left, "effects": patiently(count_effects)}
             if now != before:
                 before, since = now, time.monotonic()
             elif time.monotonic() - since > PATIENCE:
@@ -193,7 +198,9 @@ class Harness:
     def left(self) -> dict[str, int]:
         left = {
             "in the outbox": OutboxEvent.objects.filter(due_at__isnull=False).count(),
-            "to be retried": FailedEvent.objects.filter(next_attempt_at__isnull=False).count(),
+            "to be retried": sum(
+                FailedEvent.objects.using(alias).filter(next_attempt_at__isnull=False).count() for alias in DATABASES
+            ),
         }
         missing = len(LISTENERS) + 1  # the witness
         try:
@@ -233,7 +240,7 @@ def patiently(query: Callable[[], Result]) -> Result:
         except DatabaseError:
             if time.monotonic() > deadline:
                 raise
-            connection.close()
+            connections.close_all()
             time.sleep(0.1)
 
 

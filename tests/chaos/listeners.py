@@ -6,6 +6,7 @@ import zlib
 from typing import Any
 
 from django.conf import settings
+from django.db import connection, connections
 
 from lightbus_django import EventMessage, listens_to, on_commit
 
@@ -13,7 +14,18 @@ from .models import Effect
 
 HAPPENED, FOLLOWED = "chaos.happened", "echo.followed"
 
-LISTENERS = ("plain", "follow", "followed", "flaky", "slow", "awaited")
+LISTENERS = {
+    "plain": "default",
+    "follow": "default",
+    "followed": "default",
+    "flaky": "default",
+    "slow": "default",
+    "awaited": "default",
+    "committing": "default",
+    "closing": "default",
+    "elsewhere": "other",
+}
+"""All of them, and the database in which their effects are."""
 
 RUN = str(uuid.uuid4())
 
@@ -72,3 +84,32 @@ def slow(event: EventMessage, sent: int) -> None:
 @listens_to(HAPPENED, **common)
 async def awaited(event: EventMessage, sent: int) -> None:
     await effect("awaited", event, sent).asave()
+
+
+@listens_to(HAPPENED, **common)
+def committing(event: EventMessage, sent: int) -> None:
+    """Commits its transaction itself now and then."""
+    effect("committing", event, sent).save()
+    if drawn("committing", sent, 50):
+        with connection.cursor() as cursor:
+            cursor.execute("COMMIT")
+
+
+@listens_to(HAPPENED, **common)
+def closing(event: EventMessage, sent: int) -> None:
+    """Closes its connection now and then: once in each process, or whenever it gets the event for the first time."""
+    effect("closing", event, sent).save()
+    if (drawn("closing", sent, 50) and sent not in closed) or (event.attempt == 1 and drawn("always", sent, 500)):
+        closed.add(sent)
+        connections.close_all()
+
+
+closed: set[int] = set()
+
+
+@listens_to(HAPPENED, using="other", **common)
+def elsewhere(event: EventMessage, sent: int) -> None:
+    """Has its inbox in another database, and fails there once in a while."""
+    effect("elsewhere", event, sent).save(using="other")
+    if event.attempt == 1 and drawn("elsewhere", sent, 100):
+        raise OnPurpose

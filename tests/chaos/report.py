@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 HEAD = (
     "seed events seconds events/s worker_kills worker_stops worker_freezes Redis_ends Redis_freezes "
-    "connection_kills database_crashes producer_deaths lost doubled ghosts out_of_order handled_out_of_order "
+    "connection_kills silences database_crashes producer_deaths lost doubled ghosts out_of_order handled_out_of_order "
     "dead_letters troubles"
 ).split()
 
@@ -28,6 +28,7 @@ def markdown_row(seed: str, outcome: "Outcome") -> str:
         mischief["restart redis"] + mischief["kill redis"],
         mischief["freeze redis"],
         mischief["kill connections"],
+        mischief["silence connections"],
         mischief["crash postgresql"] + mischief["kill postgresql"] + mischief["kill backend"],
         mischief["kill producer"] + deaths(fates),
         *map(len, verdict.wrong.values()),

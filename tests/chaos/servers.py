@@ -63,9 +63,9 @@ def _free_port() -> int:
 
 
 @contextmanager
-def database(server: str) -> Iterator[str]:
+def database(server: str, name: str) -> Iterator[str]:
     """Create a database on the PostgreSQL server that the URL names; yield its URL, and drop it in the end."""
-    name = f"lightbus_chaos_{os.getpid()}"
+    name = f"lightbus_chaos_{os.getpid()}_{name}"
     try:
         connection = psycopg.connect(server, autocommit=True, connect_timeout=5)
     except psycopg.Error as error:

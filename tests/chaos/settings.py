@@ -7,7 +7,7 @@ env = environ.Env()
 CHAOS_SEED = env("CHAOS_SEED")
 CHAOS_SABOTAGE = env("CHAOS_SABOTAGE")
 
-DATABASES = {"default": env.db("DATABASE_URL")}
+DATABASES = {"default": env.db("DATABASE_URL"), "other": env.db("OTHER_DATABASE_URL")}
 LIGHTBUS = {
     "SERVICE_NAME": "chaos",
     "URL": env("LIGHTBUS_URL"),

@@ -14,6 +14,7 @@ from django.db import DatabaseError, connection
 
 from lightbus_django.conf import Settings
 from tests.own_postgresql import OwnPostgreSQL
+from tests.silent_proxy import SilentProxy
 
 from .processes import Child, Producer, Worker
 from .servers import Redis
@@ -36,6 +37,7 @@ class Storm:
         workers: Sequence[Worker],
         producers: Sequence[Producer],
         postgresql: OwnPostgreSQL | None,
+        proxy: SilentProxy,
         settings: Settings,
         pause: float,
         log: Path,
@@ -45,6 +47,7 @@ class Storm:
         self.workers = workers
         self.producers = producers
         self.postgresql = postgresql
+        self.proxy = proxy
         self.timeout = settings.acknowledgement_timeout
         self.pause = pause
         self.counts: Counter[str] = Counter()
@@ -60,6 +63,7 @@ class Storm:
             self.kill_redis: 1,
             self.freeze_redis: 1,
             self.kill_connections: 2,
+            self.silence_connections: 2,
             self.kill_producer: 1,
             self.freeze_producer: 1,
         }
@@ -152,6 +156,14 @@ class Storm:
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
         yield 0
+
+    def silence_connections(self, _: None) -> Mischief:
+        """Of all workers, to the first database: nothing comes through any more, until they break in the end."""
+        began_at = time.time()
+        self.proxy.silence()
+        yield self.random.uniform(0.5, 3 * self.timeout)
+        self.proxy.drop()
+        self._disturb(began_at)
 
     def crash_postgresql(self, _: None) -> Mischief:
         """What was committed without waiting for the disk is gone."""

@@ -1,18 +1,19 @@
 """The end: what the business tables say, compared with what the producers committed."""
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import accumulate
-
-from django.db.models import Count, Exists, OuterRef
 
 from lightbus_django.models import FailedEvent, OutboxEvent
 
 from .listeners import LISTENERS
 from .models import Effect, Sent
 from .witness import Seen
+
+DATABASES = sorted(set(LISTENERS.values()))
 
 Stops = Sequence[tuple[float, float]]
 
@@ -53,19 +54,20 @@ class Verdict:
 
 def judge(seen: Sequence[Seen], stops: Stops) -> Verdict:
     """Compare, with the stream as it was seen and the times when workers were being stopped, in order."""
-    verdict = Verdict(sent=Sent.objects.count(), effects=Effect.objects.count())
-    for listener in LISTENERS:
-        effects = Effect.objects.filter(listener=listener)
-        lost = Sent.objects.exclude(Exists(effects.filter(sent=OuterRef("pk"))))
-        verdict.lost += [f"{listener}: {sent}; {traces(sent)}" for sent in lost.order_by("pk")]
-        doubled = effects.values("sent").annotate(times=Count("pk")).filter(times__gt=1)
-        verdict.doubled += [f"{listener}: {row['sent']}, {row['times']} times" for row in doubled.order_by("sent")]
-        ghosts = effects.exclude(Exists(Sent.objects.filter(pk=OuterRef("sent"))))
-        verdict.ghosts += [f"{listener}: {sent}" for sent in ghosts.order_by("sent").values_list("sent", flat=True)]
+    verdict = Verdict(sent=Sent.objects.count(), effects=count_effects())
     committed = set(Sent.objects.values_list("pk", flat=True))
+    for listener, alias in LISTENERS.items():
+        effects = Effect.objects.using(alias).filter(listener=listener)
+        times = Counter(effects.values_list("sent", flat=True).iterator())
+        lost = Sent.objects.in_bulk(committed.difference(times))
+        verdict.lost += [f"{listener}: {lost[sent]}; {traces(lost[sent])}" for sent in sorted(lost)]
+        verdict.doubled += [f"{listener}: {sent}, {count} times" for sent, count in sorted(times.items()) if count > 1]
+        verdict.ghosts += [f"{listener}: {sent}" for sent in sorted(set(times).difference(committed))]
     verdict.ghosts += [f"in the stream: {one}" for one in seen if one.sent not in committed]
     verdict.dead_letters = [
-        f"{failed.consumer_group}: {failed.event_id}: {failed.error}" for failed in FailedEvent.objects.order_by("pk")
+        f"{failed.consumer_group}: {failed.event_id}: {failed.error}"
+        for alias in DATABASES
+        for failed in FailedEvent.objects.using(alias).order_by("pk")
     ]
     undisturbed = [one for one in seen if one.is_undisturbed]
     verdict.in_order = len(undisturbed)
@@ -73,13 +75,21 @@ def judge(seen: Sequence[Seen], stops: Stops) -> Verdict:
     verdict.copies = sum(one.copies - 1 for one in seen)
     verdict.out_of_order = stream_disorder(undisturbed)
 
-    rows = Effect.objects.order_by("pk").values_list("listener", "run", "stream_id", "attempt", "at")
-    verdict.retried = Effect.objects.filter(attempt__gt=1).count()
     is_first_hand = FirstHand(stops)
-    first_hand = [row[:3] for row in rows.iterator() if is_first_hand(*row[2:])]
+    first_hand = []
+    for alias in DATABASES:
+        effects = Effect.objects.using(alias)
+        verdict.retried += effects.filter(attempt__gt=1).count()
+        rows = effects.order_by("pk").values_list("listener", "run", "stream_id", "attempt", "at")
+        first_hand += [row[:3] for row in rows.iterator() if is_first_hand(*row[2:])]
     verdict.handled_in_order = len(first_hand)
     verdict.handled_out_of_order = handling_disorder(first_hand)
     return verdict
+
+
+def count_effects() -> int:
+    """Return how many effects all listeners have written so far."""
+    return sum(Effect.objects.using(alias).count() for alias in DATABASES)
 
 
 def stream_disorder(seen: Iterable[Seen]) -> list[str]:
