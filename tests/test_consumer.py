@@ -781,6 +781,18 @@ def test_a_neighbour_of_a_batch_that_killed_its_process_is_no_dead_letter(r, lis
     assert not FailedEvent.objects.exists()
 
 
+def test_after_a_restore_of_the_database_a_group_can_be_set_back(r, record, consume, caplog):
+    consumer = consume()
+    events = [fire("shop.order_placed", number=number) for number in range(3)]
+    drain(consumer)
+    Effect.objects.exclude(number=0).delete()
+    ProcessedEvent.objects.exclude(event_id=events[0].id).delete()
+    r.xgroup_setid(KEY, GROUP, "0")
+    drain(consume())
+    assert effects() == [0, 1, 2]
+    assert "lost" not in caplog.text
+
+
 class TestWhatOthersLeft:
     """A batch of it is taken at a time, and of each event a delivery is counted when its turn comes."""
 

@@ -28,7 +28,7 @@ def make_authority(directory: Path) -> Path:
     directory.mkdir()
     openssl(
         "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-        "-subj", "/CN=an authority of the tests", "-keyout", directory / "ca.key", "-out", directory / "ca.pem",
+        "-subj", "/CN=an authority of the tests", "-addext", "keyUsage=critical,keyCertSign", "-keyout", directory / "ca.key", "-out", directory / "ca.pem",
     )  # fmt: skip
     return directory / "ca.pem"
 
@@ -40,7 +40,7 @@ def authorities(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         pytest.skip("there is no openssl")
     directory = tmp_path_factory.mktemp("tls")
     ours, others = make_authority(directory / "ours"), make_authority(directory / "others")
-    (ours.parent / "names").write_text("subjectAltName=DNS:localhost")
+    (ours.parent / "names").write_text("subjectAltName=DNS:localhost\nauthorityKeyIdentifier=keyid\n")
     openssl(
         "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=localhost",
         "-keyout", ours.parent / "server.key", "-out", ours.parent / "server.csr",

@@ -246,6 +246,7 @@ def test_an_operator_looks_and_retires_groups(
         assert client.xlen(SHOP) == len(client.xrange(SHOP)) == len(client.xinfo_groups(SHOP)) == 1
         assert client.xpending(SHOP, "old")["pending"] == len(client.xinfo_consumers(SHOP, "old")) == 0
         assert client.xinfo_stream(SHOP)["last-generated-id"] == stream_id.encode()
+        client.xgroup_setid(SHOP, "old", "0")
         refuses(client, f"DEL {SHOP}", "FLUSHALL", f"XADD {SHOP} * a b", "KEYS *", f"XTRIM {SHOP} MAXLEN 0")
     call_command("lightbus_retire", "old", "--no-input")
     assert admin.xinfo_groups(SHOP) == []
