@@ -28,7 +28,8 @@ def make_authority(directory: Path) -> Path:
     directory.mkdir()
     openssl(
         "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-        "-subj", "/CN=an authority of the tests", "-addext", "keyUsage=critical,keyCertSign", "-keyout", directory / "ca.key", "-out", directory / "ca.pem",
+        "-subj", "/CN=an authority of the tests", "-addext", "keyUsage=critical,keyCertSign",
+        "-keyout", directory / "ca.key", "-out", directory / "ca.pem",
     )  # fmt: skip
     return directory / "ca.pem"
 
