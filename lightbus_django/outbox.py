@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
+from weakref import ref
 
 import msgspec
 from django.db import Error as DatabaseError
 from django.db import connections, router, transaction
-from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from .conf import get_settings
@@ -20,7 +20,7 @@ from .messages import EventMessage, encode, encode_payload
 from .models import OutboxEvent
 from .relay import RELAY_SIZE
 from .transport import get_transport
-from .witness import Witness
+from .witness import RollbackDetector
 
 logger = logging.getLogger("lightbus_django")
 
@@ -59,59 +59,84 @@ def stage(message: EventMessage, using: str) -> None:
     with transaction.mark_for_rollback_on_error(using):
         insert(OutboxEvent, using, _COLUMNS, [row])
     batch.add(Staged(row_id, message.name, encode(message, payload)))
-    # Each event needs a hook of its own: Django drops those of a savepoint that is rolled back.
-    connection.on_commit(batch.publish, robust=True)
+
+
+class _Hook:
+    """The commit hook of one event. Django drops it if the event's savepoint is rolled back."""
+
+    def __init__(self, batch: "_Batch", event: Staged) -> None:
+        self.batch = batch
+        self.event = event
+        self.is_done = False
+
+    def publish(self) -> None:
+        if not self.is_done:
+            self.batch.publish(self)
 
 
 class _Batch:
-    """The events of one transaction; the first of their hooks to run publishes all of them."""
+    """The events of one transaction. After the commit, the first of their hooks publishes all of them."""
 
-    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+    def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.due_at = timezone.now() + GRACE
-        self.events: list[Staged] = []
-        self.in_transaction = False
-        self.witness = Witness.of(connection)
-        self.doubts = self.witness.doubts
-        self.published = False
+        self.hooks: list[ref[_Hook]] = []
+        self.in_transaction = connection.in_atomic_block
+        self.detector = RollbackDetector.of(connection)
+        self.observation = self.detector.observe()
 
     @classmethod
-    def at_hand(cls, connection: BaseDatabaseWrapper) -> "_Batch":
-        """Return the batch of the transaction that is open. A rollback takes it away with its hooks."""
-        for hook in reversed(connection.run_on_commit):
-            batch = getattr(hook[1], "__self__", None)
-            if isinstance(batch, cls) and not batch.published:
-                return batch
+    def at_hand(cls, connection: Any) -> "_Batch":
+        """Return the batch of the open transaction, or a new one."""
+        if connection.in_atomic_block:
+            for _, hook, _ in reversed(connection.run_on_commit):
+                owner = getattr(hook, "__self__", None)
+                if isinstance(owner, _Hook):
+                    return owner.batch
         return cls(connection)
 
     def add(self, event: Staged) -> None:
-        self.events.append(event)
-        self.in_transaction |= self.connection.in_atomic_block
+        self.detector.check()
+        hook = _Hook(self, event)
+        self.hooks.append(ref(hook))
+        self.connection.on_commit(hook.publish, robust=True)
 
-    def publish(self) -> None:
-        if self.published:
-            return
-        self.published = True
+    def publish(self, hook: _Hook) -> None:
+        """Publish the event of `hook`, and after the commit with it the others of the transaction.
+
+        In an open transaction it is a test that runs hooks (`captureOnCommitCallbacks`): those that it chooses.
+        """
+        waiting = {id(getattr(callback, "__self__", None)) for _, callback, _ in self.connection.run_on_commit}
+        is_open = id(hook) in waiting
+        if is_open:
+            self.detector.check()
+            hooks = [hook]
+        else:
+            left = (each() for each in self.hooks)
+            hooks = [each for each in left if each and not each.is_done and id(each) not in waiting]
+        for each in hooks:
+            each.is_done = True
         settings = get_settings()
         transport = get_transport(settings.url, settings.redis_timeout)
         if not transport.is_worth_trying():
-            logger.debug("outbox: %d events wait for the relay: Redis at %s is down", len(self.events), transport)
+            logger.debug("outbox: %d events wait for the relay: Redis at %s is down", len(hooks), transport)
             return
+        in_doubt = self.observation.in_doubt or not (is_open or self.observation.is_committed)
+        staged = [each.event for each in hooks]
         try:
-            for first in range(0, len(self.events), RELAY_SIZE):
-                events = self._ours(self.events[first : first + RELAY_SIZE], timezone.now())
+            for first in range(0, len(staged), RELAY_SIZE):
+                events = self._ours(staged[first : first + RELAY_SIZE], timezone.now(), in_doubt=in_doubt)
                 publish_with_notes(events, self.connection.alias, transport, settings)
         except (BusError, DatabaseError) as error:
-            logger.warning("outbox: %d events wait for the relay: %s", len(self.events), error)
+            logger.warning("outbox: %d events wait for the relay: %s", len(staged), error)
 
-    def _ours(self, events: Sequence[Staged], now: datetime) -> Sequence[Staged]:
+    def _ours(self, events: Sequence[Staged], now: datetime, *, in_doubt: bool) -> Sequence[Staged]:
         """Return the events whose rows are there, and not taken by a relay.
 
-        Those of a savepoint, or a transaction, that was rolled back though this hook runs, are not there. And where the
-        transaction took long, the rows are due, or soon will be.
+        Rows are missing if they were rolled back though the hook runs. And where the transaction took long, the rows
+        are due, or soon will be.
         """
         is_late = now > self.due_at - MARGIN
-        in_doubt = self.witness.is_blind or self.witness.doubts > self.doubts
         if not self.in_transaction or not (is_late or in_doubt):
             return events
         rows = OutboxEvent.objects.using(self.connection.alias).filter(pk__in=[event.id for event in events])

@@ -434,7 +434,7 @@ class TestRelay:
                 on_commit("shop.order_placed", number=1)
                 OutboxEvent.objects.update(due_at=timezone.now() - GRACE)
                 hooks = connections["default"].run_on_commit
-                batch = hooks[0][1].__self__
+                batch = hooks[0][1].__self__.batch
                 batch.due_at = OutboxEvent.objects.get().due_at
                 if relay_first:
                     hooks.insert(0, (hooks[0][0], lambda: relayed.append(housekeeping().relay()), False))
