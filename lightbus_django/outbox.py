@@ -43,7 +43,8 @@ def current_database() -> str:
 def stage(message: EventMessage, using: str) -> None:
     """Write the event in the transaction of `using`, to be published once that is committed.
 
-    Without a transaction it is published at once.
+    Without a transaction it is published at once. In one that is managed by hand, with `set_autocommit(False)` and no
+    `atomic()`, Django takes no commit hooks: a relay publishes the event.
 
     Raises:
         InvalidPayload: no row was written; the transaction goes on.
@@ -51,14 +52,17 @@ def stage(message: EventMessage, using: str) -> None:
     payload = encode_payload(message.payload, get_settings().max_payload_size)
     text = _encode_payload({key: msgspec.Raw(value) for key, value in payload.items()}).decode()
     connection: Any = connections[using]
-    batch = _Batch.at_hand(connection)
+    takes_hooks = connection.in_atomic_block or connection.get_autocommit()
+    batch = _Batch.at_hand(connection) if takes_hooks else None
     row_id = UUID(message.id)
-    created_at, due_at = map(connection.ops.adapt_datetimefield_value, (timezone.now(), batch.due_at))
+    now = timezone.now()
+    created_at, due_at = map(connection.ops.adapt_datetimefield_value, (now, batch.due_at if batch else now))
     stored_id = row_id if connection.features.has_native_uuid_field else row_id.hex
     row = (stored_id, message.name, message.version, text, created_at, due_at, "")
     with transaction.mark_for_rollback_on_error(using):
         insert(OutboxEvent, using, _COLUMNS, [row])
-    batch.add(Staged(row_id, message.name, encode(message, payload)))
+    if batch:
+        batch.add(Staged(row_id, message.name, encode(message, payload)))
 
 
 class _Hook:

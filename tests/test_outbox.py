@@ -7,9 +7,12 @@ from django.db import connection, transaction
 from django.test import TestCase
 
 from lightbus_django import on_commit
+from lightbus_django.dispatch import GRACE
+from lightbus_django.models import OutboxEvent
 from lightbus_django.transport import Transport
+from tests.app.models import Effect
 
-from .test_publishing import KEY, numbers
+from .test_publishing import KEY, numbers, waiting
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
@@ -231,3 +234,55 @@ class TestTheHooks:
             assert numbers(r) == [2]
             place(3)
         assert numbers(r) == [2, 1, 3]
+
+
+class TestManualTransactions:
+    @pytest.fixture(autouse=True)
+    def manual(self, r):
+        transaction.set_autocommit(False)
+        yield
+        if not connection.autocommit:
+            transaction.rollback()
+            transaction.set_autocommit(True)
+
+    def test_the_relay_publishes_what_is_committed(self, r, housekeeping):
+        place(1)
+        Effect.objects.create(name="together")
+        assert not r.exists(KEY)
+        transaction.commit()
+        transaction.set_autocommit(True)
+        assert waiting() == 1
+        assert housekeeping().relay() is True  # it need not wait for this process
+        assert numbers(r) == [1]
+        assert waiting() == 0
+
+    def test_a_rollback_takes_the_events_with_it(self, r, housekeeping):
+        place(1)
+        transaction.rollback()
+        transaction.set_autocommit(True)
+        assert not OutboxEvent.objects.exists()
+
+    @pytest.mark.skipif(connection.vendor == "sqlite", reason="commits with the outermost savepoint")
+    def test_an_atomic_block_that_is_rolled_back_by_hand_is_not(self, r):
+        with transaction.atomic():
+            place(1)
+        transaction.commit()
+        with transaction.atomic():
+            place(2)
+            kept = list(connection.run_on_commit)
+        transaction.rollback()
+        transaction.set_autocommit(True)
+        assert not r.exists(KEY)  # Django drops both hooks: a relay publishes the first
+        for _, callback, _ in kept:
+            callback()
+        assert numbers(r) == [1]
+
+    def test_an_atomic_block_that_is_committed_by_hand_is_published(self, r):
+        with transaction.atomic():
+            place(1)
+        place(2)
+        transaction.commit()
+        transaction.set_autocommit(True)
+        assert numbers(r) == [1]
+        left = OutboxEvent.objects.get(payload__contains="2")
+        assert left.due_at < left.created_at + GRACE / 2
