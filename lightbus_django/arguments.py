@@ -3,6 +3,8 @@
 import inspect
 import re
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime, time
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -138,7 +140,28 @@ def _without_value(error: Exception) -> str:
 
 
 def _convert(value: Any, hint: Any) -> Any:
-    return msgspec.convert(value, hint, strict=False, dec_hook=_from_bus)
+    try:
+        return msgspec.convert(value, hint, strict=False, dec_hook=_from_bus)
+    except msgspec.ValidationError:
+        parsed = _parse_offsets(value)
+        if parsed == value:
+            raise
+        return msgspec.convert(parsed, hint, strict=False, dec_hook=_from_bus)
+
+
+_OFFSET_WITH_SECONDS = re.compile(r"(\d{4}-\d\d-\d\dT)?\d\d:\d\d:\d\d(\.\d+)?[+-]\d\d:\d\d:\d\d(\.\d+)?").fullmatch
+
+
+def _parse_offsets(value: Any) -> Any:
+    """Return `value` with the datetimes and times that msgspec can't read: those whose offset to UTC has seconds."""
+    if isinstance(value, list):
+        return [_parse_offsets(item) for item in value]
+    if isinstance(value, dict):
+        return {_parse_offsets(key): _parse_offsets(item) for key, item in value.items()}
+    if isinstance(value, str) and (found := _OFFSET_WITH_SECONDS(value)):
+        with suppress(ValueError):
+            return datetime.fromisoformat(value) if found[1] else time.fromisoformat(value)
+    return value
 
 
 def _from_bus(stand_in: Any, value: Any) -> Any:

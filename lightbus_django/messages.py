@@ -1,22 +1,18 @@
 """EventMessage and its form on the bus, the one that Lightbus gave it."""
 
-import dataclasses
 import json
 import math
 import re
-import uuid
 from collections.abc import Mapping
-from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal
-from enum import Enum
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
-from django.utils.functional import Promise
 
 from .exceptions import InvalidEventName, InvalidPayload, UnreadableEvent
 from .ids import uuid7
+from .jsonable import encode_json
 
 Fields = dict[bytes, bytes]
 """One entry of a stream, as Redis holds it."""
@@ -113,7 +109,7 @@ def encode_payload(payload: Mapping[str, Any], max_size: float = math.inf) -> di
         if not isinstance(key, str) or not key or not key.isprintable():
             raise InvalidPayload(f"payload key {key!r} can't be a field on the bus: use a plain, non-empty string")
         try:
-            encoded[key] = _encode(value if type(value) in _PLAIN else _deform(value))
+            encoded[str.__str__(key)] = encode_json(value)
         except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
             raise InvalidPayload(
                 f"payload key {key!r}: a value of type {type(value).__qualname__} can't be put on the bus ({error})"
@@ -137,43 +133,6 @@ def encode(message: EventMessage, payload: Mapping[str, bytes]) -> Fields:
     for key, value in payload.items():
         fields[b":" + key.encode()] = value
     return fields
-
-
-def _deform(value: Any) -> Any:
-    """Bring to msgspec what it does not know, or writes otherwise than Lightbus does."""
-    if type(value) in _PLAIN:
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"{value} is not a JSON number")
-        return float(value)
-    if hasattr(value, "__to_bus__"):
-        return _deform(value.__to_bus__())
-    if isinstance(value, Enum):
-        return _deform(value.value)
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, Mapping):
-        return {_deform(key): _deform(item) for key, item in value.items()}
-    if hasattr(value, "_asdict"):  # named tuples are objects on the bus
-        return _deform(value._asdict())
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_deform(item) for item in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _deform(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, (complex, Promise)):
-        return str(value)
-    return value
-
-
-def _refuse(value: Any) -> NoReturn:
-    raise TypeError(f"no JSON form for {type(value).__module__}.{type(value).__qualname__}")
-
-
-_PLAIN = frozenset({str, int, bool, type(None), Decimal, datetime, date, uuid.UUID, bytes})
-_encode = msgspec.json.Encoder(enc_hook=_refuse).encode
 
 
 # --- Decoding ---------------------------------------------------------------------------------
