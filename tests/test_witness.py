@@ -28,7 +28,8 @@ def untouched():
     connection.ensure_connection()
     yield
     connection.execute_wrappers = []
-    vars(connection).pop("wrap_database_errors", None)
+    with suppress(AttributeError):
+        del connection.wrap_database_errors
 
 
 def place(number):
