@@ -117,8 +117,10 @@ def _uses(connection: Any) -> int:
 
 def _count_uses(connection: Any) -> None:
     driver = connection.connection
-    if connection.Database.__name__ == "psycopg" and driver is not None and not hasattr(driver, "lightbus_waits"):
-        connection_class: Any = type(driver)
+    if connection.Database.__name__ != "psycopg" or hasattr(driver, "lightbus_waits"):
+        return
+    connection_class: Any = type(driver)
+    if issubclass(connection_class, connection.Database.Connection):  # not somebody's proxy of one
         driver.__class__ = _counting(connection_class)
 
 
