@@ -114,4 +114,5 @@ class BatchInbox(Inbox):
                 self._failures.record(delivery, delivery.problem)
         begin(*readable)
         if readable:
-            self.listener.call_with([delivery.message for delivery in readable if delivery.message is not None])
+            messages = [delivery.message for delivery in readable if delivery.message is not None]
+            self.isolate(self.listener.call_with, messages)

@@ -1,9 +1,8 @@
-"""What we need of Django's databases: transient errors, commit hooks, autocommit."""
+"""What we need of Django's databases: transient errors, autocommit."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import Any
 
 from django.db import Error, InternalError, OperationalError, connections
@@ -112,28 +111,6 @@ def transient_errors(using: str) -> Iterator[None]:
         if transient:
             raise DatabaseUnavailable(f"database {using!r}: {type(error).__name__}: {error}") from error
         raise
-
-
-@contextmanager
-def independent_hooks(using: str, group: str) -> Iterator[None]:
-    """Let a commit hook that is added in this block and raises not keep the hooks behind it from running."""
-    connection: Any = connections[using]
-    first = len(connection.run_on_commit)
-    yield
-    hooks = connection.run_on_commit
-    for number in range(first, len(hooks)):
-        savepoints, hook, robust = hooks[number]
-        if not robust:
-            hooks[number] = savepoints, partial(_run_hook, hook, group), True
-
-
-def _run_hook(hook: Callable[[], object], group: str) -> None:
-    try:
-        hook()
-    except KeyboardInterrupt:
-        raise
-    except BaseException:
-        logger.exception("%s: what a handler gave to transaction.on_commit() raised", group)
 
 
 def fetch(connection: BaseDatabaseWrapper, sql: str, params: Any = None) -> Any:

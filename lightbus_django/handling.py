@@ -9,9 +9,10 @@ from django.utils import timezone
 
 from .chain import ChainBroken
 from .conf import Settings
-from .database import independent_hooks, is_transient, one_line, restore_autocommit, transient_errors
+from .database import is_transient, one_line, restore_autocommit, transient_errors
 from .exceptions import BusUnavailable, DatabaseUnavailable, EventContended, TransactionEnded, UnreadableEvent
 from .failures import Delivery, Failures
+from .isolation import Isolation, watch_connections
 from .keys import AlreadyHandled, Keys
 from .listeners import Listener
 from .models import FailedEvent, ProcessedEvent
@@ -44,6 +45,7 @@ class Handling:
         self.raised: tuple[str, datetime, BaseException | None] = "", timezone.now(), None
         """The key of the last event whose handler raised, when that was inserted, and what it raised."""
         self.troubles = Troubles(self.using)
+        watch_connections()
 
     # --- Retries ------------------------------------------------------------------------------
 
@@ -109,7 +111,7 @@ class Handling:
             return Guard(connections[self.using])
 
         def call() -> None:
-            self.listener.call_one(failed.message())
+            self.isolate(self.listener.call_one, failed.message())
 
         try:
             if self.listener.idempotent:
@@ -121,6 +123,10 @@ class Handling:
         return error
 
     # --- One attempt --------------------------------------------------------------------------
+
+    def isolate(self, call: Callable[..., None], *arguments: object) -> None:
+        """Call a handler; what it leaves in the thread does not reach the next event."""
+        Isolation(self.using, self.group).run(call, *arguments)
 
     def attempt(self, call: Callable[[], None]) -> BaseException | None:
         """Call a handler in no transaction; return its failure."""
@@ -160,8 +166,7 @@ class Handling:
             with transaction.atomic(using=self.using):
                 guard = begin()
                 driver = connection.connection
-                with independent_hooks(self.using, self.group):
-                    call()
+                call()
                 guard.handler_returned()
                 guard.check(self.gate.defer(guard) if defers else None)
         except (AlreadyHandled, ChainBroken):

@@ -72,7 +72,7 @@ class Inbox(Handling):
         """
         if delivery.message is None:
             raise delivery.problem or UnreadableEvent("it holds no message")
-        self.listener.call(delivery.message)
+        self.isolate(self.listener.call, delivery.message)
 
     def has_handled(self, event_names: Iterable[str]) -> bool:
         """Whether this group has handled any of these events, as far as the inbox remembers."""
