@@ -5,12 +5,13 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
-from asgiref.sync import async_to_sync, iscoroutinefunction
+from asgiref.sync import iscoroutinefunction
 from django.utils import timezone
 
+from . import event_loop
 from .arguments import Arguments
 from .exceptions import ConfigurationError
 from .messages import MAX_NAME_LENGTH, EventMessage, Fields, split_name
@@ -92,9 +93,7 @@ class Listener:
 
     @cached_property
     def _call(self) -> Callable[..., Any]:
-        # async_to_sync runs the handler's ORM calls in this thread, so within the transaction
-        # that holds the idempotency key; an event loop of our own would not.
-        return async_to_sync(self.handler) if iscoroutinefunction(self.handler) else self.handler
+        return partial(event_loop.run, self.handler) if iscoroutinefunction(self.handler) else self.handler
 
     @cached_property
     def _arguments(self) -> Arguments:
