@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, time
+from functools import partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -12,6 +13,35 @@ import msgspec
 from django.db import Error as DatabaseError
 
 from .exceptions import ConfigurationError, UnreadableEvent
+
+
+def function_of(handler: Any) -> Any:
+    """Return the function that a handler calls, which may be a method, a partial or an object with `__call__`."""
+    while True:
+        if isinstance(handler, partial):
+            handler = handler.func
+        elif inspect.ismethod(handler):
+            handler = handler.__func__
+        elif hasattr(handler, "__qualname__"):
+            return handler
+        else:
+            handler = type(handler).__call__
+
+
+def path_of(handler: Any) -> str:
+    """Return where a handler is, for people."""
+    function = function_of(handler)
+    return f"{getattr(function, '__module__', 'builtins')}.{function.__qualname__}"
+
+
+def check_takes_list(handler: Callable[..., Any]) -> None:
+    """Raise ConfigurationError if a batch handler can't be called with a list of events."""
+    try:
+        inspect.signature(handler).bind([])
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"The batch handler {path_of(handler)} must take one argument, the list of events: {error}."
+        ) from error
 
 
 class Arguments:
@@ -22,8 +52,12 @@ class Arguments:
     """
 
     def __init__(self, handler: Callable[..., Any]) -> None:
-        path = f"{handler.__module__}.{handler.__qualname__}"
-        parameters = list(inspect.signature(handler).parameters.values())
+        path = path_of(handler)
+        try:
+            parameters = list(inspect.signature(handler).parameters.values())
+            inner = inspect.signature(function_of(handler)).parameters.values()
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f"The arguments of the handler {path} can't be found out: {error}.") from error
         if not parameters or parameters[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
             raise ConfigurationError(
                 f"The handler {path} takes no event: its first argument must be one, as in (event, **kwargs)."
@@ -32,9 +66,15 @@ class Arguments:
         self._required: list[str] = []
         self._takes_all = False
         self._rest: Any = Any
-        # A payload key of this name can't be given beside the event; it is in event.payload.
-        self._taken = parameters[0].name if parameters[0].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD else None
-        hints = _hints(handler, path)
+        # Payload keys of these names can't be given: beside the event, `self`, or what a partial gives. They are in
+        # event.payload.
+        names = {parameter.name for parameter in parameters[1:]}
+        self._taken = {
+            parameter.name
+            for parameter in inner
+            if parameter.name not in names and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        }
+        hints = _hints(function_of(handler), path)
         for parameter in parameters[1:]:
             hint = hints.get(parameter.name, Any)
             if hint is object:
@@ -64,7 +104,7 @@ class Arguments:
                 raise UnreadableEvent(f"the handler's argument {name!r} is missing from the event")
         arguments = {}
         for name, value in payload.items():
-            if name == self._taken or (name not in self._hints and not self._takes_all):
+            if name in self._taken or (name not in self._hints and not self._takes_all):
                 continue
             hint = self._hints.get(name, self._rest)
             try:

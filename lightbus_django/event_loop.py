@@ -23,7 +23,7 @@ _tasks: ContextVar[WeakSet["asyncio.Task[Any]"] | None] = ContextVar("lightbus_t
 """The tasks that were started in the event at hand."""
 
 
-def run(function: Callable[..., Coroutine[Any, Any, Result]], *args: object, **kwargs: object) -> Result:
+def run(function: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     """Run an async function in the loop, and in this thread what it gives to `sync_to_async`, such as its queries.
 
     Tasks that it started are cancelled if they have not ended with it.
@@ -33,17 +33,17 @@ def run(function: Callable[..., Coroutine[Any, Any, Result]], *args: object, **k
     before = dict(state)
     state.update(main_event_loop=_get_loop(), main_event_loop_pid=os.getpid())
     try:
-        return AsyncToSync(_run)(function, *args, **kwargs)
+        return AsyncToSync(_run)(function)
     finally:
         state.clear()
         state.update(before)
 
 
-async def _run(function: Callable[..., Coroutine[Any, Any, Result]], *args: object, **kwargs: object) -> Result:
+async def _run(function: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     tasks: WeakSet[asyncio.Task[Any]] = WeakSet()
     _tasks.set(tasks)
     try:
-        return await function(*args, **kwargs)
+        return await function()
     finally:
         while running := [task for task in tasks if not task.done()]:
             for task in running:

@@ -12,7 +12,7 @@ from asgiref.sync import iscoroutinefunction
 from django.utils import timezone
 
 from . import event_loop
-from .arguments import Arguments
+from .arguments import Arguments, check_takes_list, function_of, path_of
 from .exceptions import ConfigurationError
 from .messages import MAX_NAME_LENGTH, EventMessage, Fields, split_name
 
@@ -42,7 +42,7 @@ class Listener:
     @property
     def path(self) -> str:
         """Where the handler is, for people."""
-        return f"{self.handler.__module__}.{self.handler.__qualname__}"
+        return path_of(self.handler)
 
     @property
     def start_id(self) -> str:
@@ -61,6 +61,10 @@ class Listener:
     @cached_property
     def _wanted(self) -> frozenset[tuple[bytes, ...]]:
         return frozenset(tuple(part.encode() for part in split_name(event)) for event in self.events)
+
+    @cached_property
+    def _arguments(self) -> Arguments:
+        return Arguments(self.handler)
 
     def call(self, message: EventMessage) -> None:
         """Run the handler.
@@ -93,25 +97,19 @@ class Listener:
 
     @cached_property
     def _call(self) -> Callable[..., Any]:
-        return partial(event_loop.run, self.handler) if iscoroutinefunction(self.handler) else self.handler
-
-    @cached_property
-    def _arguments(self) -> Arguments:
-        return Arguments(self.handler)
+        if not (iscoroutinefunction(self.handler) or iscoroutinefunction(function_of(self.handler))):
+            return self.handler
+        return lambda *args, **kwargs: event_loop.run(partial(self.handler, *args, **kwargs))
 
     def check(self) -> None:
         """Raise ConfigurationError if the handler can't be called with an event."""
-        if inspect.isgeneratorfunction(self.handler) or inspect.isasyncgenfunction(self.handler):
+        function = function_of(self.handler)
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise ConfigurationError(f"The handler {self.path} is a generator, and nobody takes what it yields.")
-        if not self.batch:
+        if self.batch:
+            check_takes_list(self.handler)
+        else:
             self._arguments  # noqa: B018
-            return
-        try:
-            inspect.signature(self.handler).bind([])
-        except TypeError as error:
-            raise ConfigurationError(
-                f"The batch handler {self.path} must take one argument, the list of events: {error}."
-            ) from error
 
 
 class Registry:
@@ -181,14 +179,14 @@ def listens_to(
     start: str | datetime = "new",
     defer_commits: bool = True,
 ) -> Callable[[Handler], Handler]:
-    """Register a function as the handler of one or more events; it comes back unchanged.
+    """Register a callable as the handler of one or more events; it comes back unchanged.
 
     The handler is called as `handler(event, **payload)`: the EventMessage, and the payload keys it
     names (all of them if it has `**kwargs`), converted to its annotations.
 
     Args:
         events: event name or names, such as "competitor_prices.changed".
-        listener_name: tells this listener from the service's others; the function's name if not given.
+        listener_name: tells this listener from the service's others; the function's name if it has one.
         consumer_group: the whole name of the consumer group, instead of
             `{service_name}-{listener_name}` with hyphens for underscores.
         idempotent: commit an idempotency key together with the handler's writes, so that an event
@@ -226,11 +224,18 @@ def listens_to(
             )
 
     def register(handler: Handler) -> Handler:
+        if not callable(handler):
+            raise ConfigurationError(f"{handler!r} can't be called, so it can't be the handler of {', '.join(names)}.")
+        name = listener_name or str(getattr(handler, "__name__", ""))
+        if not listener_name and not name.isidentifier():
+            raise ConfigurationError(
+                f"The handler {path_of(handler)} is a {type(handler).__name__} without a name: pass listener_name=…"
+            )
         registry.add(
             Listener(
                 handler=handler,
                 events=names,
-                listener_name=listener_name or handler.__name__,
+                listener_name=name,
                 consumer_group=consumer_group,
                 idempotent=idempotent,
                 batch=batch,

@@ -36,5 +36,5 @@ def test_every_error_is_a_lightbus_error():
 
 def test_the_package_is_imported_before_django_is_set_up():
     """As an app's `listeners.py` or `models.py` may do; nothing is read or connected then."""
-    code = "import lightbus_django; lightbus_django.listens_to('a.b')(lambda event: None)"
+    code = "import lightbus_django; lightbus_django.listens_to('a.b', listener_name='c')(lambda event: None)"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

@@ -202,6 +202,15 @@ def test_listening(example: Example, work):
     assert (listener.handler, listener.listener_name) == (guide.book_order, "book_order")
 
 
+@of("Other callables")
+def test_other_callables(example: Example, work):
+    example.run()
+    work()
+    fire("shop.order_placed", number=7, total=Decimal("9.99"))
+    work()
+    assert bookings() == [(7, Decimal("9.99"), "")]
+
+
 @of("Several events")
 def test_several_events(example: Example, work):
     example.run()
