@@ -7,6 +7,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from lightbus_django.conf import format_name, get_settings, is_random
 from lightbus_django.exceptions import LightbusError
+from lightbus_django.greenlets import check_threads
 from lightbus_django.listeners import registry
 from lightbus_django.processes import run_processes, stop_with_parent
 from lightbus_django.worker import Worker
@@ -57,6 +58,7 @@ class Command(BaseCommand):
             logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
             logger.setLevel(logging.INFO if options["verbosity"] else logging.WARNING)
         try:
+            check_threads()
             settings = get_settings()
             service_name = format_name(options["service_name"] or settings.service_name)
             template = options["process_name"] or settings.process_name
