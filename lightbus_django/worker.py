@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 from django.db import Error as DatabaseError
-from django.db import connections, router
+from django.db import connections, reset_queries, router
 
 from .conf import Settings
 from .consumer import BLOCK, Consumer
@@ -165,11 +165,12 @@ class Worker:
                 stops.callback(consumer.stop)
             busy = True
             while busy and not self._stopping.is_set():
+                reset_queries()
                 busy = self.housekeeping.relay() | self.housekeeping.flag_due_retries()
                 for consumer in self.consumers:
                     busy |= consumer.step(block=0)
             while not self._stopping.is_set() and self.housekeeping.step():
-                pass
+                reset_queries()
 
     # --- Threads ------------------------------------------------------------------------------
 
@@ -220,6 +221,7 @@ class Worker:
     def _again_and_again(self, step: Callable[[], object], name: str) -> None:
         delay = 0.0
         while not self._stopping.is_set():
+            reset_queries()  # Django logs them if DEBUG is on
             try:
                 step()
             except (LightbusError, DatabaseError) as error:

@@ -8,6 +8,7 @@ import time
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connections
+from django.db.backends.signals import connection_created
 from django.test import override_settings
 
 from lightbus_django import fire, listens_to, on_commit
@@ -239,3 +240,62 @@ def test_leases_are_renewed_until_the_last_event_is_done(r, listeners, lightbus,
         done.set()
         eager.join()
     assert sorted(started) == [0, 1, 2]
+
+
+class TestTheLogOfQueries:
+    """Django keeps it if DEBUG is on, and clears it with each request."""
+
+    @pytest.fixture
+    def longest(self, settings):
+        """The longest log that each thread had when it executed a query, and how many queries that were."""
+        settings.DEBUG = True
+        longest, counts = {}, {}
+
+        def measure(execute, sql, params, many, context):
+            name = threading.current_thread().name
+            longest[name] = max(longest.get(name, 0), len(context["connection"].queries_log))
+            counts[name] = counts.get(name, 0) + 1
+            return execute(sql, params, many, context)
+
+        def install(connection, **kwargs):
+            connection.execute_wrappers.append(measure)
+
+        connections.close_all()
+        connection_created.connect(install)
+        yield longest, counts
+        connection_created.disconnect(install)
+        for each in connections.all():
+            each.execute_wrappers.clear()
+
+    @pytest.mark.parametrize("options", [{}, {"idempotent": False}, {"batch": True}], ids=repr)
+    def test_is_cleared_with_each_event(self, r, listeners, longest, run, lightbus, options):
+        lightbus(BATCH_SIZE=10)
+
+        @listens_to("shop.order_placed", listener_name="place", start="beginning", **options)
+        def place(events, **kwargs):
+            Effect.objects.create(name="placed")
+
+        for number in range(300):
+            fire("shop.order_placed", number=number)
+        worker = run()
+        for job in worker.housekeeping._jobs:
+            job.interval = 0.01
+        longest, counts = longest
+        eventually(lambda: Effect.objects.count() >= (30 if options.get("batch") else 300))
+        eventually(lambda: counts.get("housekeeping", 0) > 150)
+        assert longest["shop-place"] < 60
+        assert longest["housekeeping"] < 60
+
+    def test_is_cleared_in_a_burst(self, r, listeners, longest, lightbus):
+        lightbus(BATCH_SIZE=1)
+
+        @listens_to("shop.order_placed", start="beginning")
+        def place(event, number):
+            if number < 200:
+                on_commit("shop.order_placed", number=number + 1)
+
+        fire("shop.order_placed", number=0)
+        burst()
+        longest, counts = longest
+        assert counts["MainThread"] > 400
+        assert longest["MainThread"] < 60
