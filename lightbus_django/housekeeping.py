@@ -13,7 +13,7 @@ from django.db import Error as DatabaseError
 from django.db import connections
 from django.utils import timezone
 
-from . import streams
+from . import stale_groups, streams
 from .conf import Settings
 from .consumer import Consumer
 from .database import close_broken, one_line, transient_errors
@@ -23,6 +23,7 @@ from .messages import is_name, stream_key
 from .models import FailedEvent, OutboxEvent, has_outbox
 from .pruning import cutoffs_at, prune
 from .relay import relay
+from .stale_groups import StaleGroups
 from .transport import Transport
 
 logger = logging.getLogger("lightbus_django")
@@ -65,8 +66,9 @@ class Housekeeping:
             _Job(self.trim, 60.0, at_once=True),
             _Job(self.prune, 3600.0, at_once=True),
             _Job(self.tidy_consumers, 3600.0),
-            _Job(self.report_stale_groups, 6 * 3600.0),
+            _Job(self.report_stale_groups, stale_groups.INTERVAL),
         ]
+        self._stale_groups = StaleGroups(transport, stale_after=settings.group_stale_after)
         self._has_outbox: dict[str, bool] = {}
         self._pruning: list[Iterator[tuple[str, int]]] = []
         self._pruned: Counter[str] = Counter()
@@ -192,25 +194,8 @@ class Housekeeping:
 
     def report_stale_groups(self) -> bool:
         """Warn of groups that nobody reads, and that keep events from being trimmed."""
-
-        def report(stream: str) -> None:
-            groups = streams.groups(self.transport, stream)
-            for group in groups:
-                # A listener that waits for events of a quiet stream may not have asked for long.
-                if group.unread_for() > self.settings.group_stale_after and (group.pending or group.lag != 0):
-                    logger.warning(
-                        "nobody has read the group %s of %s for %.1f days; for its sake %s events are kept. If its "
-                        "listener is gone for good: manage.py lightbus_retire %s",
-                        group.name,
-                        stream,
-                        group.unread_for() / 86400,
-                        "?" if group.lag is None else group.lag + group.pending,
-                        group.name,
-                    )
-            for name in set(self._groups_of(stream)) - {group.name for group in groups}:
-                logger.warning("no process has run the listener of %s yet; %s is not trimmed before", name, stream)
-
-        _each(self._streams(), report)
+        missing = _each(self._streams(), lambda stream: self._stale_groups.look_at(stream, self._groups_of(stream)))
+        self._stale_groups.report_missing(set().union(*missing))
         return False
 
     def _groups_of(self, stream: str) -> list[str]:

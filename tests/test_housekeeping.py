@@ -62,7 +62,7 @@ def test_streams_are_trimmed_though_one_key_is_no_stream(record, consume, housek
 
 
 def test_nothing_is_trimmed_before_each_listener_of_the_service_has_its_group(
-    listeners, record, consume, housekeeping, lightbus, r, caplog
+    listeners, record, consume, housekeeping, lightbus, r
 ):
     """Another process may run it."""
     lightbus(STREAM_RETENTION=0)
@@ -78,11 +78,41 @@ def test_nothing_is_trimmed_before_each_listener_of_the_service_has_its_group(
     keeper = housekeeping(consumer)
     keeper.trim()
     assert r.xlen(KEY) == 300
-    keeper.report_stale_groups()
-    assert "no process has run the listener of price-monitor-elsewhere yet" in caplog.text
     drain(consume(second))
     keeper.trim()
     assert r.xlen(KEY) <= 100
+
+
+def test_listeners_that_no_process_runs_are_told_of_when_that_lasts(listeners, record, consume, housekeeping, caplog):
+    """At a first start none of them has run, and with --listener others are run elsewhere."""
+    for name in ("one", "two"):
+
+        @listens_to(["shop.order_placed", "crm.customer_moved"], listener_name=name)
+        def elsewhere(event): ...
+
+    first, second, _ = listeners
+    keeper = housekeeping(consume(first))
+
+    def look(hour):
+        caplog.clear()
+        while keeper.step(now=3600.0 * hour):
+            pass
+        return [record.getMessage() for record in caplog.records if "no process" in record.getMessage()]
+
+    assert look(0) == []
+    assert look(5) == []
+    text = "no process has run these listeners in the last 6 hours: {}; until one does, nothing is trimmed from {}"
+    assert look(6) == [text.format("price-monitor-one, price-monitor-two", "crm.*:stream, shop.*:stream")]
+    consume(second)
+    assert look(12) == [text.format("price-monitor-two", "crm.*:stream, shop.*:stream")]
+    for listener in listeners:
+        consume(listener)
+    assert look(18) == []
+
+
+def test_a_worker_that_starts_first_says_nothing_of_missing_groups(record, caplog):
+    call_command("lightbus_listen", "--burst", "--listener", "record")
+    assert "no process" not in caplog.text
 
 
 def test_an_outage_is_told_of_once_and_so_is_its_end(housekeeping, caplog):
