@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, time
 from functools import partial
-from types import NoneType, UnionType
+from types import MethodType, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -20,7 +20,7 @@ def function_of(handler: Any) -> Any:
     while True:
         if isinstance(handler, partial):
             handler = handler.func
-        elif inspect.ismethod(handler):
+        elif isinstance(handler, MethodType | staticmethod):
             handler = handler.__func__
         elif hasattr(handler, "__qualname__"):
             return handler

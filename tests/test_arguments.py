@@ -86,6 +86,8 @@ price = Decimal("9.99")
         (Importer().positional, "Importer.positional", [(price, {"self": 1, "cls": 2, "config": 3})]),
         (Importer.of_class, "Importer.of_class", [("Importer", price, {"self": 1, "config": 3})]),
         (Importer.static, "Importer.static", [price]),
+        (staticmethod(Importer.static), "Importer.static", [price]),
+        (staticmethod(handle_async), "handle_async", [(price, {"self": 1, "cls": 2, "config": 3})]),
         (AsyncImporter(), "AsyncImporter.__call__", [price]),
         (AsyncImporter().__call__, "AsyncImporter.__call__", [price]),
         (lambda event, price: got.append(price), "<lambda>", ["9.99"]),
