@@ -14,7 +14,7 @@ from django.core.cache import caches
 from django.db import connections
 from django.db.backends.signals import connection_created
 
-from .witness import Witness
+from .witness import RollbackDetector
 
 logger = logging.getLogger("lightbus_django")
 
@@ -101,8 +101,6 @@ def watch_connections() -> None:
 
 
 def _restore_wrappers(connection: Any) -> None:
-    wrappers = _wrappers.get(connection, [])
-    witness = connection.wrap_database_errors
-    if isinstance(witness, Witness) and witness.execute not in wrappers:
-        wrappers.insert(0, witness.execute)
-    connection.execute_wrappers[:] = wrappers
+    connection.execute_wrappers[:] = _wrappers.get(connection, [])
+    if isinstance(connection.wrap_database_errors, RollbackDetector):
+        RollbackDetector.of(connection)  # its wrapper is one of ours

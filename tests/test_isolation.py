@@ -18,7 +18,7 @@ from lightbus_django.conf import get_settings
 from lightbus_django.inbox import Inbox
 from lightbus_django.listeners import registry
 from lightbus_django.models import FailedEvent
-from lightbus_django.witness import Witness
+from lightbus_django.witness import RollbackDetector
 from tests.app.models import Effect
 
 from .test_inbox import deliver, handle_all
@@ -191,10 +191,10 @@ def test_our_own_wrapper_stays_and_so_does_what_the_project_installed(r):
     try:
         connection.close()
         connections["other"].close()
-        Witness.of(connection)
+        RollbackDetector.of(connection)
         handle_all(inbox(), [deliver(1), deliver(2)])
         witness = connection.wrap_database_errors
-        assert connection.execute_wrappers == [witness.execute, count]
+        assert connection.execute_wrappers == [witness._execute_wrapper, count]
         assert connections["other"].execute_wrappers[-1] is count
         assert seen
     finally:
