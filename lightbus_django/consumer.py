@@ -67,7 +67,7 @@ class Consumer:
         self.member = Member(transport, self.group, process_name)
         self.leases = Leases(self.member, settings.acknowledgement_timeout)
         self.inbox = (BatchInbox if listener.batch else Inbox)(listener, self.group, settings)
-        self.positions = Positions(self.member, listener, settings.stream_use, self.inbox)
+        self.positions = Positions(self.member, listener, settings.stream_use, self.inbox, service_name)
         self.streams = self.positions.streams
         self.reading = Reading(
             self.member,
@@ -85,6 +85,7 @@ class Consumer:
         self._handled: list[Delivery] = []
         self._aside: deque[tuple[float, Delivery]] = deque()
         self._fast = False
+        self._sorted_lately = False
 
     def step(self, now: float | None = None, *, block: float = BLOCK) -> bool:
         """Do the next thing; return whether there was something to do.
@@ -157,6 +158,8 @@ class Consumer:
             logger.info("%s: handed back %d events", self.group, len(left))
         for container in (self._held, self._handled, self._aside):
             container.clear()
+        if self._joined:
+            self.positions.remember_last()
         self.member.close()  # during a long handler Redis may have given the connection up
         if self._leave and self._joined:
             for stream in self.streams:
@@ -175,6 +178,7 @@ class Consumer:
             return True
         for stream in self.streams:
             self.positions.look(stream)
+        self.positions.remember()
         self._reclaim_at = now + self.settings.reclaim_interval
         return False
 
@@ -212,6 +216,7 @@ class Consumer:
             self._say_lost(entry)
         elif fields != NOOP and self.listener.wants(fields):
             self._held.append(Delivery.of(entry))
+            self._sorted_lately = True
             return
         self.reading.settle(entry)
 
@@ -221,7 +226,20 @@ class Consumer:
             "%s: lost %s of %s: it was trimmed before it was handled", self.group, entry.stream_id, entry.stream
         )
 
+    def _pass_over(self) -> None:
+        """Settle what was published again, and is older than this listener's start."""
+        if self._sorted_lately:
+            older = self.positions.older(self._held)
+            for delivery in older:
+                self.reading.settle(delivery.entry)
+            self._held = deque(delivery for delivery in self._held if delivery not in older)
+            self._sorted_lately = False
+
     def _handle(self, now: float) -> bool:
+        self._pass_over()
+        if not self._held:
+            self._lease()
+            return True
         first = self._held[0]
         handled = 0
         self._lease()

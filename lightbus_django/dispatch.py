@@ -4,8 +4,9 @@ No transaction is open while Redis is waited for.
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from .exceptions import BusError, BusUnavailable
 from .messages import Fields, is_name, stream_key
 from .models import OutboxEvent, OutboxEventQuerySet
 from .notes import MAX_FIELDS, NOTES_SIZE, Notes
+from .republished import record
 from .transport import Transport
 
 logger = logging.getLogger("lightbus_django")
@@ -35,6 +37,8 @@ class Staged(NamedTuple):
     id: UUID
     event_name: str
     fields: Fields
+    published_at: datetime | None = None
+    """When it was published first, if that was before."""
 
 
 def publish(events: Sequence[Staged], rows: OutboxEventQuerySet, transport: Transport, settings: Settings) -> int:
@@ -46,13 +50,18 @@ def publish(events: Sequence[Staged], rows: OutboxEventQuerySet, transport: Tran
     Raises:
         BusUnavailable: the rows of what was not published are as they were.
     """
+    refused = _record_first(events, transport, settings)
+    for event in events:
+        if event.id in refused:
+            put_off(rows.db, event.id, event.event_name, refused[event.id])
+    events = [event for event in events if event.id not in refused]
     if not events:
         return 0
     results = transport.publish_many(
         (stream_key(event.event_name, settings.stream_use), event.fields) for event in events
     )
     published = [event.id for event, result in zip(events, results, strict=True) if isinstance(result, str)]
-    if len(published) < len(events):
+    if refused or len(published) < len(events):
         rows = rows.filter(pk__in=published)
     first = Coalesce("published_at", timezone.now(), output_field=DateTimeField())
     rows.update(due_at=None, published_at=first, error="")
@@ -112,6 +121,16 @@ def _settle(stream: str, notes: Notes, using: str) -> None:
             )
             notes.remove(stream, keys)
         there_may_be_more = len(keys) >= NOTES_SIZE
+
+
+def _record_first(events: Sequence[Staged], transport: Transport, settings: Settings) -> dict[UUID, BusError]:
+    """Let listeners know when events that are published again were published first; return where that can't be done."""
+    again: defaultdict[str, dict[UUID, datetime]] = defaultdict(dict)
+    for event in events:
+        if event.published_at is not None:
+            again[stream_key(event.event_name, settings.stream_use)][event.id] = event.published_at
+    problems = record(transport, again, keep=settings.inbox_retention) if again else {}
+    return {event_id: problem for stream, problem in problems.items() for event_id in again[stream]}
 
 
 def _put_off_refused(events: Sequence[Staged], results: Sequence[object], using: str) -> None:

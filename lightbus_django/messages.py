@@ -19,6 +19,9 @@ Fields = dict[bytes, bytes]
 
 MAX_NAME_LENGTH = 200
 NOOP: Fields = {b"": b""}
+SKEW = timedelta(hours=1)
+"""How far the clocks of Redis and of this machine may be apart."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_MILLISECONDS = 253_402_300_799_000  # the year 9999; a stream id may say anything
 _EVENT_NAME = re.compile(r"[\w-]+(\.[\w-]+)+")
@@ -88,6 +91,14 @@ def stream_time(stream_id: str) -> datetime:
     """Return the time that is in a stream id; aware, in UTC."""
     milliseconds = int(stream_id.partition("-")[0])
     return _EPOCH + timedelta(milliseconds=min(milliseconds, _MAX_MILLISECONDS))
+
+
+def is_ahead(stream_id: str, now: datetime) -> bool:
+    """Whether the time in a stream id is no time at which it can have been given: somebody has chosen the id.
+
+    Redis gives no smaller ones from then on.
+    """
+    return stream_time(stream_id) > now + SKEW
 
 
 # --- Encoding ---------------------------------------------------------------------------------

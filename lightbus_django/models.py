@@ -1,4 +1,4 @@
-"""The tables: what was processed, what failed, what waits to be published."""
+"""The tables: what was processed, what failed, what waits to be published, and how far consumer groups are."""
 
 from datetime import datetime
 from typing import ClassVar
@@ -13,6 +13,11 @@ from .ids import uuid7
 from .messages import MAX_NAME_LENGTH, EventMessage, decode, load_fields
 
 KEY_LENGTH = 80
+
+
+def as_aware(time: datetime) -> datetime:
+    """Return a time of the database as an aware one."""
+    return time if timezone.is_aware(time) else timezone.make_aware(time)
 
 
 def as_stored(time: datetime) -> datetime:
@@ -172,6 +177,42 @@ class OutboxEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.event_name} {self.id}"
+
+
+class ConsumerGroup(models.Model):
+    """A consumer group in one stream: where it started, and how far it was when it was last seen.
+
+    Redis knows it better, until it loses its data.
+    """
+
+    key = models.CharField(primary_key=True, max_length=KEY_LENGTH, editable=False)
+    """Stream and group, as `event_key` makes a key of them: some databases ignore case, and Redis does not."""
+    service_name = models.CharField(_("service"), max_length=MAX_NAME_LENGTH)
+    listener_name = models.CharField(_("listener"), max_length=MAX_NAME_LENGTH)
+    consumer_group = models.CharField(_("consumer group"), max_length=MAX_NAME_LENGTH + 1)
+    stream = models.CharField(_("stream"), max_length=MAX_NAME_LENGTH + 20)
+    event_names = models.TextField(_("events"), help_text=_("Those that the listener gets of this stream, one a line."))
+    began_at = models.DateTimeField(_("began at"), default=timezone.now)
+    start_id = models.CharField(
+        _("started behind"), max_length=41, blank=True, help_text=_("A stream id; empty if it is unknown.")
+    )
+    starts_at = models.DateTimeField(
+        _("starts at"),
+        null=True,
+        blank=True,
+        help_text=_("Events that were first published before then are not for it. Empty: all are."),
+    )
+    position = models.CharField(
+        _("position"), max_length=41, help_text=_("The stream id up to which everything was acknowledged.")
+    )
+    seen_at = models.DateTimeField(_("last seen at"), default=timezone.now)
+
+    class Meta:
+        verbose_name = _("consumer group")
+        verbose_name_plural = _("consumer groups")
+
+    def __str__(self) -> str:
+        return f"{self.consumer_group} of {self.stream}"
 
 
 def has_outbox(alias: str) -> bool:

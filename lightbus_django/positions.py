@@ -2,13 +2,20 @@
 
 import logging
 from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import datetime
+from uuid import UUID
 
-from .exceptions import GroupMissing
+from . import ids, republished
+from .exceptions import BusError, DatabaseUnavailable, GroupMissing
+from .failures import Delivery
+from .group_records import GroupRecords, Start
 from .groups import Member, id_key
 from .inbox import Inbox
 from .listeners import Listener
-from .messages import stream_key
-from .streams import last_id
+from .messages import SKEW, stream_key
+from .streams import end, last_id
 
 logger = logging.getLogger("lightbus_django")
 
@@ -16,7 +23,7 @@ logger = logging.getLogger("lightbus_django")
 class Positions:
     """The streams of one listener, and how far its group is in each of them."""
 
-    def __init__(self, member: Member, listener: Listener, stream_use: str, inbox: Inbox) -> None:
+    def __init__(self, member: Member, listener: Listener, stream_use: str, inbox: Inbox, service_name: str) -> None:
         self.member = member
         self.listener = listener
         self.inbox = inbox
@@ -25,8 +32,9 @@ class Positions:
         self._events: defaultdict[str, list[str]] = defaultdict(list)
         for event in listener.events:
             self._events[stream_key(event, stream_use)].append(event)
+        self.records = GroupRecords(listener, member.group, service_name, self._events)
         self._positions: dict[str, str] = {}
-        self._start_ids: dict[str, str] = {}
+        self._ends: dict[str, tuple[str, datetime]] = {}
         self._unread_lost: dict[str, int] = {}
 
     @property
@@ -35,17 +43,27 @@ class Positions:
 
     def join(self) -> None:
         """Become a member of the group in each stream; make it where it is not there."""
+        missing = []
         for stream in self._events:
             try:
                 self.look(stream)
-                start_id, is_known = self._positions[stream], True
             except GroupMissing:
-                start_id, is_known = self._start_id(stream), False
-            if self.member.join(stream, start_id):
+                # What is new is so from the first try on; the database may not answer yet.
+                self._ends.setdefault(stream, end(self.member.transport, stream))
+                missing.append(stream)
+        try:
+            self.records.load()
+        except DatabaseUnavailable:
+            if missing or self.listener.idempotent:
+                raise
+        for stream in self._events:
+            start_id = self._start_id(stream) if stream in missing else self._positions[stream]
+            is_new = self.member.join(stream, start_id)
+            if is_new:
                 logger.info("%s: new consumer group of %s, which begins after %s", self.member.group, stream, start_id)
-                is_known = False
-            if not is_known:
+            if is_new or stream in missing:
                 self.look(stream)
+        self.remember()
 
     def look(self, stream: str) -> None:
         """Remember where the group stands, and say what it lost before it was given it."""
@@ -57,17 +75,60 @@ class Positions:
             logger.error("%s: lost %d events of %s: they were trimmed unread", self.member.group, more, stream)
         self._unread_lost[stream] = lost
 
+    def remember(self) -> None:
+        """Write down where the group stands, now and then."""
+        self.records.save(self._positions)
+
+    def remember_last(self) -> None:
+        """Write down where the group stands, as this process ends; should that fail, it was written down before."""
+        with suppress(BusError):
+            for stream in self._positions:
+                self.look(stream)
+        self.records.save(self._positions, at_once=True)
+
+    def older(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
+        """Return those that are not for this group: published again, and for the first time before it started."""
+        asked: defaultdict[str, list[tuple[UUID, Delivery]]] = defaultdict(list)
+        for delivery in deliveries:
+            at = self._starts_at(delivery.entry.stream)
+            if at is None or delivery.message is None:
+                continue
+            # It was published after the call that fired it, or can't be one of those that are published again.
+            fired_at = ids.time_of(delivery.message.id)
+            if fired_at is not None and fired_at < at + SKEW:
+                asked[delivery.entry.stream].append((UUID(delivery.message.id), delivery))
+        found = []
+        for stream, pairs in asked.items():
+            at = self._starts_at(stream)
+            times = republished.look_up(self.member.transport, stream, [event_id for event_id, _ in pairs])
+            older = [delivery for (_, delivery), time in zip(pairs, times, strict=True) if time and at and time < at]
+            if older:
+                text = "%s: passed over %d events of %s that were published again: they are older than its start"
+                logger.info(text, self.member.group, len(older), stream)
+            found += older
+        return found
+
+    def _starts_at(self, stream: str) -> datetime | None:
+        return self.records.starts.get(stream, Start()).at
+
     def _start_id(self, stream: str) -> str:
         """Return where a group that is not there has to begin."""
         was_at = self._positions.get(stream)
+        is_seen = was_at is not None
         if was_at is None:
-            # What is new is so from the first try on; the inbox may not answer yet.
-            start_id = self._start_ids.setdefault(stream, self.listener.start_id)
-            if start_id == "$":
-                start_id = self._start_ids[stream] = last_id(self.member.transport, stream)
-            if not self.inbox.has_handled(self._events[stream]):
-                return start_id
-        if was_at is None or id_key(last_id(self.member.transport, stream)) < id_key(was_at):
-            was_at = "0"  # another stream under the same name, or nobody knows; the inbox knows what was handled
-        logger.warning("%s: the group was gone from %s; made anew at %s", self.member.group, stream, was_at)
-        return was_at
+            # It may have had events behind the position that was written down last; the inbox knows which.
+            has_handled = self.inbox.has_handled(self._events[stream])
+            was_at = None if has_handled else self.records.positions.get(stream)
+            if was_at is None and not has_handled:
+                return self.records.begin(stream, Start.of(self.listener, *self._ends[stream])).id
+        start = self.records.starts.get(stream, Start()).id or "0"
+        last = id_key(last_id(self.member.transport, stream))
+        if was_at is not None and id_key(was_at) <= last:
+            place = was_at
+        elif self.listener.start != "new" or id_key(start) <= last:
+            place = start
+        else:
+            place = "0"  # another stream under the same name
+        if is_seen or place != start or was_at is None:
+            logger.warning("%s: the group was gone from %s; made anew at %s", self.member.group, stream, place)
+        return place

@@ -124,9 +124,10 @@ def _another_relays(outbox: OutboxEventQuerySet, now: datetime, until: datetime)
 def _read(rows: OutboxEventQuerySet) -> list[Staged]:
     """Return the events that rows hold, in order; one that can't be read is put off."""
     events = []
-    for key, name, version, payload in rows.order_by("pk").values_list("pk", "event_name", "version", "payload"):
+    columns = "pk", "event_name", "published_at", "version", "payload"
+    for key, name, published_at, version, payload in rows.order_by("pk").values_list(*columns):
         try:
-            events.append(Staged(key, name, _fields(key, name, version, payload)))
+            events.append(Staged(key, name, _fields(key, name, version, payload), published_at))
         except (InvalidEventName, msgspec.MsgspecError, ValueError) as error:
             put_off(rows.db, key, name, error)
     return events

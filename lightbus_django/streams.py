@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from .exceptions import GroupMissing
 from .messages import stream_time
-from .scripts import RETIRE, TIDY, TRIM
+from .scripts import LAST, RETIRE, TIDY, TRIM
 from .transport import Transport
 
 
@@ -38,6 +38,15 @@ def last_id(transport: Transport, stream: str) -> str:
     except GroupMissing:
         return "0-0"
     return found
+
+
+def end(transport: Transport, stream: str) -> tuple[str, datetime]:
+    """Return the last stream id that the stream has given, as `last_id` does, and the time at which that is so."""
+    last, time = transport.run(LAST, stream)
+    if not time:
+        return last.decode(), datetime.now(UTC)
+    seconds, microseconds = map(int, time)
+    return last.decode(), datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=microseconds)
 
 
 def oldest(transport: Transport, stream: str) -> datetime | None:

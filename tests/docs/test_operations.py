@@ -13,9 +13,10 @@ import redis
 from django.core.management import call_command, load_command_class
 
 import lightbus_django
-from lightbus_django import BusError, BusUnavailable, dispatch, fire, listens_to, on_commit, streams
+from lightbus_django import BusError, BusUnavailable, dispatch, fire, listens_to, on_commit, republished, streams
 from lightbus_django.conf import get_settings
 from lightbus_django.groups import Member
+from lightbus_django.ids import uuid7
 from lightbus_django.listeners import registry
 from lightbus_django.models import OutboxEvent
 from lightbus_django.reading import Reading
@@ -163,6 +164,7 @@ def test_a_listening_process_can_do_all_its_work_and_nothing_else(
     assert Effect.objects.count() == 1
     assert not OutboxEvent.objects.exclude(due_at=None).exists()
     assert {fields["event_name"] for _, fields in admin.xrange(BOOKKEEPING)} == {"booked", "left"}
+    publish_all_again(worker, BOOKKEEPING, admin)
 
     with transport_of("bookkeeping-listen") as transport:
         use_all_of(transport, admin)
@@ -189,6 +191,15 @@ def test_a_process_that_only_relays_and_trims_can_do_so(
     assert "denies" not in caplog.text
     assert not OutboxEvent.objects.exclude(due_at=None).exists()
     assert admin.keys("*:published:*") == []
+    publish_all_again(worker, SHOP, admin)
+
+
+def publish_all_again(worker: Worker, stream: str, admin: Any) -> None:
+    count = OutboxEvent.objects.publish_again()
+    worker.run_burst()
+    worker.transport.close()
+    assert not OutboxEvent.objects.exclude(due_at=None).exists()
+    assert admin.hlen(republished.key(stream)) == count
 
 
 def use_all_of(transport: Transport, admin: Any) -> None:
@@ -205,6 +216,7 @@ def use_all_of(transport: Transport, admin: Any) -> None:
     (entry,) = reading.reclaim()
     reading.count_delivery(entry)
     assert two.standing(SHOP).position < streams.last_id(transport, SHOP)
+    assert republished.look_up(transport, SHOP, [uuid7()]) == [None]
     two.acknowledge({SHOP: [entry.stream_id]})
     admin.script_flush()
     assert streams.tidy_consumers(transport, SHOP, group, idle=0) == 1
