@@ -65,10 +65,10 @@ class Consumer:
         self.settings = settings
         self.transport = transport
         self.member = Member(transport, self.group, process_name)
-        self.leases = Leases(self.member, settings.acknowledgement_timeout)
         self.inbox = (BatchInbox if listener.batch else Inbox)(listener, self.group, settings)
         self.positions = Positions(self.member, listener, settings.stream_use, self.inbox, service_name)
         self.streams = self.positions.streams
+        self.leases = Leases(self.member, settings.acknowledgement_timeout, self.streams)
         self.reading = Reading(
             self.member,
             self.streams,
@@ -168,7 +168,7 @@ class Consumer:
         self.inbox.give_back()
 
     def renew(self, now: float | None = None) -> None:
-        """Start the clock anew of what waits here, and of the event in hand unless it exceeds the timeout."""
+        """Start the clock anew of what waits here, and of the event in hand unless it exceeds the timeout. Show up."""
         self.leases.renew(time.monotonic() if now is None else now)
 
     # --- Where events come from ---------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a consumer has in hand: kept from other processes while it waits for its turn."""
+"""What a consumer has in hand: kept from other processes while it waits for its turn. And that it is alive at all."""
 
 import logging
 import sys
@@ -6,10 +6,10 @@ import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from .failures import Delivery
-from .groups import Member
+from .groups import SHOW_UP_INTERVAL, Member
 
 logger = logging.getLogger("lightbus_django")
 
@@ -20,9 +20,12 @@ class Leases:
     One thread says what it holds, another one renews. So what they share is replaced as a whole, never changed.
     """
 
-    def __init__(self, member: Member, timeout: float) -> None:
+    def __init__(self, member: Member, timeout: float, streams: Sequence[str]) -> None:
         self.member = member
         self.timeout = timeout
+        self._streams = streams
+        self._show_up_at = 0.0
+        self._has_ended = False
         self._lock = threading.Lock()
         self._thread = 0
         self._held: tuple[Delivery, ...] = ()
@@ -38,6 +41,7 @@ class Leases:
         """Hold nothing any more; no renewal is under way when this returns."""
         with self._lock:
             self._held = ()
+            self._has_ended = True
 
     def begin(self, *deliveries: Delivery) -> None:
         """The thread that holds them begins to handle these, together."""
@@ -48,7 +52,7 @@ class Leases:
         self._in_hand = None
 
     def renew(self, now: float) -> None:
-        """Start the clock anew of what is held, but not of what is in hand if that exceeds the timeout.
+        """Start the clock anew of what is held, but not of what is in hand if that exceeds the timeout; and show up.
 
         `now` is the time on the monotonic clock, in seconds.
         """
@@ -66,6 +70,9 @@ class Leases:
                     by_stream[delivery.entry.stream].append(delivery.entry.stream_id)
             for stream, stream_ids in by_stream.items():
                 self.member.renew(stream, stream_ids)
+            if now >= self._show_up_at and not self._has_ended:
+                self._show_up_at = now + SHOW_UP_INTERVAL
+                self.member.show_up(self._streams)
 
     def _tell(self, delivery: Delivery, seconds: float) -> None:
         frame = sys._current_frames().get(self._thread)

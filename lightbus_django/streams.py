@@ -10,6 +10,12 @@ from .messages import stream_time
 from .scripts import LAST, RETIRE, TIDY, TRIM
 from .transport import Transport
 
+RETIRE_AFTER = 120.0
+"""Seconds for which a group is never destroyed after one of its consumers has shown up.
+
+Consumers show up every 10 seconds, and those of previous versions about every 65.
+"""
+
 
 class Group(NamedTuple):
     """A consumer group of a stream, whichever service's."""
@@ -110,5 +116,5 @@ def tidy_consumers(transport: Transport, stream: str, group: str, *, idle: float
 
 
 def retire(transport: Transport, stream: str, group: str, *, idle: float) -> bool:
-    """Destroy a group that nobody has read for `idle` seconds; return whether that was so."""
-    return bool(transport.run(RETIRE, stream, group, round(idle * 1000)))
+    """Destroy a group that nobody has read for `idle` seconds, RETIRE_AFTER at least; return whether that was so."""
+    return bool(transport.run(RETIRE, stream, group, round(max(idle, RETIRE_AFTER) * 1000)))

@@ -16,6 +16,7 @@ from .conf import Settings
 from .consumer import BLOCK, Consumer
 from .database import check_autocommit, one_line
 from .exceptions import BusError, BusForbidden, ConfigurationError, LightbusError
+from .groups import SHOW_UP_INTERVAL
 from .housekeeping import Housekeeping
 from .listeners import Listener
 from .models import OutboxEvent, has_outbox
@@ -195,11 +196,11 @@ class Worker:
 
     @contextmanager
     def _renewing(self) -> Iterator[threading.Thread]:
-        """Renew leases meanwhile: beside the rest, for no slow handler or database may keep them from it."""
+        """Renew leases meanwhile, and show up: no slow handler or database may keep consumers from it."""
         done = threading.Event()
 
         def renew() -> None:
-            while not done.wait(self.settings.acknowledgement_timeout / 4):
+            while not done.wait(min(self.settings.acknowledgement_timeout / 4, SHOW_UP_INTERVAL)):
                 for consumer in self.consumers:
                     if done.is_set():
                         break  # each may take a timeout while Redis hangs

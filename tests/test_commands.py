@@ -8,7 +8,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
-from lightbus_django import fire, listens_to, on_commit
+from lightbus_django import fire, listens_to, on_commit, streams
 from lightbus_django.models import OutboxEvent, ProcessedEvent
 from tests.app.models import Effect
 
@@ -150,10 +150,12 @@ class TestRetire:
         assert "'shop-gone' of shop.*:stream is gone" in run(capsys, "lightbus_retire", "shop-gone", "--no-input")
         assert groups() == {"shop-here"}
 
-    def test_but_none_that_is_in_use(self, groups):
-        with pytest.raises(CommandError, match="is in use"):
-            call_command("lightbus_retire", "shop-here", "--no-input")
+    def test_but_none_that_is_in_use(self, groups, monkeypatch):
+        for options in ([], ["--idle", "0"]):
+            with pytest.raises(CommandError, match="is in use"):
+                call_command("lightbus_retire", "shop-here", "--no-input", *options)
         assert groups() == {"shop-gone", "shop-here"}
+        monkeypatch.setattr(streams, "RETIRE_AFTER", 0)
         call_command("lightbus_retire", "shop-here", "--no-input", "--idle", "0")
         assert groups() == {"shop-gone"}
 

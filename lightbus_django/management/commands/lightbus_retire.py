@@ -25,7 +25,8 @@ class Command(BaseCommand):
             "--idle",
             type=float,
             metavar="SECONDS",
-            help="how long nobody may have read the group (GROUP_STALE_AFTER)",
+            help="how long nobody must have read the group (GROUP_STALE_AFTER); at least 120, as a process that only "
+            "waits shows up now and then",
         )
         parser.add_argument("--no-input", action="store_true", help="don't ask")
 
@@ -33,6 +34,7 @@ class Command(BaseCommand):
         try:
             settings = get_settings()
             idle = settings.group_stale_after if options["idle"] is None else options["idle"]
+            idle = max(idle, streams.RETIRE_AFTER)
             transport = get_transport(settings.url, settings.redis_timeout)
             keys = options["stream"] or sorted(streams.find_streams(transport))
             groups = [group for key in keys for group in streams.groups(transport, key)]
@@ -62,8 +64,9 @@ class Command(BaseCommand):
 
     def in_use(self, group: streams.Group, idle: float) -> str:
         return (
-            f"{group.name!r} of {group.stream} is in use: one of its consumers has read within the last "
-            f"{_length(idle)}. Stop its processes; --idle SECONDS allows for a shorter time."
+            f"{group.name!r} of {group.stream} is in use: one of its consumers has shown up within the last "
+            f"{_length(idle)}. Stop its processes, and wait that long; --idle SECONDS allows a shorter time, but not "
+            f"less than {_length(streams.RETIRE_AFTER)}."
         )
 
     def is_wanted(self, name: str) -> bool:
