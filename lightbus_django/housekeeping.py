@@ -67,6 +67,7 @@ class Housekeeping:
             _Job(self.prune, 3600.0, at_once=True),
             _Job(self.tidy_consumers, 3600.0),
             _Job(self.report_stale_groups, stale_groups.INTERVAL),
+            _Job(self.report_ids_ahead, 6 * 3600.0),
         ]
         self._stale_groups = StaleGroups(transport, stale_after=settings.group_stale_after)
         self._has_outbox: dict[str, bool] = {}
@@ -196,6 +197,20 @@ class Housekeeping:
         """Warn of groups that nobody reads, and that keep events from being trimmed."""
         missing = _each(self._streams(), lambda stream: self._stale_groups.look_at(stream, self._groups_of(stream)))
         self._stale_groups.report_missing(set().union(*missing))
+        return False
+
+    def report_ids_ahead(self) -> bool:
+        """Warn of streams whose ids are ahead of the time."""
+
+        def report(stream: str) -> None:
+            if (stream_id := streams.first_ahead(self.transport, stream)) is not None:
+                text = (
+                    "%s: the stream id %s is ahead of the time, so those that follow are, too; such events are trimmed "
+                    "as soon as all groups have acknowledged them, whatever their age"
+                )
+                logger.warning(text, stream, stream_id)
+
+        _each(self._streams(), report)
         return False
 
     def _groups_of(self, stream: str) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from .exceptions import InvalidEventName, InvalidPayload, UnreadableEvent
-from .ids import uuid7
+from .ids import time_of, uuid7
 from .jsonable import encode_json
 
 Fields = dict[bytes, bytes]
@@ -49,8 +49,8 @@ class EventMessage(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def published_at(self) -> datetime | None:
-        """When Redis took the event, by its stream id; aware, in UTC."""
-        return None if self.stream_id is None else stream_time(self.stream_id)
+        """When Redis took the event; aware, in UTC. None if that is unknown."""
+        return None if self.stream_id is None else published_at(self.stream_id, self.id)
 
 
 def new_message(name: str, payload: dict[str, Any]) -> EventMessage:
@@ -94,11 +94,20 @@ def stream_time(stream_id: str) -> datetime:
 
 
 def is_ahead(stream_id: str, now: datetime) -> bool:
-    """Whether the time in a stream id is no time at which it can have been given: somebody has chosen the id.
-
-    Redis gives no smaller ones from then on.
-    """
+    """Whether the time in a stream id is yet to come: somebody has chosen the id. Redis gives greater ones since."""
     return stream_time(stream_id) > now + SKEW
+
+
+def published_at(stream_id: str, event_id: str) -> datetime | None:
+    """Return when an event was published, by its stream id; if that is ahead of the time, when it was fired.
+
+    None if its own id does not tell that either.
+    """
+    now = datetime.now(UTC)
+    if not is_ahead(stream_id, now):
+        return stream_time(stream_id)
+    fired_at = time_of(event_id)
+    return None if fired_at is None or fired_at > now + SKEW else fired_at
 
 
 # --- Encoding ---------------------------------------------------------------------------------

@@ -128,10 +128,15 @@ local function less(a, b)
   return aseq < bseq
 end
 local keep_from = ARGV[1]
+-- What follows an id that somebody has put ahead of the time has no age: it goes when every group has finished with it.
+local kept = redis.pcall('XRANGE', KEYS[1], keep_from, '+', 'COUNT', 1)
+if not kept['err'] and kept[1] and less(ARGV[4], kept[1][1]) then
+  keep_from = '18446744073709551615-18446744073709551615'
+end
 local too_many = redis.call('XLEN', KEYS[1]) - tonumber(ARGV[2])
 if too_many <= 0 then return 0 end
 local awaited = {}
-for i = 4, #ARGV do awaited[ARGV[i]] = true end
+for i = 5, #ARGV do awaited[ARGV[i]] = true end
 for _, group in ipairs(rows('GROUPS', KEYS[1])) do
   awaited[group['name']] = nil
   local unfinished = group['last-delivered-id']

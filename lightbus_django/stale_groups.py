@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from math import isinf
 
 from . import streams
 from .transport import Transport
@@ -32,11 +33,11 @@ class StaleGroups:
             # A listener that waits for events of a quiet stream may not have asked for long.
             if group.unread_for() > self._stale_after and (group.pending or group.lag != 0):
                 logger.warning(
-                    "nobody has read the group %s of %s for %.1f days; for its sake %s events are kept. If its "
+                    "nobody has read the group %s of %s for %s; for its sake %s events are kept. If its "
                     "listener is gone for good: manage.py lightbus_retire %s",
                     group.name,
                     stream,
-                    group.unread_for() / 86400,
+                    "an unknown time" if isinf(unread := group.unread_for()) else f"{unread / 86400:.1f} days",
                     "?" if group.lag is None else group.lag + group.pending,
                     group.name,
                 )

@@ -1,12 +1,13 @@
 """Whole streams, with all their groups: how old they are, who has not read them, what may go."""
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from .exceptions import GroupMissing
-from .messages import stream_time
+from .messages import SKEW, is_ahead, published_at, stream_time
 from .scripts import LAST, RETIRE, TIDY, TRIM
 from .transport import Transport
 
@@ -30,10 +31,13 @@ class Group(NamedTuple):
     """Seconds since one of its consumers last asked for events; None if it has no consumer."""
 
     def unread_for(self) -> float:
-        """Return for how many seconds nobody has read it."""
+        """Return for how many seconds nobody has read it; infinity if nobody can tell."""
         if self.idle is not None:
             return self.idle
-        return (datetime.now(UTC) - stream_time(self.last_delivered_id)).total_seconds()
+        now = datetime.now(UTC)
+        if is_ahead(self.last_delivered_id, now):
+            return math.inf
+        return (now - stream_time(self.last_delivered_id)).total_seconds()
 
 
 def last_id(transport: Transport, stream: str) -> str:
@@ -56,10 +60,31 @@ def end(transport: Transport, stream: str) -> tuple[str, datetime]:
 
 
 def oldest(transport: Transport, stream: str) -> datetime | None:
-    """Return when the first entry was published that the stream still has; None if it has none."""
+    """Return when the first entry was published that the stream still has; None if it has none, or nobody can tell."""
     with transport.errors(stream):
         entries = transport.client.xrange(stream, count=1)
-    return stream_time(entries[0][0].decode()) if entries else None
+        if entries and is_ahead(entries[0][0].decode(), datetime.now(UTC)):
+            entries = transport.client.xrange(stream, count=100)
+    times = (
+        published_at(stream_id.decode(), fields.get(b"id", b"").decode(errors="replace"))
+        for stream_id, fields in entries
+        if fields is not None
+    )
+    return min(filter(None, times), default=None)
+
+
+def first_ahead(transport: Transport, stream: str) -> str | None:
+    """Return the first stream id that is ahead of the time; None if none is."""
+    now = datetime.now(UTC)
+    if not is_ahead(last := last_id(transport, stream), now):
+        return None
+    with transport.errors(stream):
+        entries = transport.client.xrange(stream, min=_id_at(now + SKEW), count=1)
+    return entries[0][0].decode() if entries else last
+
+
+def _id_at(time: datetime) -> str:
+    return f"{round(time.timestamp() * 1000)}-0"
 
 
 def groups(transport: Transport, stream: str) -> list[Group]:
@@ -97,15 +122,15 @@ def trim(
 
     Args:
         awaited: groups that must be there; while one is not, nothing is removed.
-        keep_since: entries from then on are kept.
+        keep_since: entries from then on are kept, unless their ids are ahead of the time.
         keep_length: so many entries are kept, the newest.
         limit: remove so many at most.
 
     Whole nodes of a stream are removed, of 100 entries if Redis is not told otherwise; so up to that
     many more than need be are kept.
     """
-    since = f"{round(keep_since.timestamp() * 1000)}-0"
-    removed: int = transport.run(TRIM, stream, since, keep_length, limit, *awaited)
+    ahead = _id_at(datetime.now(UTC) + SKEW)
+    removed: int = transport.run(TRIM, stream, _id_at(keep_since), keep_length, limit, ahead, *awaited)
     return removed
 
 

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -97,6 +98,8 @@ class Command(BaseCommand):
 
 
 def _length(seconds: float) -> str:
+    if math.isinf(seconds):
+        return "unknown"
     for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * unit:
             return f"{seconds / unit:.0f} {name}"
