@@ -13,7 +13,7 @@ from .database import one_line, transient_errors
 from .exceptions import DatabaseUnavailable
 from .ids import event_key
 from .listeners import Listener
-from .messages import is_ahead, stream_time
+from .messages import MAX_NAME_LENGTH, is_ahead, stream_time
 from .models import ConsumerGroup, as_aware, as_stored
 
 logger = logging.getLogger("lightbus_django")
@@ -137,8 +137,7 @@ class GroupRecords:
 
     def _save(self, stream: str, position: str) -> None:
         row = self._rows.filter(pk=self._keys[stream])
-        fresh = {"position": position, "seen_at": timezone.now(), "event_names": self._event_names(stream)}
-        if not row.update(**fresh):
+        if not row.update(position=position, seen_at=timezone.now(), **self._names(stream)):
             self._learn(stream, self._get_or_create(stream, position))
         self.positions[stream] = position
 
@@ -147,11 +146,9 @@ class GroupRecords:
         row, _ = self._rows.get_or_create(
             pk=self._keys[stream],
             defaults={
-                "service_name": self._service_name[:200],
-                "listener_name": self.listener.listener_name[:200],
+                **self._names(stream),
                 "consumer_group": self.group,
                 "stream": stream,
-                "event_names": self._event_names(stream),
                 "start_id": start.id,
                 "starts_at": None if start.at is None else as_stored(start.at),
                 "position": position,
@@ -159,8 +156,12 @@ class GroupRecords:
         )
         return row
 
-    def _event_names(self, stream: str) -> str:
-        return "\n".join(self._streams[stream])
+    def _names(self, stream: str) -> dict[str, str]:
+        return {
+            "service_name": self._service_name[:MAX_NAME_LENGTH],
+            "listener_name": self.listener.listener_name[:MAX_NAME_LENGTH],
+            "event_names": "\n".join(self._streams[stream]),
+        }
 
     def _learn(self, stream: str, row: ConsumerGroup) -> None:
         at = None if row.starts_at is None else as_aware(row.starts_at).astimezone(UTC)

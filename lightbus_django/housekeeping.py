@@ -14,6 +14,7 @@ from django.db import connections
 from django.utils import timezone
 
 from . import stale_groups, streams
+from .abandoned import find_abandoned
 from .conf import Settings
 from .consumer import Consumer
 from .database import close_broken, one_line, transient_errors
@@ -68,6 +69,7 @@ class Housekeeping:
             _Job(self.tidy_consumers, 3600.0),
             _Job(self.report_stale_groups, stale_groups.INTERVAL),
             _Job(self.report_ids_ahead, 6 * 3600.0),
+            _Job(self.report_abandoned_retries, 6 * 3600.0),
         ]
         self._stale_groups = StaleGroups(transport, stale_after=settings.group_stale_after)
         self._has_outbox: dict[str, bool] = {}
@@ -197,6 +199,24 @@ class Housekeeping:
         """Warn of groups that nobody reads, and that keep events from being trimmed."""
         missing = _each(self._streams(), lambda stream: self._stale_groups.look_at(stream, self._groups_of(stream)))
         self._stale_groups.report_missing(set().union(*missing))
+        return False
+
+    def report_abandoned_retries(self) -> bool:
+        """Warn of retries that nobody makes: of groups of this service that have no listener any more."""
+
+        def report(alias: str) -> None:
+            for found in find_abandoned(alias, self.service_name):
+                if found.retrying and found.is_ours:
+                    logger.warning(
+                        "%s: %d failed events in the database %r are not retried: no listener of this service has this "
+                        "group any more. To make them dead letters: manage.py lightbus_retire %s",
+                        found.group,
+                        found.retrying,
+                        alias,
+                        found.group,
+                    )
+
+        _each(self._outboxes(), report)
         return False
 
     def report_ids_ahead(self) -> bool:

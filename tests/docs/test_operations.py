@@ -241,6 +241,7 @@ def test_what_is_denied_within_a_script_is_told_as_well(
         assert [entry.stream_id for entry in member.outstanding(SHOP, 10)] == [stream_id]
 
 
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
 def test_an_operator_looks_and_retires_groups(
     server: Server,
     admin: Any,

@@ -1,22 +1,27 @@
 import math
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DatabaseError
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from lightbus_django import streams
+from lightbus_django.abandoned import databases, find_abandoned, forget, last_seen, retries
 from lightbus_django.conf import get_settings
+from lightbus_django.database import one_line
 from lightbus_django.exceptions import LightbusError
-from lightbus_django.transport import Transport, get_transport
+from lightbus_django.transport import get_transport
 
 
 class Command(BaseCommand):
     help = (
-        "Retire consumer groups whose listeners are gone for good, so that events are not kept for them any more. "
-        "Without a name: list the groups, those first that nobody has read for longest."
+        "Retire consumer groups whose listeners are gone for good: no events are kept for them any more, and their "
+        "failed events are not retried any more but dead letters. Without a name: list the groups, those first that "
+        "nobody has read for longest, and failed events that nothing retries."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -34,52 +39,59 @@ class Command(BaseCommand):
     def handle(self, **options: Any) -> None:
         try:
             settings = get_settings()
-            idle = settings.group_stale_after if options["idle"] is None else options["idle"]
-            idle = max(idle, streams.RETIRE_AFTER)
-            transport = get_transport(settings.url, settings.redis_timeout)
-            keys = options["stream"] or sorted(streams.find_streams(transport))
-            groups = [group for key in keys for group in streams.groups(transport, key)]
+            self.idle = settings.group_stale_after if options["idle"] is None else options["idle"]
+            self.idle = max(self.idle, streams.RETIRE_AFTER)
+            self.transport = get_transport(settings.url, settings.redis_timeout)
+            keys = options["stream"] or sorted(streams.find_streams(self.transport))
+            groups = [group for key in keys for group in streams.groups(self.transport, key)]
             if not options["group"]:
                 self.show(groups)
+                self.show_abandoned(settings.service_name)
                 return
             for name in options["group"]:
-                self.retire(transport, name, [group for group in groups if group.name == name], idle, options)
-        except LightbusError as error:
-            raise CommandError(str(error)) from error
+                self.retire(name, [group for group in groups if group.name == name], options)
+        except (LightbusError, DatabaseError) as error:
+            raise CommandError(one_line(error)) from error
 
-    def retire(
-        self, transport: Transport, name: str, groups: list[streams.Group], idle: float, options: dict[str, Any]
-    ) -> None:
-        if not groups:
+    def retire(self, name: str, groups: list[streams.Group], options: dict[str, Any]) -> None:
+        aliases = list(databases())
+        seen = [time for alias in aliases if (time := last_seen(alias, name)) is not None]
+        retrying = sum(retries(alias, name) for alias in aliases)
+        if not (groups or seen or retrying):
             raise CommandError(f"There is no consumer group {name!r}. Without a name, the command lists them.")
-        self.show(groups)
+        if groups:
+            self.show(groups)
         for group in groups:
-            if group.idle is not None and group.idle < idle:
-                raise CommandError(self.in_use(group, idle))
-        if not options["no_input"] and not self.is_wanted(name):
+            if group.idle is not None and group.idle < self.idle:
+                raise CommandError(self.in_use(f"{name!r} of {group.stream}"))
+        if not groups and seen and (datetime.now(UTC) - max(seen)).total_seconds() < self.idle:
+            raise CommandError(self.in_use(repr(name)))
+        if not options["no_input"] and not self.is_wanted(name, retrying):
             raise CommandError("Nothing was destroyed.")
         for group in groups:
-            if not streams.retire(transport, group.stream, name, idle=idle):
-                raise CommandError(self.in_use(group, idle))
+            if not streams.retire(self.transport, group.stream, name, idle=self.idle):
+                raise CommandError(self.in_use(f"{name!r} of {group.stream}"))
             self.stdout.write(f"{name!r} of {group.stream} is gone.")
+        for alias in aliases:
+            if count := forget(alias, name, options["stream"]):
+                self.stdout.write(f"{count} retries of {name!r} in the database {alias!r} are dead letters now.")
 
-    def in_use(self, group: streams.Group, idle: float) -> str:
+    def in_use(self, what: str) -> str:
         return (
-            f"{group.name!r} of {group.stream} is in use: one of its consumers has shown up within the last "
-            f"{_length(idle)}. Stop its processes, and wait that long; --idle SECONDS allows a shorter time, but not "
-            f"less than {_length(streams.RETIRE_AFTER)}."
+            f"{what} is in use: one of its consumers has shown up within the last {_length(self.idle)}. Stop its "
+            f"processes, and wait that long; --idle SECONDS allows a shorter time, but not less than "
+            f"{_length(streams.RETIRE_AFTER)}."
         )
 
-    def is_wanted(self, name: str) -> bool:
+    def is_wanted(self, name: str, retrying: int) -> bool:
+        rest = f" {retrying} failed events are not retried any more." if retrying else ""
         try:
-            return input(f"Destroy the group {name!r}? What it has not handled is lost to it. [y/N] ") == "y"
+            return input(f"Destroy the group {name!r}? What it has not handled is lost to it.{rest} [y/N] ") == "y"
         except EOFError:
             raise CommandError("There is nobody to ask; --no-input does not ask.") from None
 
     def show(self, groups: Iterable[streams.Group]) -> None:
-        table = Table(box=box.SIMPLE)
-        for heading in ("stream", "group", "not read for", "unread", "pending"):
-            table.add_column(heading, overflow="fold")
+        table = _table("stream", "group", "not read for", "unread", "pending")
         for group in sorted(groups, key=lambda group: -group.unread_for()):
             never = group.idle is None and group.last_delivered_id == "0-0"
             table.add_row(
@@ -92,9 +104,28 @@ class Command(BaseCommand):
         if not table.rows:
             self.stdout.write("There are no consumer groups.")
             return
+        self.print(table)
+
+    def show_abandoned(self, service_name: str) -> None:
+        table = _table("failed events of", "in the database", "retrying", "dead letters")
+        for alias in databases():
+            for found in find_abandoned(alias, service_name):
+                table.add_row(found.group, alias, str(found.retrying), str(found.dead_letters))
+        if table.rows:
+            self.stdout.write("No listener of this service has these groups, so nothing retries their events:")
+            self.print(table)
+
+    def print(self, table: Table) -> None:
         # Wide enough where it is no terminal, for names are to be copied.
         width = None if self.stdout.isatty() else 200
         Console(file=self.stdout, width=width, no_color=True, markup=False).print(table)  # type: ignore[arg-type]
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
 
 
 def _length(seconds: float) -> str:
