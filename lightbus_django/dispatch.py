@@ -5,19 +5,20 @@ No transaction is open while Redis is waited for.
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
-from django.db.models import DateTimeField, F
+from django.db.models import Case, DateTimeField, F, Value, When
 from django.db.models.functions import Coalesce, Greatest
 from django.utils import timezone
 
 from .conf import Settings
 from .exceptions import BusError, BusUnavailable
-from .messages import Fields, is_name, stream_key
-from .models import OutboxEvent, OutboxEventQuerySet
+from .ids import time_of
+from .messages import Fields, is_ahead, is_name, stream_key, stream_time
+from .models import OutboxEvent, OutboxEventQuerySet, as_stored
 from .notes import MAX_FIELDS, NOTES_SIZE, Notes
 from .republished import record
 from .transport import Transport
@@ -60,13 +61,21 @@ def publish(events: Sequence[Staged], rows: OutboxEventQuerySet, transport: Tran
     results = transport.publish_many(
         (stream_key(event.event_name, settings.stream_use), event.fields) for event in events
     )
-    published = [event.id for event, result in zip(events, results, strict=True) if isinstance(result, str)]
-    if refused or len(published) < len(events):
-        rows = rows.filter(pk__in=published)
-    first = Coalesce("published_at", timezone.now(), output_field=DateTimeField())
-    rows.update(due_at=None, published_at=first, error="")
+    published: defaultdict[datetime, list[UUID]] = defaultdict(list)
+    now = datetime.now(UTC)
+    for event, result in zip(events, results, strict=True):
+        if isinstance(result, str):
+            time = now if is_ahead(result, now) else stream_time(result)
+            published[as_stored(time)].append(event.id)
+    count = sum(map(len, published.values()))
+    if refused or count < len(events):
+        rows = rows.filter(pk__in=[key for keys in published.values() for key in keys])
+    times = Case(
+        *(When(pk__in=keys, then=Value(time)) for time, keys in published.items()), output_field=DateTimeField()
+    )
+    rows.update(due_at=None, published_at=Coalesce("published_at", times), error="")
     _put_off_refused(events, results, rows.db)
-    return len(published)
+    return count
 
 
 def publish_with_notes(events: Sequence[Staged], using: str, transport: Transport, settings: Settings) -> None:
@@ -113,14 +122,30 @@ def _settle(stream: str, notes: Notes, using: str) -> None:
     outbox = OutboxEvent.objects.using(using).filter(published_at=None)
     there_may_be_more = True
     while there_may_be_more:
-        keys = notes.read(stream)
-        if keys:
-            # They were published when GRACE began, whenever they are marked. MySQL takes due_at as it is by then.
-            outbox.filter(pk__in=keys).update(
-                published_at=Greatest("created_at", F("due_at") - GRACE), due_at=None, error=""
-            )
-            notes.remove(stream, keys)
-        there_may_be_more = len(keys) >= NOTES_SIZE
+        stream_ids = notes.read(stream)
+        if stream_ids:
+            # MySQL takes due_at as it is by then.
+            outbox.filter(pk__in=stream_ids).update(published_at=_published_at(stream_ids), due_at=None, error="")
+            notes.remove(stream, stream_ids)
+        there_may_be_more = len(stream_ids) >= NOTES_SIZE
+
+
+def _published_at(stream_ids: Mapping[UUID, str | None]) -> Case:
+    """Return when events were published, by their stream ids, as soon after their call as these say.
+
+    Where nobody knows, they were published when GRACE began.
+    """
+    delays: defaultdict[timedelta, list[UUID]] = defaultdict(list)
+    now = datetime.now(UTC)
+    for key, stream_id in stream_ids.items():
+        fired_at = time_of(str(key))
+        if stream_id and fired_at is not None and not is_ahead(stream_id, now):
+            delays[stream_time(stream_id) - fired_at].append(key)
+    return Case(
+        *(When(pk__in=keys, then=F("created_at") + delay) for delay, keys in delays.items()),
+        default=Greatest("created_at", F("due_at") - GRACE),
+        output_field=DateTimeField(),
+    )
 
 
 def _record_first(events: Sequence[Staged], transport: Transport, settings: Settings) -> dict[UUID, BusError]:

@@ -163,6 +163,8 @@ return redis.call('XGROUP', 'DESTROY', KEYS[1], ARGV[1])
 # What can't be noted is not published; so the notes are looked at before.
 PUBLISH = """
 local notes = redis.call('SCARD', KEYS[2])
-redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))
+redis.call('SCARD', KEYS[3])
+local id = redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))
+redis.call('SADD', KEYS[3], ARGV[1] .. id)
 return notes + redis.call('SADD', KEYS[2], ARGV[1])
 """

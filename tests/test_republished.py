@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import pytest
 from django.core.management import call_command
+from django.db import transaction
 from django.utils import timezone
 
 from lightbus_django import BusError, group_records, listens_to, on_commit, republished
@@ -145,6 +146,22 @@ def test_an_event_is_as_old_as_its_publication_not_as_its_call(r, consume, mark,
     again(mark)
     drain(consumer)
     assert effects() == [1, 1, 1]
+
+
+@both_ways
+@pytest.mark.parametrize("idempotent", [True, False])
+def test_so_a_listener_that_begins_during_a_transaction_gets_its_events(r, consume, mark, again, idempotent):
+    place(1)
+    declare(idempotent=idempotent)
+    with transaction.atomic():
+        place(2)
+        consumer = consume()
+        place(3)
+    mark()
+    r.flushdb()
+    again(mark)
+    drain(consumer)
+    assert effects() == [2, 3]
 
 
 @both_ways
