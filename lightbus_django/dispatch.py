@@ -16,11 +16,11 @@ from django.utils import timezone
 
 from .conf import Settings
 from .exceptions import BusError, BusUnavailable
-from .ids import time_of
-from .messages import Fields, is_ahead, is_name, stream_key, stream_time
+from .messages import Fields, is_name, stream_key
 from .models import OutboxEvent, OutboxEventQuerySet, as_stored
 from .notes import MAX_FIELDS, NOTES_SIZE, Notes
 from .republished import record
+from .times import fired_at, is_ahead, stream_time
 from .transport import Transport
 
 logger = logging.getLogger("lightbus_django")
@@ -138,9 +138,9 @@ def _published_at(stream_ids: Mapping[UUID, str | None]) -> Case:
     delays: defaultdict[timedelta, list[UUID]] = defaultdict(list)
     now = datetime.now(UTC)
     for key, stream_id in stream_ids.items():
-        fired_at = time_of(str(key))
-        if stream_id and fired_at is not None and not is_ahead(stream_id, now):
-            delays[stream_time(stream_id) - fired_at].append(key)
+        called_at = fired_at(str(key))
+        if stream_id and called_at is not None and not is_ahead(stream_id, now):
+            delays[stream_time(stream_id) - called_at].append(key)
     return Case(
         *(When(pk__in=keys, then=F("created_at") + delay) for delay, keys in delays.items()),
         default=Greatest("created_at", F("due_at") - GRACE),

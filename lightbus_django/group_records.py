@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from django.db import DatabaseError, router
+from django.db import Error as DatabaseError
+from django.db import router
 from django.utils import timezone
 
 from .database import one_line, transient_errors
 from .exceptions import DatabaseUnavailable
 from .ids import event_key
 from .listeners import Listener
-from .messages import MAX_NAME_LENGTH, is_ahead, stream_time
+from .messages import MAX_NAME_LENGTH
 from .models import ConsumerGroup, as_aware, as_stored
+from .times import is_ahead, stream_time
 
 logger = logging.getLogger("lightbus_django")
 

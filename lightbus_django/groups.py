@@ -23,7 +23,7 @@ SHOW_UP_INTERVAL = 10.0
 """Seconds between two signs of life of a consumer, whatever it waits for; see `streams.RETIRE_AFTER`."""
 
 _BEHIND_ALL = f"{2**64 - 1}-{2**64 - 2}"
-"""A stream id behind which nothing can be pending, unless somebody has chosen the greatest id there is."""
+"""Nothing can be pending behind this stream id, unless somebody has chosen the greatest id there is."""
 
 
 class Entry(msgspec.Struct, frozen=True, eq=False):
@@ -123,8 +123,8 @@ class Member:
     def show_up(self, streams: Sequence[str]) -> None:
         """Let Redis see that this consumer is alive.
 
-        Redis before 7.2 takes a read that finds nothing for no sign of life, but it does take a look at what is pending
-        behind the last entry. Where the group is missing, the consumer's own thread will find out.
+        A read that finds nothing is no sign of life to Redis before 7.2; a look at what is pending is one. Where the
+        group is missing, the consumer's own thread will find out.
         """
         read = "XREADGROUP", "GROUP", self.group, self.name, "COUNT", 1, "STREAMS"
         self.transport.send([(*read, stream, _BEHIND_ALL) for stream in streams])

@@ -6,9 +6,7 @@ import re
 import threading
 import time
 import uuid
-from datetime import UTC, datetime, timedelta
 
-_MAX_MILLISECONDS = 253_402_300_799_000  # the year 9999
 _SAFE_KEY = re.compile(r"[0-9a-z_:./*-]{1,72}")
 
 _uuid_lock = threading.Lock()
@@ -30,17 +28,6 @@ def uuid7() -> uuid.UUID:
     high, low = bits >> 62, bits & (1 << 62) - 1
     timestamp, random_a = high >> 12, high & 0xFFF
     return uuid.UUID(int=timestamp << 80 | 7 << 76 | random_a << 64 | 2 << 62 | low)
-
-
-def time_of(event_id: str) -> datetime | None:
-    """Return the time in an event id, in UTC: that of the call which fired it; None if there is none in it."""
-    try:
-        uid = uuid.UUID(event_id)
-    except ValueError:
-        return None
-    if uid.version != 7:
-        return None
-    return datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=min(uid.int >> 80, _MAX_MILLISECONDS))
 
 
 def event_key(event_id: str) -> str:

@@ -4,26 +4,22 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
 import msgspec
 
 from .exceptions import InvalidEventName, InvalidPayload, UnreadableEvent
-from .ids import time_of, uuid7
+from .ids import uuid7
 from .jsonable import encode_json
+from .times import published_at
 
 Fields = dict[bytes, bytes]
 """One entry of a stream, as Redis holds it."""
 
 MAX_NAME_LENGTH = 200
 NOOP: Fields = {b"": b""}
-SKEW = timedelta(hours=1)
-"""How far the clocks of Redis and of this machine may be apart."""
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MAX_MILLISECONDS = 253_402_300_799_000  # the year 9999; a stream id may say anything
 _EVENT_NAME = re.compile(r"[\w-]+(\.[\w-]+)+")
 
 
@@ -85,29 +81,6 @@ def stream_key(name: str, stream_use: str) -> str:
     if stream_use == "per_event":
         return f"{name}:stream"
     return f"{split_name(name)[0]}.*:stream"
-
-
-def stream_time(stream_id: str) -> datetime:
-    """Return the time that is in a stream id; aware, in UTC."""
-    milliseconds = int(stream_id.partition("-")[0])
-    return _EPOCH + timedelta(milliseconds=min(milliseconds, _MAX_MILLISECONDS))
-
-
-def is_ahead(stream_id: str, now: datetime) -> bool:
-    """Whether the time in a stream id is yet to come: somebody has chosen the id. Redis gives greater ones since."""
-    return stream_time(stream_id) > now + SKEW
-
-
-def published_at(stream_id: str, event_id: str) -> datetime | None:
-    """Return when an event was published, by its stream id; if that is ahead of the time, when it was fired.
-
-    None if its own id does not tell that either.
-    """
-    now = datetime.now(UTC)
-    if not is_ahead(stream_id, now):
-        return stream_time(stream_id)
-    fired_at = time_of(event_id)
-    return None if fired_at is None or fired_at > now + SKEW else fired_at
 
 
 # --- Encoding ---------------------------------------------------------------------------------

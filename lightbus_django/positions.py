@@ -7,15 +7,16 @@ from contextlib import suppress
 from datetime import datetime
 from uuid import UUID
 
-from . import ids, republished
+from . import republished
 from .exceptions import BusError, DatabaseUnavailable, GroupMissing
 from .failures import Delivery
 from .group_records import GroupRecords, Start
 from .groups import Member, id_key
 from .inbox import Inbox
 from .listeners import Listener
-from .messages import SKEW, stream_key
+from .messages import stream_key
 from .streams import end, last_id
+from .times import SKEW, fired_at
 
 logger = logging.getLogger("lightbus_django")
 
@@ -94,8 +95,8 @@ class Positions:
             if at is None or delivery.message is None:
                 continue
             # It was published after the call that fired it, or can't be one of those that are published again.
-            fired_at = ids.time_of(delivery.message.id)
-            if fired_at is not None and fired_at < at + SKEW:
+            called_at = fired_at(delivery.message.id)
+            if called_at is not None and called_at < at + SKEW:
                 asked[delivery.entry.stream].append((UUID(delivery.message.id), delivery))
         found = []
         for stream, pairs in asked.items():

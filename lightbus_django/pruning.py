@@ -15,13 +15,11 @@ from .conf import Settings
 from .listeners import registry
 from .messages import stream_key
 from .models import FailedEvent, OutboxEvent, ProcessedEvent, as_stored
+from .times import SKEW
 from .transport import Transport
 
 CHUNK = 1000
 """How many rows are looked at, and deleted in one transaction, with each step."""
-
-SKEW = timedelta(hours=1)
-"""How far the clocks of Redis and of this machine may be apart."""
 
 
 @dataclass(frozen=True)

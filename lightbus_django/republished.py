@@ -11,8 +11,8 @@ from itertools import chain
 from uuid import UUID
 
 from .exceptions import BusError, BusForbidden, BusUnavailable
-from .messages import stream_time
 from .models import as_aware
+from .times import stream_time
 from .transport import Transport
 
 logger = logging.getLogger("lightbus_django")

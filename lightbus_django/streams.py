@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from .exceptions import GroupMissing
-from .messages import SKEW, is_ahead, published_at, stream_time
 from .scripts import LAST, RETIRE, TIDY, TRIM
+from .times import SKEW, is_ahead, published_at, stream_time
 from .transport import Transport
 
 RETIRE_AFTER = 120.0

@@ -4,8 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.core.management import call_command
-from django.db import OperationalError, ProgrammingError, connection
-from django.db.utils import DatabaseError
+from django.db import InterfaceError, OperationalError, ProgrammingError, connection
 from django.utils import timezone
 
 from lightbus_django import fire, group_records, listens_to, streams
@@ -210,7 +209,9 @@ class TestWriting:
         consume()
         assert ConsumerGroup.objects.using("other").count() == 1
 
-    @pytest.mark.parametrize("error", [ProgrammingError("no such table"), OperationalError("away"), DatabaseError("?")])
+    @pytest.mark.parametrize(
+        "error", [ProgrammingError("no such table"), OperationalError("away"), InterfaceError("?")]
+    )
     def test_trouble_with_it_stops_no_listener_and_mends_itself(self, r, consume, caplog, error):
         fire("shop.order_placed", number=0)
         declare(idempotent=False)

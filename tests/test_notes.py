@@ -13,16 +13,13 @@ from lightbus_django import dispatch, notes, on_commit, relay
 from lightbus_django import outbox as outbox_module
 from lightbus_django.conf import get_settings
 from lightbus_django.dispatch import GRACE
-from lightbus_django.ids import time_of, uuid7
-from lightbus_django.messages import stream_time
+from lightbus_django.ids import uuid7
 from lightbus_django.models import OutboxEvent
 from tests.app.models import Effect
-from tests.conftest import eventually
 from tests.servers import Server
 from tests.test_publishing import KEY, NOWHERE, numbers, relay_in_threads, waiting
 
 NOTES = f"{{{KEY}}}:published:price-monitor:default"
-DELAY = timedelta(milliseconds=100)
 LOOK = ["SELECT"] if connection.vendor == "mysql" else []
 """What an `on_commit` asks the database after the commit: whether the rows are there, if a procedure may roll back."""
 
@@ -275,64 +272,6 @@ class TestTheRelay:
         another.refresh_from_db()
         assert another.published_at is None
         assert r.xlen(KEY) == 1
-
-
-class TestTheTime:
-    """Listeners that began before an event was published get it when it is published again, and others do not."""
-
-    def test_is_that_of_redis(self, r, keeper):
-        with transaction.atomic():
-            for number in range(10):
-                on_commit("shop.order_placed", number=number)
-            eventually(lambda: timezone.now() > time_of(str(OutboxEvent.objects.latest("pk").pk)) + DELAY)
-        keeper.relay()
-        assert r.keys("*:published:*") == []
-        times = {fields["id"]: stream_time(stream_id) for stream_id, fields in r.xrange(KEY)}
-        for row in OutboxEvent.objects.all():
-            assert row.published_at > row.created_at + DELAY / 2
-            assert abs(row.published_at - times[str(row.pk)]) < DELAY / 2
-
-    def test_is_that_of_redis_for_what_the_relay_publishes(self, r, keeper, lightbus, lightbus_url):
-        lightbus(URL=NOWHERE)
-        place_orders(1, 2)
-        lightbus(URL=lightbus_url)
-        grow_old()
-        keeper.relay()
-        times = [stream_time(stream_id) for stream_id, _ in r.xrange(KEY)]
-        assert list(OutboxEvent.objects.order_by("pk").values_list("published_at", flat=True)) == times
-
-    @pytest.mark.parametrize("size", [2, 1000])
-    def test_is_about_that_of_the_call_where_the_previous_version_noted_it(self, r, keeper, monkeypatch, size):
-        """Its relays leave the times behind, which are of no use then."""
-        monkeypatch.setattr(notes, "NOTES_SIZE", size)
-        monkeypatch.setattr(dispatch, "NOTES_SIZE", size)
-        place_orders(*range(5))
-        r.delete(f"{NOTES}:times")
-        place_orders(*range(5))
-        keeper.relay()
-        assert waiting() == 0
-        assert r.keys("*:published:*") == []
-        place_orders(6)
-        r.delete(NOTES)
-        OutboxEvent.objects.update(due_at=None, published_at=timezone.now())
-        before = set(OutboxEvent.objects.values_list("pk", "published_at"))
-        keeper.relay()
-        assert r.keys("*:published:*") == [f"{NOTES}:times"]  # nothing is fired any more
-        place_orders(7)
-        keeper.relay()
-        assert r.keys("*:published:*") == []
-        assert before < set(OutboxEvent.objects.values_list("pk", "published_at"))
-
-    def test_is_no_time_that_is_ahead(self, r, keeper, lightbus, lightbus_url):
-        r.xadd(KEY, {"strange": "id"}, id="9000000000000-0")
-        place_orders(1)
-        lightbus(URL=NOWHERE)
-        place_orders(2)
-        lightbus(URL=lightbus_url)
-        OutboxEvent.objects.filter(pk=OutboxEvent.objects.latest("pk").pk).update(due_at=timezone.now() - GRACE)
-        keeper.relay()
-        assert waiting() == 0
-        assert all(row.published_at <= timezone.now() for row in OutboxEvent.objects.all())
 
 
 class TestWhatIsRefused:

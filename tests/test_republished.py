@@ -12,8 +12,8 @@ from lightbus_django.conf import get_settings
 from lightbus_django.consumer import Consumer
 from lightbus_django.ids import uuid7
 from lightbus_django.listeners import registry
-from lightbus_django.messages import stream_time
 from lightbus_django.models import ConsumerGroup, OutboxEvent, ProcessedEvent
+from lightbus_django.times import stream_time
 from lightbus_django.transport import Transport
 from tests.app.models import Effect
 

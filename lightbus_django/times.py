@@ -1,0 +1,45 @@
+"""What ids tell of times: a stream id that of its publication, an event id of ours that of the call."""
+
+import uuid
+from datetime import UTC, datetime, timedelta
+
+SKEW = timedelta(hours=1)
+"""How far the clocks of Redis and of this machine may be apart."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MAX_MILLISECONDS = 253_402_300_799_000  # the year 9999; an id may say anything
+
+
+def stream_time(stream_id: str) -> datetime:
+    """Return the time that is in a stream id; aware, in UTC."""
+    return _time(int(stream_id.partition("-")[0]))
+
+
+def is_ahead(stream_id: str, now: datetime) -> bool:
+    """Whether the time in a stream id is yet to come: somebody has chosen the id. Redis gives greater ones since."""
+    return stream_time(stream_id) > now + SKEW
+
+
+def fired_at(event_id: str) -> datetime | None:
+    """Return the time in an event id, that of the call which fired it; aware, in UTC. None if it holds no time."""
+    try:
+        uid = uuid.UUID(event_id)
+    except ValueError:
+        return None
+    return _time(uid.int >> 80) if uid.version == 7 else None
+
+
+def published_at(stream_id: str, event_id: str) -> datetime | None:
+    """Return when an event was published, by its stream id; if that is ahead of the time, when it was fired.
+
+    None if its own id does not tell that either.
+    """
+    now = datetime.now(UTC)
+    if not is_ahead(stream_id, now):
+        return stream_time(stream_id)
+    time = fired_at(event_id)
+    return None if time is None or time > now + SKEW else time
+
+
+def _time(milliseconds: int) -> datetime:
+    return _EPOCH + timedelta(milliseconds=min(milliseconds, _MAX_MILLISECONDS))
