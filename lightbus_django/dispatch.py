@@ -20,6 +20,7 @@ from .messages import Fields, is_name, stream_key
 from .models import OutboxEvent, OutboxEventQuerySet, as_stored
 from .notes import MAX_FIELDS, NOTES_SIZE, Notes
 from .republished import record
+from .texts import storable
 from .times import fired_at, is_ahead, stream_time
 from .transport import Transport
 
@@ -169,4 +170,5 @@ def _put_off_refused(events: Sequence[Staged], results: Sequence[object], using:
 def put_off(using: str, key: UUID, event_name: str, error: Exception) -> None:
     """Let a row that can't be published wait, lest it holds up those behind it."""
     logger.error("outbox: %s %s can't be published yet: %s", event_name, key, error)
-    OutboxEvent.objects.using(using).filter(pk=key).update(due_at=timezone.now() + 6 * GRACE, error=str(error))
+    text = storable(str(error), OutboxEvent._meta.get_field("error"), using)
+    OutboxEvent.objects.using(using).filter(pk=key).update(due_at=timezone.now() + 6 * GRACE, error=text)

@@ -2,29 +2,44 @@
 
 import logging
 import random
-import sysconfig
-import traceback
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import msgspec
+from django.db import connections
 from django.utils import timezone
 
 from .conf import Settings
+from .database import fetch
 from .exceptions import TransactionEnded, UnreadableEvent
 from .groups import Entry
 from .ids import event_key
-from .messages import MAX_NAME_LENGTH, EventMessage, decode, dump_fields
-from .models import FailedEvent
+from .inserts import insert_unless_there
+from .messages import EventMessage, decode, dump_fields
+from .models import FailedEvent, stored_group
+from .texts import storable
+from .tracebacks import describe, format_traceback, locate
 
 logger = logging.getLogger("lightbus_django")
 
+_COLUMNS = (
+    "event_id",
+    "consumer_group",
+    "event_name",
+    "stream",
+    "stream_id",
+    "fields",
+    "error",
+    "traceback",
+    "attempts",
+)
 
-# Where people do not look for their own code.
-_LIBRARIES = (str(Path(__file__).parent), *{sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")})
 
-MAX_CONTENT = 8 * 1024 * 1024
-"""Characters of an entry that are kept; MariaDB's max_allowed_packet is 16 MiB if it was not told otherwise."""
+MAX_CONTENT = 7 * 1024 * 1024
+"""Characters of an entry that are kept. MySQL's driver may send twice as many, and MariaDB takes 16 MiB by default."""
+
+MAX_ERROR = 10_000
+MAX_TRACEBACK = 100_000
+"""Characters of an error's text and traceback that are kept."""
 
 
 class Delivery(msgspec.Struct, frozen=True, eq=False):
@@ -54,7 +69,7 @@ class Delivery(msgspec.Struct, frozen=True, eq=False):
         if self.message is not None:
             return self.message.name
         names = (self.entry.fields.get(name, b"?") for name in (b"api_name", b"event_name"))
-        return _storable(b".".join(names).decode(errors="backslashreplace"))[:MAX_NAME_LENGTH]
+        return b".".join(names).decode(errors="backslashreplace")
 
 
 class Failures:
@@ -63,6 +78,7 @@ class Failures:
     def __init__(self, group: str, using: str, settings: Settings) -> None:
         self.group = group
         self.settings = settings
+        self._using = using
         self.rows = FailedEvent.objects.using(using)
 
     def record(self, delivery: Delivery, error: BaseException) -> None:
@@ -70,23 +86,39 @@ class Failures:
         entry = delivery.entry
         failed = FailedEvent(
             event_id=delivery.key,
-            consumer_group=self.group,
-            event_name=delivery.event_name,
-            stream=entry.stream,
+            consumer_group=stored_group(self.group, self._using),
+            event_name=self._storable(delivery.event_name, "event_name"),
+            stream=self._storable(entry.stream, "stream"),
             stream_id=entry.stream_id,
             fields=dump_fields(entry.fields),
             attempts=entry.deliveries,
         )
-        if (size := len(failed.fields)) > MAX_CONTENT:
+        if (size := len(failed.fields)) > self._room(size):
             failed.fields = dump_fields({})
-            error = UnreadableEvent(f"{_where(error)}; and its content takes {size} characters, too many to keep")
+            error = UnreadableEvent(f"{locate(error)}; and its content takes {size} characters, too many to keep")
         self._describe(failed, error)
-        self.rows.bulk_create([failed], ignore_conflicts=True)
+        self._insert(failed)
         self._say(failed, error)
+
+    def _room(self, size: int) -> int:
+        """Return how many characters of content the database takes."""
+        connection = connections[self._using]
+        if connection.vendor == "mysql" and size > MAX_TRACEBACK:
+            (packet,) = fetch(connection, "SELECT @@max_allowed_packet")
+            return min(MAX_CONTENT, int(packet) // 2 - 4 * MAX_TRACEBACK)
+        return MAX_CONTENT
+
+    def _insert(self, failed: FailedEvent) -> None:
+        """Insert a row unless the event has one. Not by bulk_create(), which ignores any other conflict too."""
+        adapt = connections[self._using].ops.adapt_datetimefield_value
+        times = adapt(failed.failed_at), failed.next_attempt_at and adapt(failed.next_attempt_at)
+        columns = _COLUMNS if failed.pk is None else ("id", *_COLUMNS)
+        row = (*(getattr(failed, name) for name in columns), *times)
+        insert_unless_there(FailedEvent, self._using, (*columns, "failed_at", "next_attempt_at"), row)
 
     def claim_due(self, now: datetime) -> FailedEvent | None:
         """Take the retry that is due longest; it is this process's for the acknowledgement timeout."""
-        return self.rows.claim_due(self.group, now, self._lease(now))
+        return self.rows.claim_due(stored_group(self.group, self._using), now, self._lease(now))
 
     def renew(self, failed: FailedEvent, now: datetime) -> bool:
         """Claim the same attempt for longer; return whether it is still this process's."""
@@ -99,7 +131,7 @@ class Failures:
         """Write down that an attempt failed that was claimed before."""
         self._describe(failed, error)
         if isinstance(error, TransactionEnded):  # the row may have gone with the handler's commit
-            self.rows.bulk_create([failed], ignore_conflicts=True)
+            self._insert(failed)
         # By its count of attempts the row shows whether it is still this process's.
         self.rows.filter(pk=failed.pk, attempts=failed.attempts).update(
             error=failed.error,
@@ -116,14 +148,18 @@ class Failures:
         )
 
     def _describe(self, failed: FailedEvent, error: BaseException) -> None:
-        failed.error = _storable(f"{type(error).__name__}: {_text(error)}")[:10_000]
-        failed.traceback = _storable("".join(traceback.format_exception(error)))[-100_000:]
+        failed.error = self._storable(describe(error), "error", MAX_ERROR)
+        failed.traceback = self._storable(format_traceback(error), "traceback", MAX_TRACEBACK)
         failed.next_attempt_at = None
         is_final = isinstance(error, (UnreadableEvent, TransactionEnded))
         if failed.attempts < self.settings.max_attempts and not is_final:
             delay = min(self.settings.retry_backoff * 2 ** (failed.attempts - 1), self.settings.retry_backoff_max)
             # Jitter, lest what failed together fails together again.
             failed.next_attempt_at = timezone.now() + timedelta(seconds=delay * random.uniform(0.5, 1))
+
+    def _storable(self, text: str, name: str, length: int = MAX_ERROR) -> str:
+        text = storable(_shorten(text, length), FailedEvent._meta.get_field(name), self._using)
+        return _shorten(text, length)  # for escapes are longer than what they stand for
 
     def _say(self, failed: FailedEvent, error: BaseException) -> None:
         logger.log(
@@ -133,31 +169,19 @@ class Failures:
             failed.event_name,
             failed.event_id,
             failed.attempts,
-            _where(error),
-            f"next attempt at {failed.next_attempt_at:%H:%M:%S}" if failed.next_attempt_at else "it is a dead letter",
+            locate(error),
+            f"next attempt at {_local(failed.next_attempt_at)}" if failed.next_attempt_at else "it is a dead letter",
         )
 
 
-def _where(error: BaseException) -> str:
-    """Return an error's type and place: what is said in it may quote the payload, which is not for the log."""
-    if isinstance(error, UnreadableEvent):
-        return str(error)
-    origin = error
-    while origin.__cause__ is not None:
-        origin = origin.__cause__
-    frames = traceback.extract_tb(error.__traceback__) + traceback.extract_tb(origin.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
-    places = [f" at {frame.filename}:{frame.lineno}" for frame in own or frames]
-    return "".join([type(error).__name__, *places[-1:]])
+def _shorten(text: str, length: int) -> str:
+    """Leave out the middle of a text that is too long."""
+    if len(text) <= length:
+        return text
+    half = length // 2 - 20
+    return f"{text[:half]}\n[{len(text) - 2 * half} characters]\n{text[-half:]}"
 
 
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return "its text can't be had"
-
-
-def _storable(text: str) -> str:
-    """Return text that every database takes: PostgreSQL has no NUL, and no encoding has surrogates."""
-    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+def _local(time: datetime) -> str:
+    """Return the time of day in the zone that is the log's as well."""
+    return f"{time.astimezone():%H:%M:%S}"

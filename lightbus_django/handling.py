@@ -16,6 +16,7 @@ from .isolation import Isolation, watch_connections
 from .keys import AlreadyHandled, Keys
 from .listeners import Listener
 from .models import FailedEvent, ProcessedEvent
+from .tracebacks import describe
 from .transactions import Gate, Guard
 from .troubles import Troubles
 
@@ -104,7 +105,7 @@ class Handling:
             if not key.update(processed_at=now):
                 self.keys.rows.create(
                     event_id=failed.event_id,
-                    consumer_group=self.group,
+                    consumer_group=self.keys.stored_group,
                     event_name=failed.event_name,
                     processed_at=now,
                 )
@@ -238,6 +239,8 @@ class Handling:
                 self.gate.add(delivery.key)
 
 
-def committed_and_raised(error: BaseException | None) -> TransactionEnded:
+def committed_and_raised(error: BaseException) -> TransactionEnded:
     """Return the failure of a handler that ended its transaction, and then raised."""
-    return TransactionEnded(f"the handler committed, then raised {type(error).__name__}: {error}")
+    ended = TransactionEnded(f"the handler committed, then raised {describe(error)}")
+    ended.__cause__ = error
+    return ended

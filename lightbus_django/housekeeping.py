@@ -131,19 +131,21 @@ class Housekeeping:
 
     def flag_due_retries(self) -> bool:
         """Tell the consumers that have retries due; each makes them in its own thread."""
-        groups: dict[str, dict[str, Consumer]] = {}
-        for consumer in self.consumers:
-            groups.setdefault(consumer.inbox.using, {})[consumer.group] = consumer
 
         def flag(alias: str) -> bool:
-            due = FailedEvent.objects.using(alias).due(timezone.now()).filter(consumer_group__in=groups[alias])
             with transient_errors(alias):
+                consumers = {
+                    consumer.inbox.keys.stored_group: consumer
+                    for consumer in self.consumers
+                    if consumer.inbox.using == alias
+                }
+                due = FailedEvent.objects.using(alias).due(timezone.now()).filter(consumer_group__in=consumers)
                 names = set(due.values_list("consumer_group", flat=True).distinct())
             for name in names:
-                groups[alias][name].retries_due.set()
+                consumers[name].retries_due.set()
             return bool(names)
 
-        return any(_each(groups, flag))
+        return any(_each({consumer.inbox.using for consumer in self.consumers}, flag))
 
     # --- What is no longer needed -------------------------------------------------------------
 

@@ -79,7 +79,7 @@ class Inbox(Handling):
         if not self.listener.idempotent:
             return False
         with transient_errors(self.using):
-            return self.keys.rows.filter(event_name__in=list(event_names)).exists()
+            return self.keys.of_events(event_names).exists()
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
         """Make a delivery a dead letter without handling it, unless it was handled before."""
@@ -188,7 +188,9 @@ class _Run:
     def _own_failure(self) -> BaseException | None:
         """Return the failure of a key that was found, if it is our own handler's that committed it and then raised."""
         key, now, error = self._inbox.raised
-        if key != self._delivery.key or not self._inbox.keys.of([key]).filter(processed_at=now).exists():
+        if error is None or key != self._delivery.key:
+            return None
+        if not self._inbox.keys.of([key]).filter(processed_at=now).exists():
             return None
         return committed_and_raised(error)
 

@@ -8,7 +8,10 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
-from django.db import connections, models
+from django.db import IntegrityError, connections, models
+
+UNLESS_THERE = " ON CONFLICT (event_id, consumer_group) DO NOTHING"
+"""The target is named, for without it another conflict, such as that of a sequence that is behind, looks like a key."""
 
 
 def insert(model: type[models.Model], using: str, names: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
@@ -28,6 +31,18 @@ def insert(model: type[models.Model], using: str, names: tuple[str, ...], rows: 
         for first in range(0, len(rows), size):
             chunk = rows[first : first + size]
             cursor.execute(statement(model, using, names, len(chunk)), list(chain.from_iterable(chunk)))
+
+
+def insert_unless_there(model: type[models.Model], using: str, names: tuple[str, ...], row: tuple[Any, ...]) -> None:
+    """Insert a row unless its event has one in its consumer group; else as `insert`."""
+    is_mysql = connections[using].vendor == "mysql"  # whose own ways to ignore a conflict ignore more
+    sql = statement(model, using, names, 1)
+    try:
+        with connections[using].cursor() as cursor:
+            cursor.execute(sql if is_mysql else sql + UNLESS_THERE, row)
+    except IntegrityError:
+        if not is_mysql:
+            raise
 
 
 @lru_cache(maxsize=256)

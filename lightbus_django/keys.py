@@ -10,14 +10,13 @@ from django.db.models import QuerySet
 from .database import takes_several_statements
 from .exceptions import DatabaseUnavailable
 from .failures import Delivery
-from .inserts import insert, statement
-from .models import ProcessedEvent
+from .inserts import UNLESS_THERE, insert, statement
+from .models import ProcessedEvent, stored_group
+from .texts import storable
 from .transactions import SAVEPOINT, Guard
 
 _COLUMNS = ("event_id", "consumer_group", "event_name", "processed_at", "discarded")
-
-# The target is named, for without it another conflict, such as that of a sequence that is behind, looks like a key.
-_UNLESS_THERE = " ON CONFLICT (event_id, consumer_group) DO NOTHING"
+_EVENT_NAME = ProcessedEvent._meta.get_field("event_name")
 
 
 class AlreadyHandled(Exception):
@@ -32,9 +31,14 @@ class Keys:
         self.using = using
 
     @property
+    def stored_group(self) -> str:
+        """The name of the consumer group as the database has it."""
+        return stored_group(self.group, self.using)
+
+    @property
     def rows(self) -> QuerySet[ProcessedEvent]:
         """All of them."""
-        return ProcessedEvent.objects.using(self.using).filter(consumer_group=self.group)
+        return ProcessedEvent.objects.using(self.using).filter(consumer_group=self.stored_group)
 
     def of(self, keys: Iterable[str]) -> QuerySet[ProcessedEvent]:
         """Return the rows of these keys."""
@@ -43,6 +47,10 @@ class Keys:
     def known(self, keys: Iterable[str]) -> set[str]:
         """Return those of these keys that are there."""
         return set(self.of(keys).values_list("event_id", flat=True))
+
+    def of_events(self, event_names: Iterable[str]) -> QuerySet[ProcessedEvent]:
+        """Return the rows of events of these names."""
+        return self.rows.filter(event_name__in=[storable(name, _EVENT_NAME, self.using) for name in event_names])
 
     def insert(self, delivery: Delivery, now: datetime) -> Guard:
         """Insert a key as the first statement of a transaction; return what watches that.
@@ -79,7 +87,7 @@ class Keys:
         vendor = connections[self.using].vendor
         # MySQL's own ways to ignore a conflict ignore more, or don't tell what they did.
         if vendor != "mysql":
-            sql += _UNLESS_THERE
+            sql += UNLESS_THERE
         if vendor == "postgresql":
             sql += " RETURNING pg_current_xact_id()::text"
         return sql, self._row(delivery, now)
@@ -107,4 +115,4 @@ class Keys:
 
     def _row(self, delivery: Delivery, now: datetime) -> tuple[Any, ...]:
         at = connections[self.using].ops.adapt_datetimefield_value(now)
-        return delivery.key, self.group, delivery.event_name, at, False
+        return delivery.key, self.stored_group, storable(delivery.event_name, _EVENT_NAME, self.using), at, False

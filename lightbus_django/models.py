@@ -11,6 +11,7 @@ from django.utils.translation import gettext_lazy as _
 from .exceptions import TransactionEnded
 from .ids import uuid7
 from .messages import MAX_NAME_LENGTH, EventMessage, decode, load_fields
+from .texts import storable
 
 KEY_LENGTH = 80
 
@@ -48,6 +49,11 @@ class ProcessedEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.event_name} {self.event_id}"
+
+
+def stored_group(consumer_group: str, using: str) -> str:
+    """Return the name of a consumer group as the tables of a database have it."""
+    return storable(consumer_group, ProcessedEvent._meta.get_field("consumer_group"), using)
 
 
 class FailedEventQuerySet(models.QuerySet["FailedEvent"]):

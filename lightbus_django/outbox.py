@@ -1,6 +1,8 @@
 """Events staged with the caller's writes, to be published once these are committed."""
 
+import json
 import logging
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -14,11 +16,12 @@ from django.utils import timezone
 
 from .conf import get_settings
 from .dispatch import GRACE, Staged, publish_with_notes
-from .exceptions import BusError
+from .exceptions import BusError, InvalidEventName
 from .inserts import insert
 from .messages import EventMessage, encode, encode_payload
 from .models import OutboxEvent
 from .relay import RELAY_SIZE
+from .texts import storable
 from .transport import get_transport
 from .witness import RollbackDetector
 
@@ -29,6 +32,7 @@ MARGIN = GRACE / 2
 
 _COLUMNS = ("id", "event_name", "version", "payload", "created_at", "due_at", "error")
 
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 _encode_payload = msgspec.json.Encoder().encode
 
 
@@ -47,10 +51,14 @@ def stage(message: EventMessage, using: str) -> None:
     `atomic()`, Django takes no commit hooks: a relay publishes the event.
 
     Raises:
-        InvalidPayload: no row was written; the transaction goes on.
+        InvalidEventName, InvalidPayload: no row was written; the transaction goes on.
     """
+    if storable(message.name, OutboxEvent._meta.get_field("event_name"), using) != message.name:
+        raise InvalidEventName(
+            f"{message.name!r} can't be stored in the database {using!r}: its character set lacks some of it"
+        )
     payload = encode_payload(message.payload, get_settings().max_payload_size)
-    text = _encode_payload({key: msgspec.Raw(value) for key, value in payload.items()}).decode()
+    text = _as_ascii(_encode_payload({key: msgspec.Raw(value) for key, value in payload.items()}).decode())
     connection: Any = connections[using]
     takes_hooks = connection.in_atomic_block or connection.get_autocommit()
     batch = _Batch.at_hand(connection) if takes_hooks else None
@@ -76,6 +84,11 @@ class _Hook:
     def publish(self) -> None:
         if not self.is_done:
             self.batch.publish(self)
+
+
+def _as_ascii(text: str) -> str:
+    """Return JSON that every database can store, whatever its character set."""
+    return text if text.isascii() else _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 class _Batch:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,6 +15,7 @@ from .conf import Settings
 from .listeners import registry
 from .messages import stream_key
 from .models import FailedEvent, OutboxEvent, ProcessedEvent, as_stored
+from .texts import storable
 from .times import SKEW
 from .transport import Transport
 
@@ -34,6 +35,11 @@ class Cutoffs:
 
     def is_old(self, event_name: str, processed_at: datetime) -> bool:
         return processed_at < min(self.inbox, self.inbox_of.get(event_name, self.inbox))
+
+    def as_stored(self, using: str) -> "Cutoffs":
+        """Return the same with the names of events as the database has them."""
+        event_name = ProcessedEvent._meta.get_field("event_name")
+        return replace(self, inbox_of={storable(name, event_name, using): age for name, age in self.inbox_of.items()})
 
 
 def cutoffs_at(now: datetime, settings: Settings, transport: Transport) -> Cutoffs:
@@ -74,6 +80,7 @@ def prune(using: str, cutoffs: Cutoffs) -> Iterator[tuple[str, int]]:
         yield "dead letters", _delete_dead_letters(using, old) if old else 0
 
     inbox = ProcessedEvent.objects.using(using)
+    cutoffs = cutoffs.as_stored(using)
     failures = failed.filter(event_id=OuterRef("event_id"), consumer_group=OuterRef("consumer_group"))
     for rows in _chunks(inbox, "processed_at", "event_name", until=cutoffs.inbox):
         old = [key for key, processed_at, event_name in rows if cutoffs.is_old(event_name, processed_at)]

@@ -11,7 +11,7 @@ from typing import Any
 from django.db import DatabaseError, connections, transaction
 
 from .database import fetch, is_aborted
-from .models import ProcessedEvent
+from .models import ProcessedEvent, stored_group
 
 WINDOW = 0.1
 """Seconds for which commits may be deferred, and events be handled before they are acknowledged."""
@@ -184,5 +184,7 @@ class Gate:
         if default == "off":  # a session may be like that, but what is acknowledged has to be durable
             default = "on"
         with transaction.atomic(using=self._using):
-            _, count = fetch(connection, _PROVE.format(table=table), [default, self._group, keys])
+            _, count = fetch(
+                connection, _PROVE.format(table=table), [default, stored_group(self._group, self._using), keys]
+            )
         return int(count)

@@ -106,6 +106,14 @@ def test_content_and_traceback_are_escaped(admin_client):
     assert "\\xff = \x00" in text
 
 
+@pytest.mark.parametrize("payload", ['{"name": "\\u4fa1"}', "no JSON \u4fa1"])
+def test_a_payload_is_shown_without_escapes(payload, admin_client):
+    event = baker.make(OutboxEvent, payload=payload)
+    text = page(admin_client, reverse("admin:lightbus_django_outboxevent_change", args=[event.pk]))
+    assert "\u4fa1" in text
+    assert "\\u4fa1" not in text
+
+
 @pytest.mark.parametrize("model", LISTS)
 def test_rows_can_be_looked_at_and_nothing_else(model, admin_client):
     row = failed() if model is FailedEvent else baker.make(model)

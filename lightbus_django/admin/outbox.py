@@ -1,3 +1,4 @@
+import json
 from typing import Any
 from uuid import UUID
 
@@ -32,6 +33,7 @@ class OutboxEventAdmin(EventAdmin):
     list_display = ("short_id", "event_name", "created_at", "published_at", "error")
     list_filter = (PublishedFilter, ("event_name", LatestValuesFilter), "created_at")
     search_fields = ("id",)
+    fields = ("id", "event_name", "version", "content", "created_at", "due_at", "published_at", "error")
 
     def search_condition(self, term: str) -> Q:
         try:
@@ -42,6 +44,14 @@ class OutboxEventAdmin(EventAdmin):
     @admin.display(description=_("event id"), ordering="id")
     def short_id(self, event: Any) -> str:
         return shorten(str(event.id))
+
+    @admin.display(description=_("payload"))
+    def content(self, event: OutboxEvent) -> str:
+        """The payload as it is on the bus, but without the escapes that the database needs."""
+        try:
+            return json.dumps(json.loads(event.payload), ensure_ascii=False)
+        except ValueError:
+            return event.payload
 
     def has_republish_permission(self, request: HttpRequest) -> bool:
         return bool(request.user.has_perm("lightbus_django.republish_outboxevent"))
