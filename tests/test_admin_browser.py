@@ -95,6 +95,48 @@ def rows():
     baker.make(OutboxEvent, event_name="shop.order_placed", payload=f'{{"note": "{nasty}"}}', _quantity=5)
 
 
+TRACEBACK = f"""Traceback (most recent call last):
+  File "/srv/shop/listeners.py", line 12, in book
+    Booking.objects.create({"number=number, " * 12})
+    ~~~~~~~^^^^^^^^^^^^^^^
+ValueError: no such article
+{"x" * 500}
+"""
+
+
+@pytest.fixture
+def logged_in(browser, live_server, admin_client):
+    """The browser, as the admin sees the pages."""
+    browser.get(f"{live_server.url}/admin/login/")
+    browser.add_cookie({"name": "sessionid", "value": admin_client.cookies["sessionid"].value})
+    return browser
+
+
+@pytest.mark.parametrize("width", [1400, 390], ids=["desk", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_tracebacks_keep_their_indentation_and_stay_within_the_page(scheme, width, logged_in, live_server, shoot, rows):
+    FailedEvent.objects.update(traceback=TRACEBACK, error="\n  two lines\n    of an error")
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    logged_in.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    size = {"width": width, "height": 2000, "deviceScaleFactor": 1, "mobile": width < 500}
+    logged_in.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    for model, row, names in (
+        ("failedevent", FailedEvent.objects.first(), ("content", "error", "traceback")),
+        ("outboxevent", OutboxEvent.objects.first(), ("content", "error")),
+    ):
+        logged_in.get(f"{live_server.url}/admin/lightbus_django/{model}/{row.pk}/change/")
+        shoot(f"{model}-{scheme}-{width}")
+        for name in names:
+            shown = logged_in.find_element(By.CSS_SELECTOR, f".field-{name} .readonly")
+            assert shown.value_of_css_property("white-space") == "pre-wrap"
+            assert "monospace" in shown.value_of_css_property("font-family")
+        assert logged_in.execute_script("return document.documentElement.scrollWidth") <= width
+    logged_in.back()
+    shown = logged_in.find_element(By.CSS_SELECTOR, ".field-traceback .readonly")
+    assert "\n    Booking.objects.create(" in shown.text
+    assert shown.text.count("\n") == TRACEBACK.strip().count("\n")
+
+
 def test_failed_events_are_seen_retried_and_discarded(browser, shoot, rows, live_server, admin_user):
     browser.get(f"{live_server.url}/admin/lightbus_django/failedevent/")
     browser.find_element(By.NAME, "username").send_keys("admin")
