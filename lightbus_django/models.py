@@ -1,15 +1,18 @@
 """The tables: what was processed, what failed, what waits to be published, and how far consumer groups are."""
 
 from datetime import datetime
-from typing import ClassVar
+from functools import lru_cache
+from typing import Any, ClassVar
 
 from django.conf import settings as django_settings
+from django.core.exceptions import EmptyResultSet
 from django.db import connections, models, router, transaction
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from .exceptions import TransactionEnded
 from .ids import uuid7
+from .listeners import registry
 from .messages import MAX_NAME_LENGTH, EventMessage, decode, load_fields
 from .texts import storable
 
@@ -64,12 +67,34 @@ class FailedEventQuerySet(models.QuerySet["FailedEvent"]):
         """Make the events due at once, with all their attempts before them; return how many."""
         return self.update(attempts=0, next_attempt_at=timezone.now())
 
+    def discard(self) -> int:
+        """Give the events up: for their consumer groups they count as processed from now on; return how many.
+
+        In one transaction, which waits for retries that are being made.
+        """
+        using = self._db or router.db_for_write(self.model, **self._hints)  # type: ignore[attr-defined]
+        events = self.using(using).order_by("pk")
+        try:
+            with transaction.atomic(using=using):
+                # The rows first, as a retry does: neither waits for the other's lock, nor is a success overwritten.
+                # SQLite has one lock, which a transaction gets for sure only if it begins with a write.
+                if transaction.get_connection(using).features.has_select_for_update:
+                    keys = list(events.select_for_update().values_list("pk", flat=True))
+                    events = FailedEvent.objects.using(using).filter(pk__in=keys)
+                _insert_discarded(events)
+                # Receivers of signals, if there are any, would load what is large.
+                return events.order_by().only("event_id", "consumer_group", "event_name").delete()[0]
+        except EmptyResultSet:
+            return 0
+
     def claim_due(self, consumer_group: str, now: datetime, lease_until: datetime) -> "FailedEvent | None":
         """Take the retry that is due longest, counting its attempt before it is made."""
-        features = transaction.get_connection(self.db).features
-        with transaction.atomic(using=self.db):
+        using = self._db or router.db_for_write(self.model, **self._hints)  # type: ignore[attr-defined]
+        features = transaction.get_connection(using).features
+        with transaction.atomic(using=using):
             failed = (
-                self.due(now)
+                self.using(using)
+                .due(now)
                 .filter(consumer_group=consumer_group)
                 .select_for_update(skip_locked=features.has_select_for_update_skip_locked)
                 .order_by("next_attempt_at")
@@ -77,7 +102,9 @@ class FailedEventQuerySet(models.QuerySet["FailedEvent"]):
             )
             if failed is None:
                 return None
-            taken = self.filter(pk=failed.pk, attempts=failed.attempts, next_attempt_at=failed.next_attempt_at)
+            taken = self.using(using).filter(
+                pk=failed.pk, attempts=failed.attempts, next_attempt_at=failed.next_attempt_at
+            )
             if not taken.update(attempts=failed.attempts + 1, next_attempt_at=lease_until):
                 return None  # where nothing can be locked, another process was faster
         failed.attempts += 1
@@ -130,20 +157,35 @@ class FailedEvent(models.Model):
         """Return the event as it is given to its handler; raises UnreadableEvent."""
         return decode(load_fields(self.fields), self.stream_id, attempt=self.attempts)
 
-    def retry_now(self) -> None:
-        """Make the event due at once, with all its attempts before it."""
-        FailedEvent.objects.using(self._state.db).filter(pk=self.pk).retry_now()
+    def retry_now(self, using: str | None = None) -> None:
+        """Make the event due at once, with all its attempts before it; `using` is as in `save`."""
+        using = using or router.db_for_write(FailedEvent, instance=self)
+        FailedEvent.objects.using(using).filter(pk=self.pk).retry_now()
 
-    def discard(self) -> None:
-        """Give the event up: for its consumer group it counts as processed from now on."""
-        with transaction.atomic(using=self._state.db):
-            # The row first, as a retry does: neither waits for the other's lock, nor is a success overwritten.
-            if FailedEvent.objects.using(self._state.db).filter(pk=self.pk).delete()[0]:
-                ProcessedEvent.objects.using(self._state.db).update_or_create(
-                    event_id=self.event_id,
-                    consumer_group=self.consumer_group,
-                    defaults={"event_name": self.event_name, "discarded": True, "processed_at": timezone.now()},
-                )
+    def discard(self, using: str | None = None) -> None:
+        """Give the event up: for its consumer group it counts as processed from now on; `using` is as in `save`."""
+        using = using or router.db_for_write(FailedEvent, instance=self)
+        FailedEvent.objects.using(using).filter(pk=self.pk).discard()
+
+
+def _insert_discarded(events: "models.QuerySet[FailedEvent]") -> None:
+    """Insert or update the keys of failed events, without loading these; raises EmptyResultSet."""
+    connection: Any = connections[events.db]
+    keys = ProcessedEvent._meta
+    now = timezone.now()
+    rows = events.order_by("event_id", "consumer_group").values_list(
+        "event_id", "consumer_group", "event_name", models.Value(True), models.Value(now, models.DateTimeField())
+    )
+    select, parameters = rows.query.get_compiler(events.db).as_sql()
+    is_mysql = connection.vendor == "mysql"
+    conflict = "DUPLICATE KEY UPDATE" if is_mysql else "CONFLICT (event_id, consumer_group) DO UPDATE SET"
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO {connection.ops.quote_name(keys.db_table)}"
+            f" (event_id, consumer_group, event_name, discarded, processed_at) {select}"
+            f" ON {conflict} discarded = %s, processed_at = %s",
+            [*parameters, True, connection.ops.adapt_datetimefield_value(now)],
+        )
 
 
 class OutboxEventQuerySet(models.QuerySet["OutboxEvent"]):
@@ -221,9 +263,23 @@ class ConsumerGroup(models.Model):
         return f"{self.consumer_group} of {self.stream}"
 
 
+def is_written(alias: str) -> bool:
+    """Whether events may be staged in this database: the router writes there, or a listener names it with `using`."""
+    if not router.allow_migrate_model(alias, OutboxEvent):
+        return False
+    is_routed = router.db_for_write(OutboxEvent, instance=_row_in(alias)) == alias
+    return is_routed or any(listener.using == alias for listener in registry)
+
+
+@lru_cache
+def _row_in(alias: str) -> OutboxEvent:
+    row = OutboxEvent()
+    row._state.db = alias
+    return row
+
+
 def has_outbox(alias: str) -> bool:
-    """Whether the outbox's table is in this database; where several are configured, it need not be in all."""
+    """Whether the outbox's table is in this database, and written there: not that of a replica, for instance."""
     if connections[alias].vendor == "unknown":  # DATABASES = {"default": {}, ...}
         return False
-    table = OutboxEvent._meta.db_table
-    return router.allow_migrate_model(alias, OutboxEvent) and table in connections[alias].introspection.table_names()
+    return is_written(alias) and OutboxEvent._meta.db_table in connections[alias].introspection.table_names()

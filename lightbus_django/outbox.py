@@ -19,7 +19,7 @@ from .dispatch import GRACE, Staged, publish_with_notes
 from .exceptions import BusError, InvalidEventName
 from .inserts import insert
 from .messages import EventMessage, encode, encode_payload
-from .models import OutboxEvent
+from .models import OutboxEvent, is_written
 from .relay import RELAY_SIZE
 from .texts import storable
 from .transport import get_transport
@@ -37,9 +37,14 @@ _encode_payload = msgspec.json.Encoder().encode
 
 
 def current_database() -> str:
-    """Return the alias of the transaction at hand: the one that is open, else where OutboxEvent is written."""
+    """Return the alias of the transaction at hand: the one that is open, else where OutboxEvent is written.
+
+    Transactions of databases where it is not written, such as replicas, don't count.
+    """
     in_transaction = [
-        connection.alias for connection in connections.all(initialized_only=True) if connection.in_atomic_block
+        connection.alias
+        for connection in connections.all(initialized_only=True)
+        if connection.in_atomic_block and is_written(connection.alias)
     ]
     return in_transaction[0] if len(in_transaction) == 1 else router.db_for_write(OutboxEvent)
 

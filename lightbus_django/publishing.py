@@ -6,8 +6,9 @@ from typing import Any
 from asgiref.sync import sync_to_async
 
 from .conf import get_settings
-from .exceptions import BusError
+from .exceptions import BusError, ConfigurationError
 from .messages import EventMessage, encode, encode_payload, new_message, stream_key
+from .models import is_written
 from .outbox import current_database, stage
 from .relay import RELAY_SIZE
 from .transport import get_transport
@@ -82,7 +83,17 @@ class OnCommit:
         self._alias = alias
 
     def using(self, alias: str, /) -> "OnCommit":
-        """Return an `on_commit` for the transaction of the database `alias`."""
+        """Return an `on_commit` for the transaction of the database `alias`.
+
+        Raises:
+            ConfigurationError: the database router does not write OutboxEvent there.
+        """
+        if not is_written(alias):
+            raise ConfigurationError(
+                f"The database router does not write OutboxEvent to {alias!r}, so no relay looks there for what was "
+                "not published: name another database, or let the router's allow_migrate() and db_for_write() allow "
+                "for it, given an instance of that database."
+            )
         return OnCommit(alias)
 
     def __call__(self, name: str, /, **payload: Any) -> EventMessage:
@@ -90,8 +101,8 @@ class OnCommit:
 
         A row in the outbox, written in this transaction, makes sure of it: should Redis be away or
         this process die, a relay publishes what is left there. Outside of a transaction the event is
-        published at once. The transaction at hand is the open one if one database has one open, else
-        that of the database to which OutboxEvent is routed.
+        published at once. The transaction at hand is the open one if one database has one open to which
+        OutboxEvent may be written, else that of the database to which it is routed.
 
         Raises:
             InvalidEventName, InvalidPayload: no row was written; the transaction can go on.
@@ -108,7 +119,8 @@ class AsyncOnCommit:
         self._on_commit = OnCommit(alias)
 
     def using(self, alias: str, /) -> "AsyncOnCommit":
-        """Return an `aon_commit` for the transaction of the database `alias`."""
+        """Return an `aon_commit` for the transaction of the database `alias`; raises as `OnCommit.using`."""
+        on_commit.using(alias)
         return AsyncOnCommit(alias)
 
     async def __call__(self, name: str, /, **payload: Any) -> EventMessage:

@@ -1,10 +1,12 @@
 """What the pages share: they are read-only, and quick whatever the size of the tables."""
 
+from collections.abc import Callable
 from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.models import LogEntry
 from django.core.paginator import Paginator
+from django.db import router
 from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest
 from django.utils.functional import cached_property
@@ -17,6 +19,10 @@ COUNT_LIMIT = 10_000
 
 SAMPLE = 1_000
 """Latest rows from which the choices of a filter are taken."""
+
+
+CHUNK = 500
+"""Rows that an action works on at a time."""
 
 
 class LimitedPaginator(Paginator):  # type: ignore[type-arg]
@@ -69,6 +75,7 @@ class EventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """What the three pages share."""
 
     actions_selection_counter = True
+    name_fields: tuple[str, ...] = ("event_id", "event_name")
     list_per_page = 100
     ordering = ("-id",)
     paginator = LimitedPaginator
@@ -102,19 +109,32 @@ class EventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def short_id(self, event: Any) -> str:
         return shorten(event.event_id)
 
-    def chosen(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """Return what an action was asked to work on, by key, for the page's queryset may be ordered or annotated.
+    def act(
+        self, request: HttpRequest, queryset: QuerySet[Any], action: Callable[[Any], int], flag: int, message: str
+    ) -> int:
+        """Do what an action is asked to do with events, some at a time, and write into the admin's history who did it.
 
-        Nothing, and a message, if there is more than the page could count and did ask about.
+        Nothing is done, and a message says so, if there are more than the page could count and did ask about.
+
+        Args:
+            queryset: as the page has them; it may be ordered, annotated, or of a replica.
+            action: takes a queryset of some of them, by key, on the database that is written; returns of how many it
+                was true.
+            flag: as LogEntry has it.
+
+        Returns how many there were.
         """
-        keys = list(queryset.order_by().values_list("pk", flat=True)[: COUNT_LIMIT + 1])
+        using = router.db_for_write(self.model)
+        keys = list(queryset.using(using).order_by("pk").values_list("pk", flat=True)[: COUNT_LIMIT + 1])
         if len(keys) > COUNT_LIMIT:
             text = _("More than %d are selected; nothing was done. Narrow them down by a filter.") % COUNT_LIMIT
             self.message_user(request, text, messages.ERROR)
             keys = []
-        chosen: QuerySet[Any] = self.model._default_manager.filter(pk__in=keys)
-        return chosen
-
-    def note(self, request: HttpRequest, events: QuerySet[Any], flag: int, message: str) -> None:
-        """Write into the admin's history who did it."""
-        LogEntry.objects.log_actions(request.user.pk, events, flag, message)  # type: ignore[arg-type]
+        count = 0
+        for first in range(0, len(keys), CHUNK):
+            events: QuerySet[Any] = self.model._default_manager.using(using).filter(pk__in=keys[first : first + CHUNK])
+            # Of the rest some columns may be large.
+            named = events.only(*self.name_fields)
+            LogEntry.objects.log_actions(request.user.pk, named, flag, message)  # type: ignore[arg-type]
+            count += action(events)
+        return count

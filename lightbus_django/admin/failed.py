@@ -91,9 +91,7 @@ class FailedEventAdmin(EventAdmin):
 
     @admin.action(description=_("Retry now"), permissions=["retry"])
     def retry(self, request: HttpRequest, queryset: QuerySet[FailedEvent]) -> None:
-        events: FailedEventQuerySet = self.chosen(request, queryset)  # type: ignore[assignment]
-        self.note(request, events, CHANGE, "Retry now")
-        count = events.retry_now()
+        count = self.act(request, queryset, FailedEventQuerySet.retry_now, CHANGE, "Retry now")
         self.message_user(
             request,
             ngettext("%d event is due for a retry.", "%d events are due for a retry.", count) % count,
@@ -102,12 +100,7 @@ class FailedEventAdmin(EventAdmin):
 
     @admin.action(description=_("Discard"), permissions=["discard"])
     def discard(self, request: HttpRequest, queryset: QuerySet[FailedEvent]) -> None:
-        events = self.chosen(request, queryset)
-        self.note(request, events, DELETION, "Discard")
-        count = 0
-        for event in events.iterator():
-            event.discard()
-            count += 1
+        count = self.act(request, queryset, FailedEventQuerySet.discard, DELETION, "Discard")
         self.message_user(
             request, ngettext("%d event discarded.", "%d events discarded.", count) % count, messages.SUCCESS
         )

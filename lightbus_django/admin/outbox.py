@@ -32,6 +32,7 @@ class OutboxEventAdmin(EventAdmin):
     actions = ("publish_again",)
     list_display = ("short_id", "event_name", "created_at", "published_at", "error")
     list_filter = (PublishedFilter, ("event_name", LatestValuesFilter), "created_at")
+    name_fields = ("event_name",)
     search_fields = ("id",)
     fields = ("id", "event_name", "version", "content", "created_at", "due_at", "published_at", "error")
 
@@ -58,9 +59,7 @@ class OutboxEventAdmin(EventAdmin):
 
     @admin.action(description=_("Publish again"), permissions=["republish"])
     def publish_again(self, request: HttpRequest, queryset: QuerySet[OutboxEvent]) -> None:
-        events: OutboxEventQuerySet = self.chosen(request, queryset)  # type: ignore[assignment]
-        self.note(request, events, CHANGE, "Publish again")
-        count = events.publish_again()
+        count = self.act(request, queryset, OutboxEventQuerySet.publish_again, CHANGE, "Publish again")
         if not count:
             self.message_user(request, _("They still wait; lightbus_listen publishes or marks them."), messages.WARNING)
             return

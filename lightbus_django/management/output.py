@@ -13,13 +13,15 @@ from django.utils.dateparse import parse_datetime
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lightbus_django.models import as_stored, has_outbox
+from lightbus_django.models import as_stored, has_outbox, is_written
 
 
 def database(text: str) -> str:
     """Check the alias of a database for argparse."""
     if text not in connections:
         raise ArgumentTypeError(f"{text!r} is not in settings.DATABASES; known: {', '.join(connections)}")
+    if not is_written(text):
+        raise ArgumentTypeError(f"the database router does not write to {text!r}")
     if not has_outbox(text):
         raise ArgumentTypeError(f"{text!r} has no tables of lightbus_django; run manage.py migrate")
     return text

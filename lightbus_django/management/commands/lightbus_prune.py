@@ -2,10 +2,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import router
 
 from lightbus_django.conf import get_settings
 from lightbus_django.exceptions import LightbusError
 from lightbus_django.management.output import database, progress
+from lightbus_django.models import OutboxEvent
 from lightbus_django.pruning import cutoffs_at, prune
 from lightbus_django.transport import get_transport
 
@@ -14,7 +16,8 @@ class Command(BaseCommand):
     help = "Delete rows that are older than INBOX_RETENTION, OUTBOX_RETENTION and FAILED_RETENTION say."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--database", type=database, default="default", help="the alias of the database (default)")
+        alias = router.db_for_write(OutboxEvent)
+        parser.add_argument("--database", type=database, default=alias, help=f"the alias of the database ({alias})")
 
     def handle(self, **options: Any) -> None:
         try:

@@ -1,6 +1,7 @@
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import router
 from django.db.models import Count
 from django.utils import timezone
 
@@ -28,7 +29,8 @@ class Command(BaseCommand):
         )
         parser.add_argument("--until", metavar="TIME", help="what was published before then")
         parser.add_argument("--event", action="append", metavar="NAME", help="only this event; repeatable")
-        parser.add_argument("--database", type=database, default="default", help="the alias of the database (default)")
+        alias = router.db_for_write(OutboxEvent)
+        parser.add_argument("--database", type=database, default=alias, help=f"the alias of the database ({alias})")
         parser.add_argument("--dry-run", action="store_true", help="only say what there is")
 
     def handle(self, **options: Any) -> None:
