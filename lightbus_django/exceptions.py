@@ -49,5 +49,9 @@ class DatabaseUnavailable(LightbusError):
     """The database can't be reached, or can't serve for now; the work may be tried again."""
 
 
+class SequenceBehind(LightbusError):
+    """A table's sequence gives out ids that rows have already, as after a restore; the message says what mends it."""
+
+
 class EventContended(DatabaseUnavailable):
     """The database answers, but one event's transaction does not get through for now."""

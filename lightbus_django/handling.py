@@ -10,8 +10,16 @@ from django.utils import timezone
 from .chain import ChainBroken
 from .conf import Settings
 from .database import is_transient, one_line, restore_autocommit, transient_errors
-from .exceptions import BusUnavailable, DatabaseUnavailable, EventContended, TransactionEnded, UnreadableEvent
+from .exceptions import (
+    BusUnavailable,
+    DatabaseUnavailable,
+    EventContended,
+    SequenceBehind,
+    TransactionEnded,
+    UnreadableEvent,
+)
 from .failures import Delivery, Failures
+from .inserts import inserting
 from .isolation import Isolation, watch_connections
 from .keys import AlreadyHandled, Keys
 from .listeners import Listener
@@ -29,8 +37,8 @@ ASIDE = timedelta(seconds=1)
 class Handling:
     """What is done for one listener in its database.
 
-    Its methods raise DatabaseUnavailable or BusUnavailable if the database or Redis is not available. They may be
-    called again: the idempotency key tells what was committed.
+    Its methods raise DatabaseUnavailable or BusUnavailable if the database or Redis is not available, and
+    SequenceBehind if no row can be inserted. They may be called again: the idempotency key tells what was committed.
     """
 
     def __init__(self, listener: Listener, group: str, settings: Settings) -> None:
@@ -103,12 +111,13 @@ class Handling:
             if not row.delete()[0]:
                 raise AlreadyHandled
             if not key.update(processed_at=now):
-                self.keys.rows.create(
-                    event_id=failed.event_id,
-                    consumer_group=self.keys.stored_group,
-                    event_name=failed.event_name,
-                    processed_at=now,
-                )
+                with inserting(ProcessedEvent, self.using):
+                    self.keys.rows.create(
+                        event_id=failed.event_id,
+                        consumer_group=self.keys.stored_group,
+                        event_name=failed.event_name,
+                        processed_at=now,
+                    )
             return Guard(connections[self.using])
 
         def call() -> None:
@@ -214,7 +223,7 @@ class Handling:
 
     def _is_failure(self, error: BaseException) -> bool:
         """Whether what a handler raised is its own failure; what it raises may be no Exception, as sys.exit()'s is."""
-        if isinstance(error, (KeyboardInterrupt, BusUnavailable, DatabaseUnavailable)):
+        if isinstance(error, (KeyboardInterrupt, BusUnavailable, DatabaseUnavailable, SequenceBehind)):
             return False
         return not is_transient(error, self.using)
 

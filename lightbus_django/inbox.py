@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from .chain import Chain, ChainBroken, chain_on
 from .database import restore_autocommit, transient_errors
-from .exceptions import BusUnavailable, DatabaseUnavailable, UnreadableEvent
+from .exceptions import BusUnavailable, DatabaseUnavailable, SequenceBehind, UnreadableEvent
 from .failures import Delivery
 from .handling import Handling, committed_and_raised
 from .keys import AlreadyHandled
@@ -51,7 +51,7 @@ class Inbox(Handling):
                         run.step()
             except DatabaseUnavailable as trouble:
                 run.step_after(trouble)
-        except (BusUnavailable, DatabaseUnavailable, DatabaseError):
+        except (BusUnavailable, DatabaseUnavailable, DatabaseError, SequenceBehind):
             if not run.handled:
                 raise
             # Those before it are handled. The next call meets the trouble again.

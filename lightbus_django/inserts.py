@@ -3,12 +3,16 @@
 An instance of a model for each row, and Django's compiler for each statement, take twice as long as the database.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain
 from typing import Any
 
+from django.core.management.color import no_style
 from django.db import IntegrityError, connections, models
+
+from .exceptions import SequenceBehind
 
 UNLESS_THERE = " ON CONFLICT (event_id, consumer_group) DO NOTHING"
 """The target is named, for without it another conflict, such as that of a sequence that is behind, looks like a key."""
@@ -27,7 +31,7 @@ def insert(model: type[models.Model], using: str, names: tuple[str, ...], rows: 
     size = 1
     if len(rows) > 1:
         size = connection.ops.bulk_batch_size([model._meta.get_field(name) for name in names], rows)
-    with connection.cursor() as cursor:
+    with inserting(model, using), connection.cursor() as cursor:
         for first in range(0, len(rows), size):
             chunk = rows[first : first + size]
             cursor.execute(statement(model, using, names, len(chunk)), list(chain.from_iterable(chunk)))
@@ -38,11 +42,30 @@ def insert_unless_there(model: type[models.Model], using: str, names: tuple[str,
     is_mysql = connections[using].vendor == "mysql"  # whose own ways to ignore a conflict ignore more
     sql = statement(model, using, names, 1)
     try:
-        with connections[using].cursor() as cursor:
+        with inserting(model, using), connections[using].cursor() as cursor:
             cursor.execute(sql if is_mysql else sql + UNLESS_THERE, row)
     except IntegrityError:
         if not is_mysql:
             raise
+
+
+@contextmanager
+def inserting(model: type[models.Model], using: str) -> Iterator[None]:
+    """Raise SequenceBehind instead of the conflict of a primary key that the database has made itself."""
+    try:
+        yield
+    except IntegrityError as error:
+        diagnosis: Any = getattr(error.__cause__, "diag", None)  # of PostgreSQL's drivers
+        key = f"({model._meta.pk.column})="
+        if getattr(diagnosis, "table_name", None) != model._meta.db_table or key not in (
+            diagnosis.message_detail or ""
+        ):
+            raise
+        statements = connections[using].ops.sequence_reset_sql(no_style(), [model])
+        raise SequenceBehind(
+            f"database {using!r}: the sequence of {model._meta.db_table} is behind its rows, as after a restore, so no "
+            f"row can be inserted. No event is lost. Execute this, and all goes on by itself: {' '.join(statements)}"
+        ) from error
 
 
 @lru_cache(maxsize=256)

@@ -10,7 +10,7 @@ from django.db.models import QuerySet
 from .database import takes_several_statements
 from .exceptions import DatabaseUnavailable
 from .failures import Delivery
-from .inserts import UNLESS_THERE, insert, statement
+from .inserts import UNLESS_THERE, insert, inserting, statement
 from .models import ProcessedEvent, stored_group
 from .texts import storable
 from .transactions import SAVEPOINT, Guard
@@ -59,12 +59,13 @@ class Keys:
 
         Raises:
             AlreadyHandled: it was not inserted; `check_known` tells whether it is there.
+            SequenceBehind: no key can be inserted.
         """
         sql, row = self.statement(delivery, now)
         connection: Any = connections[self.using]
         mark: str | None = None
         try:
-            with connection.cursor() as cursor:
+            with inserting(ProcessedEvent, self.using), connection.cursor() as cursor:
                 if connection.vendor == "mysql" and takes_several_statements(connection):
                     mark = SAVEPOINT
                     sql += f"; {SAVEPOINT}"
@@ -97,6 +98,7 @@ class Keys:
 
         Raises:
             AlreadyHandled: one may be there; the transaction can only be rolled back.
+            SequenceBehind: as `insert`.
         """
         rows = sorted(self._row(delivery, now) for delivery in deliveries)
         try:

@@ -12,6 +12,7 @@ from django.utils.translation import gettext_lazy as _
 
 from .exceptions import TransactionEnded
 from .ids import uuid7
+from .inserts import inserting
 from .listeners import registry
 from .messages import MAX_NAME_LENGTH, EventMessage, decode, load_fields
 from .texts import storable
@@ -179,7 +180,7 @@ def _insert_discarded(events: "models.QuerySet[FailedEvent]") -> None:
     select, parameters = rows.query.get_compiler(events.db).as_sql()
     is_mysql = connection.vendor == "mysql"
     conflict = "DUPLICATE KEY UPDATE" if is_mysql else "CONFLICT (event_id, consumer_group) DO UPDATE SET"
-    with connection.cursor() as cursor:
+    with inserting(ProcessedEvent, events.db), connection.cursor() as cursor:
         cursor.execute(
             f"INSERT INTO {connection.ops.quote_name(keys.db_table)}"
             f" (event_id, consumer_group, event_name, discarded, processed_at) {select}"

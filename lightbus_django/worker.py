@@ -15,7 +15,7 @@ from django.db import connections, reset_queries, router
 from .conf import Settings
 from .consumer import BLOCK, Consumer
 from .database import check_autocommit, one_line
-from .exceptions import BusError, BusForbidden, ConfigurationError, LightbusError
+from .exceptions import BusError, BusForbidden, ConfigurationError, LightbusError, SequenceBehind
 from .groups import SHOW_UP_INTERVAL
 from .housekeeping import Housekeeping
 from .listeners import Listener
@@ -67,7 +67,7 @@ class Worker:
             self.consumers, service_name=service_name, settings=settings, transport=self.transport
         )
         self._stopping = threading.Event()
-        self._complain_at = 0.0
+        self._complain_at: dict[str, float] = {}
 
     def describe(self) -> list[str]:
         """Return what this worker is about, in lines for its log."""
@@ -226,8 +226,9 @@ class Worker:
             try:
                 step()
             except (LightbusError, DatabaseError) as error:
-                if isinstance(error, BusForbidden) and time.monotonic() > self._complain_at:
-                    self._complain_at = time.monotonic() + COMPLAIN_INTERVAL
+                needs_mending = isinstance(error, (BusForbidden, SequenceBehind))
+                if needs_mending and time.monotonic() > self._complain_at.get(name, 0.0):
+                    self._complain_at[name] = time.monotonic() + COMPLAIN_INTERVAL
                     logger.error("%s: can't go on: %s", name, error)
                 elif not delay:
                     logger.warning("%s: waiting: %s", name, one_line(error))

@@ -110,7 +110,9 @@ def test_a_method_names_its_listener(name):
     assert listener.listener_name == name
 
 
-@pytest.mark.parametrize("handler", [functools.partial(handle), Importer(), lambda event: None], ids=lambda handler: type(handler).__name__)
+@pytest.mark.parametrize(
+    "handler", [functools.partial(handle), Importer(), lambda event: None], ids=lambda handler: type(handler).__name__
+)
 def test_a_handler_without_a_name_needs_a_listener_name(handler):
     with pytest.raises(
         ConfigurationError, match=r"tests\.test_arguments\..* is a .* without a name: pass listener_name="
@@ -119,7 +121,9 @@ def test_a_handler_without_a_name_needs_a_listener_name(handler):
     assert not list(registry)
 
 
-@pytest.mark.parametrize("handler", [None, "a.b", classmethod(handle), property(handle)], ids=lambda handler: type(handler).__name__)
+@pytest.mark.parametrize(
+    "handler", [None, "a.b", classmethod(handle), property(handle)], ids=lambda handler: type(handler).__name__
+)
 def test_what_can_not_be_called_is_no_handler(handler):
     with pytest.raises(ConfigurationError, match="can't be called"):
         listens_to("a.b", listener_name="importer")(handler)
@@ -127,7 +131,9 @@ def test_what_can_not_be_called_is_no_handler(handler):
 
 @pytest.mark.parametrize("batch", [False, True])
 @pytest.mark.parametrize(
-    "handler", [functools.partial(handle, None, None, None), max, functools.partial(list.append, [], 1)], ids=lambda handler: type(handler).__name__
+    "handler",
+    [functools.partial(handle, None, None, None), max, functools.partial(list.append, [], 1)],
+    ids=lambda handler: type(handler).__name__,
 )
 def test_a_handler_that_takes_no_event_is_named(handler, batch):
     listens_to("a.b", listener_name="importer", batch=batch)(handler)
