@@ -322,7 +322,7 @@ def test_the_row_is_as_the_model_would_have_it(r):
         row = OutboxEvent.objects.get()
         assert str(row.id) == event.id
         assert (row.event_name, row.version, row.error, row.published_at) == ("shop.order_placed", 1, "", None)
-        assert row.payload == '{"text":"ä\U0001f600\'\\"%s","number":1}'
+        assert row.payload == r"""{"text":"\u00e4\ud83d\ude00'\"%s","number":1}"""  # as every database can hold it
         assert row.due_at - row.created_at == pytest.approx(GRACE, abs=timedelta(seconds=1))
         raise Odd
     assert not OutboxEvent.objects.exists()
