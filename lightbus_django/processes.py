@@ -1,15 +1,20 @@
 """`--processes N`: a parent that runs N workers, each a process with a name of its own."""
 
+import json
 import logging
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 
-from django.utils.autoreload import get_child_arguments
+from django.conf import settings
+
+from .exceptions import ConfigurationError
+from .listeners import registry
 
 logger = logging.getLogger("lightbus_django")
 
@@ -20,18 +25,73 @@ GOOD_WHILE = 60.0
 """Seconds after which a process was not killed at once."""
 
 
-def run_processes(count: int, process_name: str, *, leave: bool, stop_timeout: float) -> int:
-    """Run this very command in `count` processes, named `{process_name}-1` and so on; return the exit code.
+PARENT = "LIGHTBUS_PARENT"
+"""The environment variable that tells a child the process id of its parent."""
 
-    With `leave` they leave their consumer groups when they stop.
+# Not the parent's own command line: that may be a script, which would start processes of its own. The path goes as an
+# argument, for with -I Python looks at no environment variable.
+_COMMAND = (
+    "import json, os, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+    "package = 'configurations' if os.environ.get('DJANGO_CONFIGURATION') else 'django.core'; "
+    "management = __import__(package + '.management', fromlist=['management']); "
+    "management.execute_from_command_line(['manage.py', *sys.argv[1:]])"
+)
+
+
+def run_processes(count: int, process_name: str, options: Sequence[str], *, stop_timeout: float) -> int:
+    """Run `lightbus_listen` in `count` processes, named `{process_name}-1` and so on; return the exit code.
 
     SIGTERM or SIGINT stops them all cleanly, a second one ends them at once. One that is killed is
     started again under its name. One that ends with an error, as it does when it can't start at all,
     ends all.
+
+    Args:
+        options: of the command; those that a child has anyway are added.
+        stop_timeout: seconds after which a child that was told to stop is killed.
+
+    Raises:
+        ConfigurationError: the children could not have the settings or the listeners of this process.
     """
-    options = ["--leave"] if leave else []
+    environment = _child_environment()
+    command = [sys.executable, *_interpreter_flags(), "-c", _COMMAND, json.dumps(list(map(str, sys.path)))]
     names = [f"{process_name}-{number}" for number in range(1, count + 1)]
-    return _Family([_Child(name, options) for name in names]).run(stop_timeout)
+    children = [
+        _Child(name, [*command, "lightbus_listen", *options, f"--process-name={name}"], environment) for name in names
+    ]
+    return _Family(children).run(stop_timeout)
+
+
+def _child_environment() -> dict[str, str]:
+    if os.environ.get(PARENT) == str(os.getppid()):
+        raise ConfigurationError(
+            "A process of lightbus_listen would start processes of its own: something that Django imports as it starts "
+            "calls the command. Call it from a script that nothing else imports."
+        )
+    if not sys.executable:
+        raise ConfigurationError("--processes needs Python's own interpreter; this process runs in another program.")
+    module = getattr(settings, "SETTINGS_MODULE", None)
+    if not module:
+        raise ConfigurationError(
+            "--processes needs settings in a module that DJANGO_SETTINGS_MODULE names: other processes can't get those "
+            "of settings.configure() or override_settings()."
+        )
+    for listener in registry:
+        if listener.handler.__module__ == "__main__":
+            raise ConfigurationError(
+                f"--processes can't run the listener {listener.path} of the script itself: move it to the listeners.py "
+                "of an installed app."
+            )
+    return {**os.environ, "DJANGO_SETTINGS_MODULE": module, PARENT: str(os.getpid())}
+
+
+def _interpreter_flags() -> list[str]:
+    """Return the options that this interpreter was started with."""
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    # What that leaves out. To give an option twice does no harm.
+    flags += [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in sys._xoptions.items()]
+    if getattr(sys.__stdout__, "write_through", False):
+        flags.append("-u")
+    return flags
 
 
 def stop_with_parent(stop: Callable[[], None]) -> None:
@@ -53,8 +113,14 @@ class _Family:
         self.signals = 0
 
     def run(self, stop_timeout: float) -> int:
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, self._on_signal)
+        before = {signum: signal.signal(signum, self._on_signal) for signum in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            return self._run(stop_timeout)
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def _run(self, stop_timeout: float) -> int:
         for child in self.children:
             child.start()
         while not self.signals and [child for child in self.children if child.is_wanted()]:
@@ -80,18 +146,20 @@ class _Family:
 class _Child:
     process: subprocess.Popen[bytes]
 
-    def __init__(self, name: str, options: list[str]) -> None:
+    def __init__(self, name: str, command: list[str], environment: dict[str, str]) -> None:
         self.name = name
-        self.options = ["--processes=1", f"--process-name={name}", "--stop-with-parent", *options]
+        self.command = [*command, "--stop-with-parent"]
+        self.environment = environment
         self.started_at = 0.0
         self.delay = 0.0
 
     def start(self) -> None:
-        command = [*get_child_arguments(), *self.options]
         self.started_at = time.monotonic()
         # The pipe stays open as long as this process lives and wants the child to. A session of its own
         # keeps the terminal's Ctrl-C from it, which it may not be ready for.
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        self.process = subprocess.Popen(
+            self.command, env=self.environment, stdin=subprocess.PIPE, start_new_session=True
+        )
 
     def runs(self) -> bool:
         return self.process.poll() is None

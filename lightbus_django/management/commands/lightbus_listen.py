@@ -14,6 +14,8 @@ from lightbus_django.worker import Worker
 
 logger = logging.getLogger("lightbus_django")
 
+FLAGS = ("burst", "leave", "traceback", "no_color", "force_color", "skip_checks")
+
 
 def positive(text: str) -> int:
     if (number := int(text)) < 1:
@@ -25,6 +27,14 @@ def seconds(text: str) -> float:
     if (number := float(text)) < 0:
         raise argparse.ArgumentTypeError("must be 0 or more")
     return number
+
+
+def child_options(options: dict[str, Any]) -> list[str]:
+    """Return the options of a child on its command line; it has one process, and a name of its own."""
+    given = [f"--{name}={options[name.replace('-', '_')]}" for name in ("service-name", "stop-timeout", "verbosity")]
+    given += [f"--listener={name}" for name in options["listener"] or ()]
+    given += [f"--{name.replace('_', '-')}" for name in FLAGS if options[name]]
+    return given
 
 
 class Command(BaseCommand):
@@ -65,8 +75,9 @@ class Command(BaseCommand):
             process_name = format_name(template)
             leave = options["leave"] or is_random(template)
             if options["processes"] > 1:
+                given = child_options({**options, "service_name": service_name, "leave": leave})
                 code = run_processes(
-                    options["processes"], process_name, leave=leave, stop_timeout=options["stop_timeout"] + 5
+                    options["processes"], process_name, given, stop_timeout=options["stop_timeout"] + 5
                 )
                 if code:
                     raise CommandError("A process did not end well; see its log.", returncode=code)
