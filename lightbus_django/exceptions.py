@@ -45,6 +45,10 @@ class BusUnavailable(BusError):
     """Redis can't be reached, or can't serve for now."""
 
 
+class BusFull(BusUnavailable):
+    """Redis has no memory left for anything new; what it holds can be read and handled."""
+
+
 class DatabaseUnavailable(LightbusError):
     """The database can't be reached, or can't serve for now; the work may be tried again."""
 

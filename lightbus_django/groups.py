@@ -4,13 +4,12 @@ A group remembers which entries of a stream it has delivered, and for each one n
 (*pending*), to which consumer, when, and how often.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
-from .exceptions import GroupMissing
+from .exceptions import BusFull, GroupMissing
 from .line import Line
 from .messages import Fields
 from .scripts import CLAIM, JOIN, LEAVE, STANDING, TOUCH
@@ -57,11 +56,17 @@ class Member:
         self.group = group
         self.name = name
         self._line = Line(transport)
-        self._show_up_at: dict[str, float] = {}
 
     def join(self, stream: str, start_id: str) -> bool:
-        """Create group, stream and consumer where missing; return whether the group is new."""
-        return bool(self._run(JOIN, stream, self.group, self.name, start_id))
+        """Create group, stream and consumer where missing; return whether the group is new.
+
+        Raises:
+            BusFull: Redis has no memory left for that.
+        """
+        try:
+            return bool(self._run(JOIN, stream, self.group, self.name, start_id))
+        except BusFull as error:
+            raise BusFull(f"can't create the consumer group {self.group!r} of {stream!r}: {error}") from None
 
     def leave(self, stream: str) -> None:
         """Delete this consumer if it has nothing pending; the group keeps one, for Lightbus's sake."""
@@ -142,15 +147,11 @@ class Member:
         milliseconds = round(idle * 1000)
         self.transport.run(TOUCH, stream, self.group, self.name, to or self.name, milliseconds, deliveries, *stream_ids)
 
-    def standing(self, stream: str) -> Standing:
-        """Return where the group stands, and show up as one of its consumers from time to time."""
-        now = time.monotonic()
-        shows_up = now >= self._show_up_at.get(stream, 0.0)
-        reply = self._run(STANDING, stream, self.group, self.name, int(shows_up))
+    def standing(self, stream: str, *, show_up: bool = False) -> Standing:
+        """Return where the group stands; with `show_up`, become one of its consumers if need be."""
+        reply = self._run(STANDING, stream, self.group, self.name, int(show_up))
         if reply is None:
             raise GroupMissing(f"Redis at {self.transport}: the group {self.group!r} of {stream!r} is gone")
-        if shows_up:
-            self._show_up_at[stream] = now + SHOW_UP_INTERVAL
         oldest, delivered, entries_read, last, length, entries_added, first = reply
         position = before(oldest.decode()) if oldest else delivered.decode()
         if entries_read is None or entries_added is None:

@@ -47,7 +47,7 @@ class Positions:
         missing = []
         for stream in self._events:
             try:
-                self.look(stream)
+                self.look(stream, show_up=True)  # works on a Redis that is full, too
             except GroupMissing:
                 # What is new is so from the first try on; the database may not answer yet.
                 self._ends.setdefault(stream, end(self.member.transport, stream))
@@ -57,18 +57,16 @@ class Positions:
         except DatabaseUnavailable:
             if missing or self.listener.idempotent:
                 raise
-        for stream in self._events:
-            start_id = self._start_id(stream) if stream in missing else self._positions[stream]
-            is_new = self.member.join(stream, start_id)
-            if is_new:
+        for stream in missing:
+            start_id = self._start_id(stream)
+            if self.member.join(stream, start_id):
                 logger.info("%s: new consumer group of %s, which begins after %s", self.member.group, stream, start_id)
-            if is_new or stream in missing:
-                self.look(stream)
+            self.look(stream)
         self.remember()
 
-    def look(self, stream: str) -> None:
-        """Remember where the group stands, and say what it lost before it was given it."""
-        self._positions[stream], lost = self.member.standing(stream)
+    def look(self, stream: str, *, show_up: bool = False) -> None:
+        """Remember where the group stands, and say what it lost before it was given it; `show_up` as in `standing`."""
+        self._positions[stream], lost = self.member.standing(stream, show_up=show_up)
         if lost is None:
             return
         if (more := lost - self._unread_lost.get(stream, 0)) > 0:

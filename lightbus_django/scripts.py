@@ -44,6 +44,14 @@ local function rows(...)
 end
 """
 
+# Unlike XGROUP CREATECONSUMER, this look behind the last entry also creates the consumer where Redis is full.
+_SHOW_UP = """
+local function show_up(group, consumer)
+  local last = row(redis.call('XINFO', 'STREAM', KEYS[1]))['last-generated-id']
+  redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', 1, 'STREAMS', KEYS[1], last)
+end
+"""
+
 # In one step: a Lightbus service that starts destroys groups without a consumer.
 JOIN = """
 local created = redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], ARGV[3], 'MKSTREAM')
@@ -56,14 +64,13 @@ return created['err'] and 0 or 1
 # it has outstanding there, is one. The rows of all groups stay here: a hundred listeners would read a hundred each.
 STANDING = (
     _ROWS
+    + _SHOW_UP
     + """
 local stream = row(redis.call('XINFO', 'STREAM', KEYS[1]))
 for _, group in ipairs(rows('GROUPS', KEYS[1])) do
   if group['name'] == ARGV[1] then
     local last = stream['last-generated-id']
-    if ARGV[3] == '1' then
-      redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', 1, 'STREAMS', KEYS[1], last)
-    end
+    if ARGV[3] == '1' then show_up(ARGV[1], ARGV[2]) end
     return {
       redis.call('XPENDING', KEYS[1], ARGV[1])[2], group['last-delivered-id'], group['entries-read'] or false,
       last, stream['length'], stream['entries-added'] or false, stream['recorded-first-entry-id'] or false
@@ -88,11 +95,12 @@ return {stream['err'] and '0-0' or row(stream)['last-generated-id'], not time['e
 # A group keeps one consumer: a Lightbus service that starts destroys groups that have none.
 LEAVE = (
     _ROWS
+    + _SHOW_UP
     + """
 local consumers = rows('CONSUMERS', KEYS[1], ARGV[1])
 for _, consumer in ipairs(consumers) do
   if consumer['name'] == ARGV[2] and consumer['pending'] == 0 then
-    if #consumers == 1 then redis.call('XGROUP', 'CREATECONSUMER', KEYS[1], ARGV[1], ARGV[3]) end
+    if #consumers == 1 then show_up(ARGV[1], ARGV[3]) end
     redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
   end
 end

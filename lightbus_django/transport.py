@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from .conf import URL_HELP
-from .exceptions import BusError, BusForbidden, BusUnavailable, ConfigurationError, GroupMissing
+from .exceptions import BusError, BusForbidden, BusFull, BusUnavailable, ConfigurationError, GroupMissing
 from .messages import Fields
 
 logger = logging.getLogger("lightbus_django")
@@ -35,13 +35,11 @@ _UNAVAILABLE = (
     redis.ConnectionError,
     redis.TimeoutError,
     redis.ReadOnlyError,
-    redis.OutOfMemoryError,
     redis.exceptions.ClusterDownError,
 )
 _UNAVAILABLE_CODES = (
     "LOADING",
     "READONLY",
-    "OOM",
     "MISCONF",
     "NOAUTH",
     "WRONGPASS",
@@ -197,6 +195,8 @@ class Transport:
             # After a failover the address may stand for another server, which only a new connection reaches.
             # Those that other threads have in use are theirs to give up.
             self.client.connection_pool.disconnect(inuse_connections=False)
+        if isinstance(error, redis.OutOfMemoryError):
+            return BusFull(f"Redis at {self} is full and takes nothing new: raise its 'maxmemory', or let it be read")
         if isinstance(error, _UNAVAILABLE) or text.startswith(_UNAVAILABLE_CODES):
             return BusUnavailable(f"Redis at {self} is not available: {type(error).__name__}: {text}")
         if text.startswith("The XGROUP") or "NOGROUP" in text or "no such key" in text:

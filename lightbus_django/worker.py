@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import FrameType
 
 from django.db import Error as DatabaseError
@@ -15,7 +16,7 @@ from django.db import connections, reset_queries, router
 from .conf import Settings
 from .consumer import BLOCK, Consumer
 from .database import check_autocommit, one_line
-from .exceptions import BusError, BusForbidden, ConfigurationError, LightbusError, SequenceBehind
+from .exceptions import BusError, BusForbidden, BusFull, ConfigurationError, LightbusError, SequenceBehind
 from .groups import SHOW_UP_INTERVAL
 from .housekeeping import Housekeeping
 from .listeners import Listener
@@ -164,14 +165,23 @@ class Worker:
         with self._renewing(), ExitStack() as stops:
             for consumer in self.consumers:
                 stops.callback(consumer.stop)
+            steps: list[Callable[[], bool]] = [self.housekeeping.relay, self.housekeeping.flag_due_retries]
+            steps += [partial(consumer.step, block=0) for consumer in self.consumers]
+            full: BusFull | None = None
             busy = True
             while busy and not self._stopping.is_set():
                 reset_queries()
-                busy = self.housekeeping.relay() | self.housekeeping.flag_due_retries()
-                for consumer in self.consumers:
-                    busy |= consumer.step(block=0)
+                busy = False
+                for step in list(steps):
+                    try:
+                        busy |= step()
+                    except BusFull as error:  # the others may need no memory, and make some
+                        full = error
+                        steps.remove(step)
             while not self._stopping.is_set() and self.housekeeping.step():
                 reset_queries()
+            if full:
+                raise full
 
     # --- Threads ------------------------------------------------------------------------------
 
