@@ -116,11 +116,11 @@ def find_problems(raw: Any) -> list[Problem]:
             problems.append(Problem("E003", f"settings.LIGHTBUS has no key {key!r}.", hint))
             continue
         try:
+            if key == "URL" and isinstance(value, str):
+                check_url(value)
             msgspec.convert(value, fields[key].type)
             if key.endswith("_NAME"):
                 format_name(value)
-            elif key == "URL":
-                check_url(value)
         except (msgspec.ValidationError, ConfigurationError) as error:
             # Not the value itself: a URL may hold a password.
             problems.append(
@@ -146,6 +146,11 @@ def _find_contradictions(settings: Settings) -> Iterator[Problem]:
 
 
 def check_url(url: str) -> None:
+    scheme = re.match(r"([a-z][a-z0-9+.-]{0,30})://", url, re.IGNORECASE)
+    if scheme and scheme[1] not in ("redis", "rediss", "unix"):
+        system = next((name for name in ("Sentinel", "Cluster") if name.lower() in scheme[1].lower()), None)
+        yet = f": Redis {system} is not supported yet, name the address of one Redis" if system else ""
+        raise ConfigurationError(f"{scheme[0]} is not supported{yet}")
     try:
         parts = urlsplit(url)
         parts.port  # noqa: B018

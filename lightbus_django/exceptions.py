@@ -45,6 +45,10 @@ class BusUnavailable(BusError):
     """Redis can't be reached, or can't serve for now."""
 
 
+class BusUnsupported(BusUnavailable):
+    """What answers at the address can't do what is needed, and waiting does not help."""
+
+
 class BusFull(BusUnavailable):
     """Redis has no memory left for anything new; what it holds can be read and handled."""
 

@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from .conf import get_settings
 from .dispatch import GRACE, Staged, publish_with_notes
-from .exceptions import BusError, InvalidEventName
+from .exceptions import BusError, BusUnsupported, InvalidEventName
 from .inserts import insert
 from .messages import EventMessage, encode, encode_payload
 from .models import OutboxEvent, is_written
@@ -150,7 +150,8 @@ class _Batch:
                 events = self._ours(staged[first : first + RELAY_SIZE], timezone.now(), in_doubt=in_doubt)
                 publish_with_notes(events, self.connection.alias, transport, settings)
         except (BusError, DatabaseError) as error:
-            logger.warning("outbox: %d events wait for the relay: %s", len(staged), error)
+            level = logging.ERROR if isinstance(error, BusUnsupported) else logging.WARNING
+            logger.log(level, "outbox: %d events wait for the relay: %s", len(staged), error)
 
     def _ours(self, events: Sequence[Staged], now: datetime, *, in_doubt: bool) -> Sequence[Staged]:
         """Return the events whose rows are there, and not taken by a relay.

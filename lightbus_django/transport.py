@@ -18,8 +18,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from .conf import URL_HELP
-from .exceptions import BusError, BusForbidden, BusFull, BusUnavailable, ConfigurationError, GroupMissing
+from .exceptions import BusError, BusUnsupported, ConfigurationError
 from .messages import Fields
+from .redis_errors import ask_role, translate
 
 logger = logging.getLogger("lightbus_django")
 
@@ -31,23 +32,7 @@ MAX_PAUSE = 60.0
 MAX_CONNECTIONS = 10_000
 """More than a process needs: each thread that listens, or fires, has one. redis-py by itself allows 100."""
 
-_UNAVAILABLE = (
-    redis.ConnectionError,
-    redis.TimeoutError,
-    redis.ReadOnlyError,
-    redis.exceptions.ClusterDownError,
-)
-_UNAVAILABLE_CODES = (
-    "LOADING",
-    "READONLY",
-    "MISCONF",
-    "NOAUTH",
-    "WRONGPASS",
-    "MASTERDOWN",
-    "NOREPLICAS",
-    "UNBLOCKED",
-)
-_DENIED_IN_SCRIPT = ("ACL failure in script", "The user executing the script")
+_WITHOUT_PASSWORD = "without any password"  # noqa: S105
 
 
 class Transport:
@@ -90,6 +75,7 @@ class Transport:
         self._pause = 0.0
         self._down_until = 0.0
         self._is_tried = False
+        self._role: bytes | None = None
 
     def __str__(self) -> str:
         """The address, without user and password."""
@@ -153,6 +139,19 @@ class Transport:
             raise self.translate(reply, key)
         return reply
 
+    def check(self, keys: Iterable[str]) -> None:
+        """Run an empty script, and one on each key.
+
+        Raises:
+            BusUnsupported: the server can't do that, and waiting does not help.
+        """
+        commands = [(b"EVAL", "return 1", 0), *((b"EVAL", "return 1", 1, key) for key in keys)]
+        for command, reply in zip(commands, self.send(commands), strict=True):
+            if isinstance(reply, Exception):
+                problem = self.translate(reply, str(command[-1]))
+                if isinstance(problem, BusUnsupported):
+                    raise problem
+
     # --- Errors -------------------------------------------------------------------------------
 
     def is_worth_trying(self, now: float | None = None) -> bool:
@@ -182,35 +181,36 @@ class Transport:
     def _failure(self, error: redis.RedisError, what: str = "") -> BusError:
         """Translate an error that ended a call, and remember a server that did not answer."""
         if isinstance(error, (redis.ConnectionError, redis.TimeoutError)):
-            if self._is_tried or not self._pause:  # of several that fail at a time one counts
-                self._pause = min(2 * self._pause or PAUSE, MAX_PAUSE)
-            self._is_tried = False
-            self._down_until = time.monotonic() + self._pause
+            self._pause_tries()
         return self.translate(error, what)
 
     def translate(self, error: Exception, what: str) -> BusError:
         """Return what an error of redis-py's means here; `what` is the key that was worked on."""
         text = str(error)
-        if isinstance(error, redis.ReadOnlyError) or text.startswith("UNBLOCKED"):
+        if isinstance(error, redis.ReadOnlyError) or "READONLY" in text or text.startswith("UNBLOCKED"):
             # After a failover the address may stand for another server, which only a new connection reaches.
             # Those that other threads have in use are theirs to give up.
             self.client.connection_pool.disconnect(inuse_connections=False)
-        if isinstance(error, redis.OutOfMemoryError):
-            return BusFull(f"Redis at {self} is full and takes nothing new: raise its 'maxmemory', or let it be read")
-        if isinstance(error, _UNAVAILABLE) or text.startswith(_UNAVAILABLE_CODES):
-            return BusUnavailable(f"Redis at {self} is not available: {type(error).__name__}: {text}")
-        if text.startswith("The XGROUP") or "NOGROUP" in text or "no such key" in text:
-            return GroupMissing(f"Redis at {self}: {text}")
-        if isinstance(error, redis.exceptions.NoPermissionError) or text.startswith(_DENIED_IN_SCRIPT):
-            return BusForbidden(
-                f"Redis at {self} denies its user something with {what!r}: {text}; docs/operations.md lists what to "
-                "grant, and Redis's command ACL LOG what was denied"
+        found = translate(error, str(self), what)
+        is_refused = isinstance(found, BusUnsupported) or _WITHOUT_PASSWORD in text
+        if is_refused and self._is_sentinel(with_password=_WITHOUT_PASSWORD not in text):
+            found = BusUnsupported(
+                f"Redis at {self} is a Sentinel, which is not supported yet: name the address of the Redis itself"
             )
-        if "WRONGTYPE" in text:
-            return BusError(
-                f"Redis at {self}: the key {what!r} holds something other than a stream; rename or delete it"
-            )
-        return BusError(f"Redis at {self}: {what}: {text}" if what else f"Redis at {self}: {text}")
+        if isinstance(found, BusUnsupported):
+            self._pause_tries()
+        return found
+
+    def _pause_tries(self) -> None:
+        if self._is_tried or not self._pause:  # of several that fail at a time one counts
+            self._pause = min(2 * self._pause or PAUSE, MAX_PAUSE)
+        self._is_tried = False
+        self._down_until = time.monotonic() + self._pause
+
+    def _is_sentinel(self, *, with_password: bool) -> bool:
+        if self._role is None:
+            self._role = ask_role(self.client.connection_pool, with_password=with_password)
+        return self._role == b"sentinel"
 
 
 def flat(fields: Fields) -> Iterator[bytes]:

@@ -16,7 +16,16 @@ from django.db import connections, reset_queries, router
 from .conf import Settings
 from .consumer import BLOCK, Consumer
 from .database import check_autocommit, one_line
-from .exceptions import BusError, BusForbidden, BusFull, ConfigurationError, LightbusError, SequenceBehind
+from .exceptions import (
+    BusError,
+    BusForbidden,
+    BusFull,
+    BusUnavailable,
+    BusUnsupported,
+    ConfigurationError,
+    LightbusError,
+    SequenceBehind,
+)
 from .groups import SHOW_UP_INTERVAL
 from .housekeeping import Housekeeping
 from .listeners import Listener
@@ -94,6 +103,18 @@ class Worker:
             return
         if not there:
             raise ConfigurationError(f"The database {alias!r} has no tables of lightbus_django: run manage.py migrate.")
+
+    def check_bus(self) -> None:
+        """Raise BusUnsupported if what answers at URL is of no use: a Sentinel, a node of a cluster, a web server.
+
+        A Redis that does not answer is no reason.
+        """
+        try:
+            self.transport.check({stream for consumer in self.consumers for stream in consumer.streams})
+        except BusUnsupported:
+            raise
+        except BusUnavailable:
+            pass
 
     def stop(self) -> None:
         """Let `run` or `run_burst` return once the events in hand are settled; safe in a signal handler."""
@@ -236,7 +257,7 @@ class Worker:
             try:
                 step()
             except (LightbusError, DatabaseError) as error:
-                needs_mending = isinstance(error, (BusForbidden, SequenceBehind))
+                needs_mending = isinstance(error, (BusForbidden, BusUnsupported, SequenceBehind))
                 if needs_mending and time.monotonic() > self._complain_at.get(name, 0.0):
                     self._complain_at[name] = time.monotonic() + COMPLAIN_INTERVAL
                     logger.error("%s: can't go on: %s", name, error)

@@ -88,6 +88,7 @@ class Command(BaseCommand):
                 listeners, service_name=service_name, process_name=process_name, settings=settings, leave=leave
             )
             worker.check_databases()
+            worker.check_bus()
             with worker.stopping_on(signal.SIGTERM, signal.SIGINT):
                 for line in worker.describe():
                     logger.info(line)
