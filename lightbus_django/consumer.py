@@ -77,6 +77,8 @@ class Consumer:
         )
         self.stopping = threading.Event()
         self.retries_due = threading.Event()
+        self.contended: EventContended | None = None
+        """Why the last event did not get through, as long as no other one has."""
         self._leave = leave
         self._joined = False
         self._look_back = True
@@ -255,9 +257,12 @@ class Consumer:
                 )
         except EventContended as trouble:
             logger.warning("%s: %s is set aside for %g s: %s", self.group, first.key, ASIDE, one_line(trouble))
+            self.contended = trouble
             self._aside.append((max(now, time.monotonic()) + ASIDE, self._held.popleft()))
         finally:
             self.leases.end()
+        if handled:
+            self.contended = None
         self._handled += [self._held.popleft() for _ in range(handled)]
         self._settle()
         if not self._held:

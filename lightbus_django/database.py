@@ -82,6 +82,17 @@ def close_broken() -> None:
                 connection.close()
 
 
+def answers_queries() -> bool:
+    """Whether each database that this thread has used answers a query that needs nothing."""
+    close_broken()
+    try:
+        for connection in connections.all(initialized_only=True):
+            fetch(connection, "SELECT 1")
+    except _error_types():
+        return False
+    return True
+
+
 def _error_types() -> tuple[type[Exception], ...]:
     """Return Django's own errors, and the drivers': one that is raised as a cursor is closed comes as it is."""
     initialized: Iterable[Any] = connections.all(initialized_only=True)

@@ -17,11 +17,12 @@ from . import stale_groups, streams
 from .abandoned import find_abandoned
 from .conf import Settings
 from .consumer import Consumer
-from .database import close_broken, one_line, transient_errors
+from .database import close_broken, transient_errors
 from .exceptions import BusUnavailable, GroupMissing, LightbusError
 from .listeners import registry
 from .messages import is_name, stream_key
 from .models import FailedEvent, OutboxEvent, has_outbox
+from .outages import Outage
 from .pruning import cutoffs_at, prune
 from .relay import relay
 from .stale_groups import StaleGroups
@@ -48,7 +49,6 @@ class _Job:
     interval: float
     at_once: bool = False  # again at once while there is something to do
     due_at: float = 0.0
-    fails: bool = False
 
 
 class Housekeeping:
@@ -72,6 +72,7 @@ class Housekeeping:
             _Job(self.report_abandoned_retries, 6 * 3600.0),
         ]
         self._stale_groups = StaleGroups(transport, stale_after=settings.group_stale_after)
+        self.outages = {job.run: Outage(job.run.__name__, transport) for job in self._jobs}
         self._has_outbox: dict[str, bool] = {}
         self._pruning: list[Iterator[tuple[str, int]]] = []
         self._pruned: Counter[str] = Counter()
@@ -93,13 +94,9 @@ class Housekeeping:
             except (LightbusError, DatabaseError) as error:
                 close_broken()
                 job.due_at = now + AFTER_FAILURE
-                if not job.fails:
-                    logger.warning("%s: waiting: %s", job.run.__name__, one_line(error))
-                job.fails = True
+                self.outages[job.run].failed(error)
                 continue
-            if job.fails:
-                logger.warning("%s: going on", job.run.__name__)
-            job.fails = False
+            self.outages[job.run].ended()
             if something_done:
                 busy = True
                 job.due_at = now if job.at_once else job.due_at

@@ -194,6 +194,10 @@ class OutboxEventQuerySet(models.QuerySet["OutboxEvent"]):
         """Return what was published from `since` on, and before `until`."""
         return self.filter(due_at=None, published_at__gte=since, published_at__lt=until)
 
+    def refused(self) -> "OutboxEventQuerySet":
+        """Return what Redis did not take, oldest first."""
+        return self.exclude(due_at=None).exclude(error="").order_by("pk")
+
     def publish_again(self) -> int:
         """Let the relay publish again, under their ids, those that are published; return how many."""
         return self.filter(due_at=None).update(due_at=timezone.now())

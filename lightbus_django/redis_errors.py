@@ -83,19 +83,21 @@ def _unsupported(error: Exception, text: str) -> str:
     return ""
 
 
-def ask_role(pool: Any, *, with_password: bool) -> bytes | None:
-    """Ask what answers at the address of a connection pool for its role; return None if it does not answer."""
+def ask(pool: Any, command: str, *, with_password: bool = True) -> Any:
+    """Send a command over a new connection to the server of a pool; return the reply, None if there is none.
+
+    An error of the server's is a reply; but while it loads its data it does not reply.
+    """
     options = {**pool.connection_kwargs, "db": 0}  # a Sentinel knows no SELECT
     if not with_password:
         options |= {"username": None, "password": None}
     connection = pool.connection_class(**options)
     try:
-        connection.send_command("ROLE")
-        reply = connection.read_response()
-    except (redis.ConnectionError, redis.TimeoutError):
-        return None
+        connection.send_command(command)
+        return connection.read_response()
+    except (redis.ResponseError, redis.InvalidResponse, redis.AuthenticationError) as error:
+        return error
     except redis.RedisError:
-        return b""
+        return None
     finally:
         connection.disconnect()
-    return reply[0] if isinstance(reply, list) else b""

@@ -20,7 +20,7 @@ from redis.retry import Retry
 from .conf import URL_HELP
 from .exceptions import BusError, BusUnsupported, ConfigurationError
 from .messages import Fields
-from .redis_errors import ask_role, translate
+from .redis_errors import ask, translate
 
 logger = logging.getLogger("lightbus_django")
 
@@ -75,7 +75,7 @@ class Transport:
         self._pause = 0.0
         self._down_until = 0.0
         self._is_tried = False
-        self._role: bytes | None = None
+        self._role: Any = None
 
     def __str__(self) -> str:
         """The address, without user and password."""
@@ -152,6 +152,10 @@ class Transport:
                 if isinstance(problem, BusUnsupported):
                     raise problem
 
+    def answers(self) -> bool:
+        """Whether the server answers, be it with an error."""
+        return ask(self.client.connection_pool, "PING") is not None
+
     # --- Errors -------------------------------------------------------------------------------
 
     def is_worth_trying(self, now: float | None = None) -> bool:
@@ -209,8 +213,8 @@ class Transport:
 
     def _is_sentinel(self, *, with_password: bool) -> bool:
         if self._role is None:
-            self._role = ask_role(self.client.connection_pool, with_password=with_password)
-        return self._role == b"sentinel"
+            self._role = ask(self.client.connection_pool, "ROLE", with_password=with_password)
+        return isinstance(self._role, list) and self._role[:1] == [b"sentinel"]
 
 
 def flat(fields: Fields) -> Iterator[bytes]:

@@ -7,19 +7,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from types import FrameType
 
 from django.db import Error as DatabaseError
 from django.db import connections, reset_queries, router
 
+from .burst import run_burst
 from .conf import Settings
 from .consumer import BLOCK, Consumer
-from .database import check_autocommit, one_line
+from .database import check_autocommit
 from .exceptions import (
     BusError,
-    BusForbidden,
-    BusFull,
     BusUnavailable,
     BusUnsupported,
     ConfigurationError,
@@ -30,12 +28,10 @@ from .groups import SHOW_UP_INTERVAL
 from .housekeeping import Housekeeping
 from .listeners import Listener
 from .models import OutboxEvent, has_outbox
+from .outages import Outage
 from .transport import Transport
 
 logger = logging.getLogger("lightbus_django")
-
-COMPLAIN_INTERVAL = 300.0
-"""Seconds between two errors in the log about what does not mend by itself."""
 
 MAX_DELAY = 5.0
 """Seconds at most until a thread tries again what failed."""
@@ -77,7 +73,6 @@ class Worker:
             self.consumers, service_name=service_name, settings=settings, transport=self.transport
         )
         self._stopping = threading.Event()
-        self._complain_at: dict[str, float] = {}
 
     def describe(self) -> list[str]:
         """Return what this worker is about, in lines for its log."""
@@ -181,34 +176,22 @@ class Worker:
         """Handle, retry and relay until there is nothing left to do, or `stop()` is called.
 
         Raises:
-            LightbusError: Redis or the database is not available; nothing is lost.
+            LightbusError, DatabaseError: something could not be done; nothing is lost.
         """
         with self._renewing(), ExitStack() as stops:
             for consumer in self.consumers:
                 stops.callback(consumer.stop)
-            steps: list[Callable[[], bool]] = [self.housekeeping.relay, self.housekeeping.flag_due_retries]
-            steps += [partial(consumer.step, block=0) for consumer in self.consumers]
-            full: BusFull | None = None
-            busy = True
-            while busy and not self._stopping.is_set():
-                reset_queries()
-                busy = False
-                for step in list(steps):
-                    try:
-                        busy |= step()
-                    except BusFull as error:  # the others may need no memory, and make some
-                        full = error
-                        steps.remove(step)
-            while not self._stopping.is_set() and self.housekeeping.step():
-                reset_queries()
-            if full:
-                raise full
+            run_burst(self.consumers, self.housekeeping, self._stopping.is_set)
 
     # --- Threads ------------------------------------------------------------------------------
 
     def _run_consumer(self, consumer: Consumer) -> None:
+        def step() -> Exception | None:
+            consumer.step()
+            return consumer.contended
+
         try:
-            self._again_and_again(consumer.step, consumer.group)
+            self._again_and_again(step, Outage(consumer.group, self.transport))
             consumer.stop()
         except LightbusError as error:
             logger.warning("%s: what is in hand is left to the timeout: %s", consumer.group, error)
@@ -221,7 +204,7 @@ class Worker:
                 self._stopping.wait(0.2)
 
         try:
-            self._again_and_again(step, "housekeeping")
+            self._again_and_again(step, Outage("housekeeping", self.transport))
         finally:
             connections.close_all()
 
@@ -250,24 +233,22 @@ class Worker:
             done.set()
             thread.join()
 
-    def _again_and_again(self, step: Callable[[], object], name: str) -> None:
+    def _again_and_again(self, step: Callable[[], Exception | None], outage: Outage) -> None:
+        """Call `step`, which raises or returns what is the matter, until `stop()`."""
         delay = 0.0
         while not self._stopping.is_set():
             reset_queries()  # Django logs them if DEBUG is on
             try:
-                step()
+                trouble = step()
             except (LightbusError, DatabaseError) as error:
-                needs_mending = isinstance(error, (BusForbidden, BusUnsupported, SequenceBehind))
-                if needs_mending and time.monotonic() > self._complain_at.get(name, 0.0):
-                    self._complain_at[name] = time.monotonic() + COMPLAIN_INTERVAL
-                    logger.error("%s: can't go on: %s", name, error)
-                elif not delay:
-                    logger.warning("%s: waiting: %s", name, one_line(error))
+                outage.failed(error)
             except Exception:
-                logger.exception("%s: an error that should not be; trying again", name)
+                logger.exception("%s: an error that should not be; trying again", outage.name)
             else:
-                if delay:
-                    logger.warning("%s: going on", name)
+                if trouble:
+                    outage.failed(trouble, is_told=True)
+                else:
+                    outage.ended()
                 delay = 0.0
                 continue
             delay = min(2 * delay or 0.1, MAX_DELAY)

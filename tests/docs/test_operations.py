@@ -121,7 +121,7 @@ def test_a_firing_process_fires_and_can_do_nothing_else(
     assert granted("shop-web") <= used(admin)
     OutboxEvent.objects.create(event_name="shop.order_placed", payload="{}", due_at="2000-01-01T00:00Z")
     relay = Worker([], service_name="shop", process_name="worker", settings=get_settings())
-    relay.run_burst()
+    relay.housekeeping.relay()
     relay.transport.close()
     assert admin.xlen(SHOP) == 3
 

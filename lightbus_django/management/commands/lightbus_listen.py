@@ -4,11 +4,14 @@ import signal
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DatabaseError
 
 from lightbus_django.conf import format_name, get_settings, is_random
+from lightbus_django.database import one_line
 from lightbus_django.exceptions import LightbusError
 from lightbus_django.greenlets import check_threads
 from lightbus_django.listeners import registry
+from lightbus_django.outages import advice
 from lightbus_django.processes import run_processes, stop_with_parent
 from lightbus_django.worker import Worker
 
@@ -98,5 +101,5 @@ class Command(BaseCommand):
                     worker.run_burst()
                 elif not worker.run(stop_timeout=options["stop_timeout"]):
                     raise CommandError("The worker did not end well; see its log.")
-        except LightbusError as error:
-            raise CommandError(str(error)) from error
+        except (LightbusError, DatabaseError) as error:
+            raise CommandError(one_line(error) + advice(error)) from error

@@ -1,0 +1,58 @@
+"""`--burst`: do all that there is to do, then end; what could not be done is an error."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from django.db import connections, reset_queries
+
+from .consumer import Consumer
+from .exceptions import BusError, BusFull
+from .housekeeping import Housekeeping
+from .models import OutboxEvent, has_outbox
+from .outages import Outage
+
+
+def run_burst(consumers: Sequence[Consumer], housekeeping: Housekeeping, is_stopping: Callable[[], bool]) -> None:
+    """Handle, retry, relay and clean up until there is nothing left to do, or `is_stopping`.
+
+    Raises:
+        LightbusError, DatabaseError: something could not be done; nothing is lost.
+    """
+    steps: list[Callable[[], bool]] = [housekeeping.relay, housekeeping.flag_due_retries]
+    steps += [partial(_step, consumer, Outage(consumer.group, consumer.transport)) for consumer in consumers]
+    problem: Exception | None = None
+    busy = True
+    while busy and not is_stopping():
+        reset_queries()
+        busy = False
+        for step in list(steps):
+            try:
+                busy |= step()
+            except BusFull as error:  # the others may need no memory, and make some
+                problem = error
+                steps.remove(step)
+    while not is_stopping() and housekeeping.step():
+        reset_queries()
+    problems = [problem, *(outage.error for outage in housekeeping.outages.values())]
+    for found in filter(None, problems):
+        raise found
+    if not is_stopping():
+        _check_outboxes()
+
+
+def _step(consumer: Consumer, outage: Outage) -> bool:
+    busy = consumer.step(block=0)
+    if consumer.contended is None:
+        outage.ended()
+    else:
+        outage.failed(consumer.contended, is_told=True)
+        if outage.needs_somebody:  # or this would never end
+            raise consumer.contended
+    return busy
+
+
+def _check_outboxes() -> None:
+    for alias in filter(has_outbox, connections):
+        refused = OutboxEvent.objects.using(alias).refused()
+        if first := refused.first():
+            raise BusError(f"outbox: {refused.count()} events can't be published yet; the first one: {first.error}")
