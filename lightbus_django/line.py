@@ -6,7 +6,8 @@ from typing import Any
 
 import redis
 
-from .transport import Transport, packed
+from .transport import Transport
+from .wire import packed
 
 
 class Line:

@@ -10,7 +10,8 @@ from uuid import UUID
 from .exceptions import BusError
 from .messages import Fields
 from .scripts import PUBLISH
-from .transport import Transport, flat
+from .transport import Transport
+from .wire import flat
 
 MAX_FIELDS = 3500
 """An event of more fields can't be published with a note: Lua takes no more values at a time."""

@@ -15,6 +15,7 @@ from django.conf import settings
 
 from .exceptions import ConfigurationError
 from .listeners import registry
+from .sandbox import NO_BUS, keeps_events
 
 logger = logging.getLogger("lightbus_django")
 
@@ -67,6 +68,8 @@ def _child_environment() -> dict[str, str]:
             "A process of lightbus_listen would start processes of its own: something that Django imports as it starts "
             "calls the command. Call it from a script that nothing else imports."
         )
+    if keeps_events():
+        raise ConfigurationError(NO_BUS)
     if not sys.executable:
         raise ConfigurationError("--processes needs Python's own interpreter; this process runs in another program.")
     module = getattr(settings, "SETTINGS_MODULE", None)

@@ -9,11 +9,9 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import chain
 from typing import Any
 
 import redis
-from hiredis import pack_command
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -21,6 +19,8 @@ from .conf import URL_HELP
 from .exceptions import BusError, BusUnsupported, ConfigurationError
 from .messages import Fields
 from .redis_errors import ask, translate
+from .sandbox import NO_BUS, keep, keeps_events
+from .wire import exchange, flat
 
 logger = logging.getLogger("lightbus_django")
 
@@ -54,7 +54,7 @@ class Transport:
         self.url = url
         # Any, for redis-py's annotations speak of its asynchronous client in the same breath.
         try:
-            self.client: Any = redis.Redis.from_url(
+            self._client: Any = redis.Redis.from_url(
                 url,
                 socket_timeout=timeout,
                 socket_connect_timeout=timeout,
@@ -63,8 +63,8 @@ class Transport:
                 # Timeouts are not tried again.
                 retry=Retry(NoBackoff(), retries, supported_errors=(redis.ConnectionError,)),
             )
-            self.client.connection_pool.make_connection()
-            options = self.client.connection_pool.connection_kwargs
+            self._client.connection_pool.make_connection()
+            options = self._client.connection_pool.connection_kwargs
             if options.get("protocol") != 2 or options.get("decode_responses"):  # which change the answers
                 raise TypeError("'protocol' or 'decode_responses'")
         except ValueError:
@@ -79,19 +79,32 @@ class Transport:
 
     def __str__(self) -> str:
         """The address, without user and password."""
-        where = self.client.connection_pool.connection_kwargs
+        where = self._client.connection_pool.connection_kwargs
         if "path" in where:
             return f"unix://{where['path']}"
         scheme = self.url.partition("://")[0]
         return f"{scheme}://{where.get('host', 'localhost')}:{where.get('port', 6379)}/{where.get('db') or 0}"
 
     def close(self) -> None:
-        self.client.close()
+        self._client.close()
+
+    @property
+    def client(self) -> Any:
+        """redis-py's client.
+
+        Raises:
+            ConfigurationError: this is a test that has not asked for a real bus.
+        """
+        if keeps_events():
+            raise ConfigurationError(NO_BUS)
+        return self._client
 
     # --- Publishing ---------------------------------------------------------------------------
 
     def publish(self, stream: str, fields: Fields) -> str:
         """Append one event; return its stream id."""
+        if keeps_events():
+            return keep(fields)
         (reply,) = self.send([(b"XADD", stream, b"*", *flat(fields))])
         if isinstance(reply, Exception):
             raise self.translate(reply, stream)
@@ -100,6 +113,8 @@ class Transport:
 
     def publish_many(self, events: Iterable[tuple[str, Fields]]) -> list[str | BusError]:
         """Append events in order, in one round trip; return the stream id or the error of each."""
+        if keeps_events():
+            return [keep(fields) for _, fields in events]
         streams, commands = [], []
         for stream, fields in events:
             streams.append(stream)
@@ -120,7 +135,7 @@ class Transport:
             connection = pool.get_connection()
             try:
                 replies: list[Any] = connection.retry.call_with_retry(
-                    lambda: _exchange(connection, commands), lambda error: connection.disconnect()
+                    lambda: exchange(connection, commands), lambda error: connection.disconnect()
                 )
             except BaseException:
                 connection.disconnect()  # lest who comes next gets the replies to these
@@ -215,27 +230,6 @@ class Transport:
         if self._role is None:
             self._role = ask(self.client.connection_pool, "ROLE", with_password=with_password)
         return isinstance(self._role, list) and self._role[:1] == [b"sentinel"]
-
-
-def flat(fields: Fields) -> Iterator[bytes]:
-    """Return names and values in turn, as commands take them."""
-    return chain.from_iterable(fields.items())
-
-
-def packed(commands: Sequence[Sequence[Any]]) -> bytes:
-    """Return commands as they go over the wire."""
-    return b"".join(pack_command(tuple(command)) for command in commands)
-
-
-def _exchange(connection: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-    connection.send_packed_command([packed(commands)])
-    replies = []
-    for _ in commands:
-        try:
-            replies.append(connection.read_response())
-        except redis.ResponseError as error:
-            replies.append(error)
-    return replies
 
 
 @lru_cache(maxsize=16)

@@ -13,6 +13,7 @@ from lightbus_django.consumer import Consumer
 from lightbus_django.embedded import embedded_server
 from lightbus_django.housekeeping import Housekeeping
 from lightbus_django.listeners import Listener, Registry, registry
+from lightbus_django.testing import real_bus
 from lightbus_django.transport import Transport
 
 from .waiting import eventually as eventually
@@ -28,6 +29,13 @@ def lightbus_url() -> Iterator[str]:
     else:
         with embedded_server() as url:
             yield url
+
+
+@pytest.fixture(scope="session", autouse=True)
+def not_in_the_sandbox(lightbus_url: str) -> Iterator[None]:
+    """Ours are tests of what runs on a real bus."""
+    with real_bus(lightbus_url):
+        yield
 
 
 @pytest.fixture(autouse=True)

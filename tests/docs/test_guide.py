@@ -11,9 +11,8 @@ from asgiref.sync import async_to_sync
 from django.apps import apps
 from django.core import mail
 from django.core.cache import cache
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import ConnectionHandler, connection, transaction
-from django.test import TestCase
 from django.utils import timezone
 
 from lightbus_django import (
@@ -22,10 +21,12 @@ from lightbus_django import (
     fire,
     listens_to,
     on_commit,
+    sandbox,
 )
 from lightbus_django.conf import find_problems
 from lightbus_django.listeners import registry
 from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent
+from lightbus_django.testing import real_bus
 
 from .conftest import SECTIONS, TESTED, Example, of
 
@@ -271,26 +272,6 @@ def test_where_a_new_listener_starts(example: Example, work, r):
     fire("shop.order_placed")
     work()
     assert sorted(text for _, _, text in bookings()) == ["after it", "new", "since new year", "since the beginning"]
-
-
-@of("on_commit", "Listening", "Testing a handler")
-def test_testing_a_handler(example: Example, r):
-    example.run()
-    example.run()
-    guide = example.run()
-    assert issubclass(guide.OrderTests, TestCase)
-    tests = unittest.defaultTestLoader.loadTestsFromTestCase(guide.OrderTests)
-    result = tests.run(unittest.TestResult())
-    assert (result.testsRun, result.errors, result.failures) == (2, [], [])
-    assert not r.exists("shop.*:stream")
-
-
-@pytest.mark.django_db(transaction=False)
-def test_testing_with_captured_hooks(r, django_capture_on_commit_callbacks):
-    with django_capture_on_commit_callbacks(execute=True):
-        on_commit("shop.order_placed")
-        assert not r.exists("shop.*:stream")
-    assert fired(r) == ["shop.order_placed"]
 
 
 # --- At least once, and effects once ----------------------------------------------------------
@@ -576,3 +557,41 @@ def test_new_fields_are_additions(example: Example, work, r):
 
 
 # --- Settings ---------------------------------------------------------------------------------
+
+
+# --- Tests ------------------------------------------------------------------------------------
+
+
+def passes(case: type[unittest.TestCase]) -> None:
+    result = unittest.defaultTestLoader.loadTestsFromTestCase(case).run(unittest.TestResult())
+    assert (result.testsRun, result.errors, result.failures) == (1, [], [])
+
+
+@of("on_commit", "Fired events")
+def test_fired_events(example: Example, r, monkeypatch):
+    monkeypatch.setattr(sandbox, "real_buses", [])
+    example.run()
+    passes(example.run().OrderTests)
+    assert not r.keys()
+
+
+@of("Listening", "Testing a handler")
+def test_testing_a_handler(example: Example, r):
+    example.run()
+    passes(example.run().BookingTests)
+
+
+@of("Listening", "A real bus")
+def test_a_real_bus(example: Example, r, monkeypatch):
+    monkeypatch.setattr(sandbox, "real_buses", [])
+    example.run()
+    guide = example.run()
+    guide.ListenerTests.databases = "__all__"
+    passes(guide.ListenerTests)
+    guide = example.run()
+    assert [mark.name for mark in guide.test_orders_are_booked.pytestmark] == ["django_db", "lightbus"]
+    with pytest.raises(CommandError, match="real_bus"):
+        guide.test_orders_are_booked()
+    with real_bus():
+        guide.test_orders_are_booked()
+    assert not r.keys()

@@ -12,7 +12,7 @@ from tests.conftest import eventually
 from .bus_service.samples import VALUES
 from .conftest import PRICES, SHOP
 
-pytestmark = [pytest.mark.lightbus, pytest.mark.django_db(transaction=True)]
+pytestmark = [pytest.mark.real_lightbus, pytest.mark.django_db(transaction=True)]
 
 STREAMS = PRICES["per_api"], SHOP["per_api"]
 GROUP = "price-monitor-keep-books"

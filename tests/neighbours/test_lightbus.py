@@ -26,7 +26,7 @@ from tests.conftest import drain
 from .bus_service.samples import ON_THE_BUS, VALUES, Details, Money, Size
 from .conftest import PRICES, SHOP
 
-pytestmark = [pytest.mark.lightbus, pytest.mark.django_db(transaction=True)]
+pytestmark = [pytest.mark.real_lightbus, pytest.mark.django_db(transaction=True)]
 
 per_api_and_per_event = pytest.mark.parametrize("stream_use", ["per_api", "per_event"])
 
