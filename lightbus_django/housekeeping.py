@@ -195,7 +195,8 @@ class Housekeeping:
         return False
 
     def report_stale_groups(self) -> bool:
-        """Warn of groups that nobody reads, and that keep events from being trimmed."""
+        """Warn of groups that nobody reads, and that keep events from being trimmed, and of events that ours left."""
+        _each(self.consumers, lambda consumer: consumer.positions.report_stranded())
         missing = _each(self._streams(), lambda stream: self._stale_groups.look_at(stream, self._groups_of(stream)))
         self._stale_groups.report_missing(set().union(*missing))
         return False

@@ -8,14 +8,14 @@ from datetime import datetime
 from uuid import UUID
 
 from . import republished
-from .exceptions import BusError, DatabaseUnavailable, GroupMissing
+from .exceptions import BusError, BusForbidden, DatabaseUnavailable, GroupMissing
 from .failures import Delivery
 from .group_records import GroupRecords, Start
 from .groups import Member, id_key
 from .inbox import Inbox
 from .listeners import Listener
 from .messages import stream_key
-from .streams import end, last_id
+from .streams import Group, end, groups, last_id
 from .times import SKEW, fired_at
 
 logger = logging.getLogger("lightbus_django")
@@ -31,6 +31,7 @@ class Positions:
         self.lost = 0
         """How many events were trimmed before they were handled, as far as this process knows."""
         self._events: defaultdict[str, list[str]] = defaultdict(list)
+        self._other_use = "per_event" if stream_use == "per_api" else "per_api"
         for event in listener.events:
             self._events[stream_key(event, stream_use)].append(event)
         self.records = GroupRecords(listener, member.group, service_name, self._events)
@@ -109,6 +110,35 @@ class Positions:
 
     def _starts_at(self, stream: str) -> datetime | None:
         return self.records.starts.get(stream, Start()).at
+
+    def report_stranded(self) -> None:
+        """Warn of events that wait for the group where it would read with the other STREAM_USE."""
+        for stream in {stream_key(event, self._other_use) for event in self.listener.events}:
+            try:
+                found = groups(self.member.transport, stream)
+            except BusForbidden:
+                continue  # where this process may not look, it has not read either
+            for group in found:
+                if group.name == self.member.group:
+                    self._warn_of(group)
+
+    def _warn_of(self, group: Group) -> None:
+        unread = group.lag
+        if unread is None and group.last_delivered_id == last_id(self.member.transport, group.stream):
+            unread = 0
+        if group.pending or unread != 0:
+            logger.warning(
+                "%s: %s unread and %d pending events in %s, which is not read with this STREAM_USE. Run "
+                "lightbus_listen with STREAM_USE %r until they are handled, or give them up: manage.py lightbus_retire "
+                "%s --stream '%s'",
+                group.name,
+                "some" if unread is None else unread,
+                group.pending,
+                group.stream,
+                self._other_use,
+                group.name,
+                group.stream,
+            )
 
     def _start_id(self, stream: str) -> str:
         """Return where a group that is not there has to begin."""
