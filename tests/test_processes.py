@@ -25,7 +25,7 @@ assert depth < 4, "a fork bomb"
 sys.path.append({str(ROOT)!r})
 from tests.settings import *
 flags = [sys.flags.optimize, sys.flags.isolated, sys.stdout.write_through, sorted(sys._xoptions), sys.warnoptions]
-print("flags", flags, flush=True)
+os.write(1, (" ".join(["flags", repr(flags)]) + os.linesep).encode())  # at once, for others write as well
 """
 
 CALL = """

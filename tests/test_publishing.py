@@ -29,12 +29,12 @@ from lightbus_django import (
     fire_many,
     on_commit,
 )
-from lightbus_django import transport as transport_module
 from lightbus_django.conf import get_settings
 from lightbus_django.ids import uuid7
 from lightbus_django.models import OutboxEvent
 from lightbus_django.relay import GRACE, _claim, _look
 from lightbus_django.transport import PAUSE, Transport, get_transport
+from lightbus_django.wire import exchange
 from tests.app.models import Effect
 
 KEY = "shop.*:stream"
@@ -534,7 +534,7 @@ def test_replies_of_an_interrupted_send_are_not_taken_for_others(r, lightbus_url
     transport.send([(b"PING",)])
 
     def trace(frame, event, arg):
-        if frame.f_code is transport_module._exchange.__code__:
+        if frame.f_code is exchange.__code__:
             if event == "line" and "replies" in frame.f_locals:
                 sys.settrace(None)
                 raise KeyboardInterrupt
