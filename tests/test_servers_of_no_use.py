@@ -61,6 +61,20 @@ def cluster(database: int = 0) -> Iterator[str]:
 
 
 @contextmanager
+def half_a_cluster() -> Iterator[str]:
+    """One node of two; our streams are on the other one."""
+    config = ("cluster-enabled yes", "cluster-require-full-coverage no")
+    with Server(*config, binary=redis_server()) as one, Server(*config, binary=redis_server()) as other:
+        with one.client() as client, other.client() as other_client:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 8191)
+            other_client.execute_command("CLUSTER", "ADDSLOTSRANGE", 8192, 16383)
+            client.execute_command("CLUSTER", "MEET", LOOPBACK, other.port)
+            eventually(lambda: "cluster_slots_assigned:16384" in client.execute_command("CLUSTER", "INFO"))
+            eventually(lambda: "cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))
+        yield one.url
+
+
+@contextmanager
 def web_server() -> Iterator[str]:
     class Quiet(http.server.BaseHTTPRequestHandler):
         def log_message(self, *arguments: Any) -> None: ...
@@ -100,7 +114,8 @@ KINDS: dict[str, tuple[Callable[[], AbstractContextManager[str]], str]] = {
     "sentinel, a password": (lambda: sentinel(f":{VALUE}@"), "is a Sentinel"),
     "cluster": (cluster, MOVED),
     "cluster, another database": (lambda: cluster(1), "Redis Cluster"),
-    "cluster, slot elsewhere": (lambda: answering(f"-MOVED 13668 {LOOPBACK}:7673"), MOVED),
+    "half a cluster": (half_a_cluster, MOVED),
+    "a slot that moves": (lambda: answering(f"-ASK 13668 {LOOPBACK}:7673"), MOVED),
     "Redis without EVAL": (
         lambda: started('rename-command EVAL ""', binary=redis_server()),
         "does not know the command EVAL",
