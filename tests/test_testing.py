@@ -217,6 +217,7 @@ def run(tmp_path: Path, lightbus_url: str, r: redis.Redis) -> Callable[..., str]
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
+            timeout=120,
         )
         assert process.returncode == 0, process.stdout
         return process.stdout
