@@ -22,7 +22,6 @@ from .exceptions import (
     BusUnsupported,
     ConfigurationError,
     LightbusError,
-    SequenceBehind,
 )
 from .groups import SHOW_UP_INTERVAL
 from .housekeeping import Housekeeping

@@ -726,18 +726,6 @@ def test_a_group_of_somebody_elses_may_have_any_name(r, record, consume):
     assert effects() == [1]
 
 
-def test_a_process_that_waits_for_events_does_not_look_idle(monkeypatch, r, record, consume):
-    """To Redis before 7.2 it would: a read that finds nothing is no sign of life there."""
-    monkeypatch.setattr(groups, "SHOW_UP_INTERVAL", 0)
-    consumer = consume()
-    fire("shop.order_placed", number=1)
-    drain(consumer)
-    eventually(lambda: r.xinfo_consumers(KEY, GROUP)[0]["idle"] > 50)
-    consumer.member.standing(KEY)
-    assert r.xinfo_consumers(KEY, GROUP)[0]["idle"] < 50
-    assert pending(r) == 0
-
-
 def test_slow_events_without_keys_are_acknowledged_as_they_are_handled(r, listeners, consume, monkeypatch):
     monkeypatch.setattr("lightbus_django.transactions.WINDOW", 0.1)
 
