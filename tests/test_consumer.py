@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 from django.db import OperationalError, connection
 
-from lightbus_django import BusError, BusUnavailable, fire, fire_many, groups, listens_to
+from lightbus_django import BusError, BusUnavailable, fire, fire_many, listens_to
 from lightbus_django.exceptions import DatabaseUnavailable
 from lightbus_django.failures import Delivery
 from lightbus_django.groups import Entry, Member
