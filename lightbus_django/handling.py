@@ -54,6 +54,7 @@ class Handling:
         self.raised: tuple[str, datetime, BaseException | None] = "", timezone.now(), None
         """The key of the last event whose handler raised, when that was inserted, and what it raised."""
         self.troubles = Troubles(self.using)
+        self._isolation = Isolation(self.using, self.group)
         watch_connections()
 
     # --- Retries ------------------------------------------------------------------------------
@@ -136,7 +137,7 @@ class Handling:
 
     def isolate(self, call: Callable[..., None], *arguments: object) -> None:
         """Call a handler; what it leaves in the thread does not reach the next event."""
-        Isolation(self.using, self.group).run(call, *arguments)
+        self._isolation.run(call, *arguments)
 
     def attempt(self, call: Callable[[], None]) -> BaseException | None:
         """Call a handler in no transaction; return its failure."""

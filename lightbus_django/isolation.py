@@ -5,10 +5,9 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from contextvars import copy_context
-from functools import cached_property, partial
+from contextvars import Context, copy_context
+from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from django.core.cache import caches
 from django.db import connections
@@ -18,33 +17,71 @@ from .witness import RollbackDetector
 
 logger = logging.getLogger("lightbus_django")
 
-_wrappers: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
-"""The execute wrappers that each connection had when its event began, or since then, when it connected."""
 
-
-class _Thread(threading.local):
+class _Thread:
     """What all events of a thread share."""
 
-    @cached_property
-    def connections(self) -> list[Any]:
+    def __init__(self) -> None:
         # The caches too: one that is first used in an event would be another one in the next event.
         _make_all(caches)
-        return _make_all(connections)
+        self.by_alias = _make_all(connections)
+        self.connections = [*self.by_alias.values()]
+        self.wrappers: list[list[Any]] = []
+        """The execute wrappers that each connection had when its event began, or since then, when it connected."""
+        self._seen = Context()
+        self._has_decimal = False
+
+    def new_context(self) -> Context:
+        """Return a copy of this thread's context."""
+        context = copy_context()
+        if context != self._seen:
+            self._seen = context.copy()
+            self._has_decimal = any(isinstance(value, decimal.Context) for value in context.values())
+        if self._has_decimal:  # it is changed in place
+            context.run(lambda: decimal.setcontext(decimal.getcontext().copy()))
+        return context
+
+    def run(self, context: Context, call: Callable[..., None], *arguments: object) -> None:
+        """Call something of an event's; what it leaves on the connections is taken away."""
+        for connection in self.connections:
+            if connection.queries_log:
+                connection.queries_log.clear()
+        self.wrappers = [connection.execute_wrappers[:] for connection in self.connections]
+        try:
+            context.run(call, *arguments)
+        finally:
+            for connection, wrappers in zip(self.connections, self.wrappers, strict=True):
+                if connection.execute_wrappers != wrappers:
+                    _restore(connection, wrappers)
 
 
-def _make_all(handler: Any) -> list[Any]:
-    made = []
+_local = threading.local()
+
+
+def _this_thread() -> _Thread:
+    try:
+        found: _Thread = _local.thread
+    except AttributeError:
+        found = _local.thread = _Thread()
+    return found
+
+
+def _make_all(handler: Any) -> dict[str, Any]:
+    made = {}
     for alias in handler:
         with suppress(Exception):  # it is for those who use it to complain
-            made.append(handler[alias])
+            made[alias] = handler[alias]
     return made
 
 
-_thread = _Thread()
+def _restore(connection: Any, wrappers: list[Any]) -> None:
+    connection.execute_wrappers[:] = wrappers
+    if isinstance(connection.wrap_database_errors, RollbackDetector):
+        RollbackDetector.of(connection)  # its wrapper is one of ours
 
 
 class Isolation:
-    """The state in which the handler of one event runs, and afterwards its commit hooks.
+    """The state in which a listener's handler runs for one event, and afterwards the event's commit hooks.
 
     It holds context variables, and with them asgiref's `Local`: language, time zone, URLconf, script prefix. On the
     connections of the thread it holds the execute wrappers, and the log of queries that Django keeps if DEBUG is on.
@@ -53,42 +90,26 @@ class Isolation:
     def __init__(self, using: str, group: str) -> None:
         self._using = using
         self._group = group
-        self._connections = _thread.connections
-        self._context = copy_context()
-        # A copied context still shares the decimal context, which is changed in place.
-        self._context.run(lambda: decimal.setcontext(decimal.getcontext().copy()))
 
     def run(self, call: Callable[..., None], *arguments: object) -> None:
         """Call a handler. A commit hook that it adds and that raises doesn't keep the hooks after it from running."""
-        connection: Any = connections[self._using]
+        thread = _this_thread()
+        context = thread.new_context()
+        connection = thread.by_alias[self._using]
         first = len(connection.run_on_commit)
-        self._run(call, *arguments)
+        thread.run(context, call, *arguments)
         hooks = connection.run_on_commit
         for number in range(first, len(hooks)):
             savepoints, hook, _ = hooks[number]
-            hooks[number] = savepoints, partial(self._run_hook, hook), False
+            hooks[number] = savepoints, partial(self._run_hook, context, hook), False
 
-    def _run(self, call: Callable[..., None], *arguments: object) -> None:
-        for connection in self._connections:
-            connection.queries_log.clear()
-            _remember_wrappers(connection)
+    def _run_hook(self, context: Context, hook: Callable[[], None]) -> None:
         try:
-            self._context.run(call, *arguments)
-        finally:
-            for connection in self._connections:
-                _restore_wrappers(connection)
-
-    def _run_hook(self, hook: Callable[[], None]) -> None:
-        try:
-            self._run(hook)
+            _this_thread().run(context, hook)
         except KeyboardInterrupt:
             raise
         except BaseException:
             logger.exception("%s: what a handler gave to transaction.on_commit() raised", self._group)
-
-
-def _remember_wrappers(connection: Any, **kwargs: object) -> None:
-    _wrappers[connection] = list(connection.execute_wrappers)
 
 
 def watch_connections() -> None:
@@ -100,7 +121,10 @@ def watch_connections() -> None:
     connection_created.connect(_remember_wrappers)
 
 
-def _restore_wrappers(connection: Any) -> None:
-    connection.execute_wrappers[:] = _wrappers.get(connection, [])
-    if isinstance(connection.wrap_database_errors, RollbackDetector):
-        RollbackDetector.of(connection)  # its wrapper is one of ours
+def _remember_wrappers(connection: Any, **kwargs: object) -> None:
+    thread: _Thread | None = getattr(_local, "thread", None)
+    if thread is None:
+        return
+    for number, watched in enumerate(thread.connections):
+        if watched is connection and thread.wrappers:
+            thread.wrappers[number] = connection.execute_wrappers[:]

@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
-from uuid import UUID
 
 from . import republished
 from .exceptions import BusError, BusForbidden, DatabaseUnavailable, GroupMissing
@@ -16,7 +15,7 @@ from .inbox import Inbox
 from .listeners import Listener
 from .messages import stream_key
 from .streams import Group, end, groups, last_id
-from .times import SKEW, fired_at
+from .times import SKEW, event_bytes, first_id, has_time
 
 logger = logging.getLogger("lightbus_django")
 
@@ -88,28 +87,24 @@ class Positions:
 
     def older(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
         """Return those that are not for this group: published again, and for the first time before it started."""
-        asked: defaultdict[str, list[tuple[UUID, Delivery]]] = defaultdict(list)
+        starts = {stream: start.at for stream, start in self.records.starts.items() if start.at}
+        # An event is published after the call that fired it, whose time is in its id.
+        ends = {stream: first_id(at + SKEW) for stream, at in starts.items()}
+        asked: defaultdict[str, list[Delivery]] = defaultdict(list)
         for delivery in deliveries:
-            at = self._starts_at(delivery.entry.stream)
-            if at is None or delivery.message is None:
-                continue
-            # It was published after the call that fired it, or can't be one of those that are published again.
-            called_at = fired_at(delivery.message.id)
-            if called_at is not None and called_at < at + SKEW:
-                asked[delivery.entry.stream].append((UUID(delivery.message.id), delivery))
+            stream, message = delivery.entry.stream, delivery.message
+            if stream in ends and message and message.id < ends[stream] and has_time(message.id):
+                asked[stream].append(delivery)
         found = []
-        for stream, pairs in asked.items():
-            at = self._starts_at(stream)
-            times = republished.look_up(self.member.transport, stream, [event_id for event_id, _ in pairs])
-            older = [delivery for (_, delivery), time in zip(pairs, times, strict=True) if time and at and time < at]
+        for stream, those in asked.items():
+            ids = [event_bytes(delivery.message.id) for delivery in those if delivery.message]
+            times = republished.look_up(self.member.transport, stream, ids)
+            older = [delivery for delivery, time in zip(those, times, strict=True) if time and time < starts[stream]]
             if older:
                 text = "%s: passed over %d events of %s that were published again: they are older than its start"
                 logger.info(text, self.member.group, len(older), stream)
             found += older
         return found
-
-    def _starts_at(self, stream: str) -> datetime | None:
-        return self.records.starts.get(stream, Start()).at
 
     def report_stranded(self) -> None:
         """Warn of events that wait for the group where it would read with the other STREAM_USE."""

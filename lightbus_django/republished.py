@@ -52,9 +52,9 @@ def record(transport: Transport, streams: Mapping[str, Mapping[UUID, datetime]],
     return problems
 
 
-def look_up(transport: Transport, stream: str, event_ids: Sequence[UUID]) -> list[datetime | None]:
+def look_up(transport: Transport, stream: str, event_ids: Sequence[bytes]) -> list[datetime | None]:
     """Return when each event was published first, in UTC; None if it was not published again, as far as known."""
-    (reply,) = transport.send([("HMGET", key(stream), *(event_id.bytes for event_id in event_ids))])
+    (reply,) = transport.send([("HMGET", key(stream), *event_ids)])
     if not isinstance(reply, Exception):
         return [stream_time(value.decode()) if value is not None and value.isdigit() else None for value in reply]
     problem = transport.translate(reply, key(stream))

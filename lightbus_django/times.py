@@ -1,11 +1,13 @@
 """What ids tell of times: a stream id that of its publication, an event id of ours that of the call."""
 
+import re
 import uuid
 from datetime import UTC, datetime, timedelta
 
 SKEW = timedelta(hours=1)
 """How far the clocks of Redis and of this machine may be apart."""
 
+_UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_MILLISECONDS = 253_402_300_799_000  # the year 9999; an id may say anything
 
@@ -27,6 +29,22 @@ def fired_at(event_id: str) -> datetime | None:
     except ValueError:
         return None
     return _time(uid.int >> 80) if uid.version == 7 else None
+
+
+def has_time(event_id: str) -> bool:
+    """Whether this is the text of a version 7 UUID, as our own ids are."""
+    return _UUID7.fullmatch(event_id) is not None
+
+
+def first_id(time: datetime) -> str:
+    """Return what the ids of events that were fired at `time` or later are not less than, as texts."""
+    milliseconds = max(0, (time - _EPOCH) // timedelta(milliseconds=1))
+    return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}"
+
+
+def event_bytes(event_id: str) -> bytes:
+    """Return the bytes of an id that has a time."""
+    return bytes.fromhex(event_id.replace("-", ""))
 
 
 def published_at(stream_id: str, event_id: str) -> datetime | None:

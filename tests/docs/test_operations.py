@@ -216,7 +216,7 @@ def use_all_of(transport: Transport, admin: Any) -> None:
     (entry,) = reading.reclaim()
     reading.count_delivery(entry)
     assert two.standing(SHOP).position < streams.last_id(transport, SHOP)
-    assert republished.look_up(transport, SHOP, [uuid7()]) == [None]
+    assert republished.look_up(transport, SHOP, [uuid7().bytes]) == [None]
     two.acknowledge({SHOP: [entry.stream_id]})
     admin.script_flush()
     assert streams.tidy_consumers(transport, SHOP, group, idle=0) == 1
