@@ -22,7 +22,7 @@ from .listeners import registry
 from .messages import is_name, stream_key
 from .models import FailedEvent, OutboxEvent, has_outbox
 from .pruning import cutoffs_at, prune
-from .relay import relay
+from .relay import Relay
 from .transport import Transport
 
 logger = logging.getLogger("lightbus_django")
@@ -68,6 +68,7 @@ class Housekeeping:
             _Job(self.report_stale_groups, 6 * 3600.0),
         ]
         self._has_outbox: dict[str, bool] = {}
+        self._relays: dict[str, Relay] = {}
         self._pruning: list[Iterator[tuple[str, int]]] = []
         self._pruned: Counter[str] = Counter()
 
@@ -106,8 +107,10 @@ class Housekeeping:
         """Mark what is published, and publish what was left in the outboxes."""
 
         def relay_from(alias: str) -> int:
+            if alias not in self._relays:
+                self._relays[alias] = Relay(alias, self.transport, self.settings)
             with transient_errors(alias):
-                return relay(alias, timezone.now(), self.transport, self.settings)
+                return self._relays[alias].step(timezone.now())
 
         count = sum(_each(self._outboxes(), relay_from))
         if count:

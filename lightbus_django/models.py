@@ -10,6 +10,7 @@ from django.utils.translation import gettext_lazy as _
 
 from .exceptions import TransactionEnded
 from .ids import uuid7
+from .indexes import NotNullIndex
 from .messages import MAX_NAME_LENGTH, EventMessage, decode, load_fields
 
 KEY_LENGTH = 80
@@ -140,6 +141,19 @@ class OutboxEventQuerySet(models.QuerySet["OutboxEvent"]):
         """Return what was published from `since` on, and before `until`."""
         return self.filter(due_at=None, published_at__gte=since, published_at__lt=until)
 
+    def claim(self, now: datetime, until: datetime) -> int:
+        """Keep relays away from waiting rows for a while, unless somebody else does; return from how many."""
+        free = models.Q(claimed_until=None) | models.Q(claimed_until__lte=now)
+        return self.filter(free, due_at__isnull=False).update(claimed_until=until)
+
+    def claimed(self, now: datetime) -> "OutboxEventQuerySet":
+        """Return the waiting rows that somebody is publishing, or the first of them."""
+        return self.filter(claimed_until__gt=now, due_at__isnull=False)
+
+    def release(self, until: datetime) -> int:
+        """End a claim before its time; return how many rows it still held."""
+        return self.filter(claimed_until=until).update(claimed_until=None)
+
     def publish_again(self) -> int:
         """Let the relay publish again, under their ids, those that are published; return how many."""
         return self.filter(due_at=None).update(due_at=timezone.now())
@@ -148,7 +162,9 @@ class OutboxEventQuerySet(models.QuerySet["OutboxEvent"]):
 class OutboxEvent(models.Model):
     """An event of a committed transaction. It is waiting to be published until `due_at` is null.
 
-    The id is the event's own, and in time order: rows are relayed and found by age along it.
+    The id is the event's own, and in time order: rows are found by age along it. They are relayed in the order of
+    `due_at`, which all events of a transaction share, and id. No query but those of the relay may depend on the index:
+    its part of the rows that wait is small, however many are published.
     """
 
     id = models.UUIDField(_("event id"), primary_key=True, default=uuid7, editable=False)
@@ -159,6 +175,9 @@ class OutboxEvent(models.Model):
     due_at = models.DateTimeField(
         _("due at"), null=True, blank=True, help_text=_("From then on any relay may publish it; empty once published.")
     )
+    claimed_until = models.DateTimeField(
+        _("claimed until"), null=True, blank=True, help_text=_("Until then somebody is publishing it.")
+    )
     published_at = models.DateTimeField(_("published at"), null=True, blank=True)
     error = models.TextField(_("error"), blank=True)
 
@@ -167,7 +186,10 @@ class OutboxEvent(models.Model):
     class Meta:
         verbose_name = _("outbox event")
         verbose_name_plural = _("outbox events")
-        indexes: ClassVar = [models.Index(fields=["due_at"], name="lightbus_outbox_due")]
+        indexes: ClassVar = [
+            NotNullIndex(fields=["due_at", "id"], name="lightbus_outbox_waiting"),
+            NotNullIndex(fields=["claimed_until"], name="lightbus_outbox_claimed"),
+        ]
         permissions: ClassVar = [("republish_outboxevent", "Can publish outbox events again")]
 
     def __str__(self) -> str:

@@ -114,10 +114,14 @@ class _Batch:
         in_doubt = self.witness.is_blind or self.witness.doubts > self.doubts
         if not self.in_transaction or not (is_late or in_doubt):
             return events
-        rows = OutboxEvent.objects.using(self.connection.alias).filter(pk__in=[event.id for event in events])
+        outbox = OutboxEvent.objects.using(self.connection.alias)
+        rows = outbox.filter(pk__in=[event.id for event in events])
         if is_late:
-            due_at = now + GRACE
-            rows.filter(due_at=self.due_at).update(due_at=due_at)
-            rows = rows.filter(due_at=due_at)
+            until = now + GRACE
+            rows.claim(now, until)
+            # Any other claim may be that of a relay, which publishes more than the row it has claimed.
+            if outbox.claimed(now).exclude(claimed_until=until).exists():
+                rows.release(until)
+            rows = rows.filter(claimed_until=until)
         ours = set(rows.values_list("pk", flat=True))
         return [event for event in events if event.id in ours]

@@ -14,7 +14,6 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import Group
 from django.db import OperationalError, connections, transaction
-from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from lightbus_django import (
@@ -33,7 +32,7 @@ from lightbus_django import transport as transport_module
 from lightbus_django.conf import get_settings
 from lightbus_django.ids import uuid7
 from lightbus_django.models import OutboxEvent
-from lightbus_django.relay import GRACE, _claim, _look
+from lightbus_django.relay import GRACE
 from lightbus_django.transport import PAUSE, Transport, get_transport
 from tests.app.models import Effect
 
@@ -370,52 +369,6 @@ class TestRelay:
         r.set(KEY, "in the way")
         assert keeper.relay() is True
         assert keeper.relay() is False
-
-    def test_several_keep_what_a_transaction_fired_in_order(self, r, lightbus, lightbus_url, housekeeping, monkeypatch):
-        """While one is at the first rows of a transaction, no other one takes the next."""
-        self.stage(lightbus, lightbus_url, 5)
-        self.grow_old()
-        monkeypatch.setattr("lightbus_django.relay.RELAY_SIZE", 2)
-        first, second = housekeeping(), housekeeping()
-        r.set(KEY, "in the way")  # the first one's take long
-        now = timezone.now()
-        rows = _look(OutboxEvent.objects.filter(due_at__lte=now))
-        assert _claim(OutboxEvent.objects.using("default"), rows[0][0], rows[-1][0], now)[1] == 2
-        r.delete(KEY)
-        with CaptureQueriesContext(connections["default"]) as captured:
-            assert second.relay() is False
-        assert not [query for query in captured.captured_queries if query["sql"].startswith("UPDATE")]
-        OutboxEvent.objects.filter(due_at__gt=now).update(due_at=now)  # it died
-        while first.relay() or second.relay():
-            pass
-        assert numbers(r) == list(range(5))
-
-    def test_one_that_comes_second_by_a_hair_takes_nothing(self, r, lightbus, lightbus_url, housekeeping, monkeypatch):
-        """Another one has taken the first rows since this one looked, and is not done with them."""
-        self.stage(lightbus, lightbus_url, 5)
-        self.grow_old()
-        first = []
-
-        def claim_first():
-            monkeypatch.setattr("lightbus_django.relay.RELAY_SIZE", 2)
-            now = timezone.now()
-            rows = _look(OutboxEvent.objects.filter(due_at__lte=now))
-            first.append(_claim(OutboxEvent.objects.using("default"), rows[0][0], rows[-1][0], now)[1])
-            connections.close_all()
-
-        def execute_late(execute, sql, *arguments):
-            result = execute(sql, *arguments)
-            if "created_at" in sql and not first:  # nobody was at it
-                thread = threading.Thread(target=claim_first)
-                thread.start()
-                thread.join()
-            return result
-
-        with connections["default"].execute_wrapper(execute_late):
-            assert housekeeping().relay() is False
-        assert first == [2]
-        assert not r.exists(KEY)
-        assert OutboxEvent.objects.filter(due_at__lte=timezone.now()).count() == 3
 
     def test_any_number_of_them_publish_every_event_once(self, r, lightbus, lightbus_url, housekeeping):
         self.stage(lightbus, lightbus_url, 5000)
