@@ -134,9 +134,8 @@ class Housekeeping:
             groups.setdefault(consumer.inbox.using, {})[consumer.group] = consumer
 
         def flag(alias: str) -> bool:
-            due = FailedEvent.objects.using(alias).due(timezone.now()).filter(consumer_group__in=groups[alias])
             with transient_errors(alias):
-                names = set(due.values_list("consumer_group", flat=True).distinct())
+                names = FailedEvent.objects.using(alias).groups_due(groups[alias], timezone.now())
             for name in names:
                 groups[alias][name].retries_due.set()
             return bool(names)

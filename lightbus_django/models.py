@@ -1,5 +1,6 @@
 """The tables: what was processed, what failed, what waits to be published."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import ClassVar
 
@@ -50,6 +51,13 @@ class FailedEventQuerySet(models.QuerySet["FailedEvent"]):
     def due(self, now: datetime) -> "FailedEventQuerySet":
         return self.filter(next_attempt_at__lte=now)
 
+    def groups_due(self, consumer_groups: Iterable[str], now: datetime) -> set[str]:
+        """Return those of some groups that have retries due. It takes no longer when many are."""
+        due = self.due(now)
+        return (
+            {group for group in consumer_groups if due.filter(consumer_group=group).exists()} if due.exists() else set()
+        )
+
     def retry_now(self) -> int:
         """Make the events due at once, with all their attempts before them; return how many."""
         return self.update(attempts=0, next_attempt_at=timezone.now())
@@ -98,7 +106,10 @@ class FailedEvent(models.Model):
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["event_id", "consumer_group"], name="lightbus_failed_once"),
         ]
-        indexes: ClassVar = [models.Index(fields=["next_attempt_at"], name="lightbus_failed_due")]
+        indexes: ClassVar = [
+            models.Index(fields=["next_attempt_at"], name="lightbus_failed_due"),
+            models.Index(fields=["consumer_group", "next_attempt_at"], name="lightbus_failed_group_due"),
+        ]
         permissions: ClassVar = [
             ("retry_failedevent", "Can retry failed events"),
             ("discard_failedevent", "Can discard failed events"),

@@ -22,5 +22,9 @@ class Migration(migrations.Migration):
             model_name="outboxevent",
             index=NotNullIndex(fields=["claimed_until"], name="lightbus_outbox_claimed"),
         ),
+        migrations.AddIndex(
+            model_name="failedevent",
+            index=models.Index(fields=["consumer_group", "next_attempt_at"], name="lightbus_failed_group_due"),
+        ),
         migrations.RemoveIndex(model_name="outboxevent", name="lightbus_outbox_due"),
     ]
