@@ -30,11 +30,12 @@ SETTLE_EVERY = 1000
 
 
 class Staged(NamedTuple):
-    """A row of the outbox and the fields to publish."""
+    """A row of the outbox, the size of its payload in bytes or less, and the fields to publish."""
 
     id: UUID
     event_name: str
-    fields: Fields
+    size: int
+    fields: Fields = {}
 
 
 def publish(events: Sequence[Staged], using: str, transport: Transport, settings: Settings) -> int:

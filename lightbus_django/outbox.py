@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
@@ -12,13 +13,14 @@ from django.db import connections, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
+from .chunks import chunks
 from .conf import get_settings
 from .dispatch import GRACE, Staged, publish_with_notes
 from .exceptions import BusError
 from .inserts import insert
 from .messages import EventMessage, encode, encode_payload
 from .models import OutboxEvent
-from .relay import RELAY_SIZE
+from .relay import RELAY_BYTES, RELAY_SIZE, read
 from .transport import get_transport
 from .witness import Witness
 
@@ -58,7 +60,7 @@ def stage(message: EventMessage, using: str) -> None:
     row = (stored_id, message.name, message.version, text, created_at, due_at, "")
     with transaction.mark_for_rollback_on_error(using):
         insert(OutboxEvent, using, _COLUMNS, [row])
-    batch.add(Staged(row_id, message.name, encode(message, payload)))
+    batch.add(Staged(row_id, message.name, len(text), encode(message, payload)))
     # Each event needs a hook of its own: Django drops those of a savepoint that is rolled back.
     connection.on_commit(batch.publish, robust=True)
 
@@ -70,6 +72,8 @@ class _Batch:
         self.connection = connection
         self.due_at = timezone.now() + GRACE
         self.events: list[Staged] = []
+        self.size = 0
+        self.claims: list[datetime] = []
         self.in_transaction = False
         self.witness = Witness.of(connection)
         self.doubts = self.witness.doubts
@@ -85,6 +89,9 @@ class _Batch:
         return cls(connection)
 
     def add(self, event: Staged) -> None:
+        self.size += event.size
+        if self.size > RELAY_BYTES:
+            event = event._replace(fields={})  # they are read when it is their turn
         self.events.append(event)
         self.in_transaction |= self.connection.in_atomic_block
 
@@ -97,12 +104,24 @@ class _Batch:
         if not transport.is_worth_trying():
             logger.debug("outbox: %d events wait for the relay: Redis at %s is down", len(self.events), transport)
             return
+        left = len(self.events)
         try:
-            for first in range(0, len(self.events), RELAY_SIZE):
-                events = self._ours(self.events[first : first + RELAY_SIZE], timezone.now())
+            for chunk in chunks(self.events, attrgetter("size"), count=RELAY_SIZE, size=RELAY_BYTES):
+                events = self._complete(self._ours(chunk, timezone.now()))
                 publish_with_notes(events, self.connection.alias, transport, settings)
+                left -= len(chunk)
         except (BusError, DatabaseError) as error:
-            logger.warning("outbox: %d events wait for the relay: %s", len(self.events), error)
+            logger.warning("outbox: %d events wait for the relay: %s", left, error)
+
+    def _complete(self, events: Sequence[Staged]) -> Sequence[Staged]:
+        """Return the events with their fields. Those that are not kept here are read, unless their rows are gone."""
+        missing = [event.id for event in events if not event.fields]
+        if not missing:
+            return events
+        found = {
+            event.id: event for event in read(OutboxEvent.objects.using(self.connection.alias).filter(pk__in=missing))
+        }
+        return [found.get(event.id, event) for event in events if event.fields or event.id in found]
 
     def _ours(self, events: Sequence[Staged], now: datetime) -> Sequence[Staged]:
         """Return the events whose rows are there, and not taken by a relay.
@@ -120,7 +139,8 @@ class _Batch:
             until = now + GRACE
             rows.claim(now, until)
             # Any other claim may be that of a relay, which publishes more than the row it has claimed.
-            if outbox.claimed(now).exclude(claimed_until=until).exists():
+            self.claims.append(until)
+            if outbox.claimed(now).exclude(claimed_until__in=self.claims).exists():
                 rows.release(until)
             rows = rows.filter(claimed_until=until)
         ours = set(rows.values_list("pk", flat=True))

@@ -5,11 +5,12 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 
+from .chunks import chunks
 from .conf import get_settings
 from .exceptions import BusError
-from .messages import EventMessage, encode, encode_payload, new_message, stream_key
+from .messages import EventMessage, Fields, encode, encode_payload, new_message, stream_key
 from .outbox import current_database, stage
-from .relay import RELAY_SIZE
+from .relay import RELAY_BYTES, RELAY_SIZE
 from .transport import get_transport
 
 
@@ -47,12 +48,16 @@ def fire_many(events: Iterable[tuple[str, Mapping[str, Any]]], /) -> list[EventM
         fields = encode(message, encode_payload(payload, settings.max_payload_size))
         entries.append((stream_key(name, settings.stream_use), fields))
     stream_ids: list[str] = []
-    for first in range(0, len(entries), RELAY_SIZE):
-        for result in transport.publish_many(entries[first : first + RELAY_SIZE]):
+    for chunk in chunks(entries, _size, count=RELAY_SIZE, size=RELAY_BYTES):
+        for result in transport.publish_many(chunk):
             if isinstance(result, BusError):
                 raise result
             stream_ids.append(result)
     return [_fired(message, stream_id) for message, stream_id in zip(messages, stream_ids, strict=True)]
+
+
+def _size(entry: tuple[str, Fields]) -> int:
+    return sum(map(len, entry[1].values()))
 
 
 def _fired(message: EventMessage, stream_id: str) -> EventMessage:

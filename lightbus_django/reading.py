@@ -11,6 +11,13 @@ from .groups import Entry, Found, Member, id_key
 logger = logging.getLogger("lightbus_django")
 
 
+FIRST_COUNT = 10
+"""How many entries the first read asks for, of which nobody knows yet how large they are."""
+
+READ_BYTES = 4 * 1024 * 1024
+"""How many bytes of content the entries of a read may have, as far as those before tell."""
+
+
 class Reading:
     """One consumer's reads. What comes next can be asked for while what came before is still being handled."""
 
@@ -20,13 +27,15 @@ class Reading:
         """Make the reads of `member`.
 
         Args:
-            count: how many entries of each stream to read at a time.
+            count: how many entries of each stream to read at a time, if they are small.
             timeout: seconds after which others take what a consumer was given.
             in_company: whether what others left may come in a batch, once; else one at a time.
         """
         self.member = member
         self.streams = streams
-        self.count = count
+        self.count = min(count, FIRST_COUNT)
+        """How many entries of each stream the next read asks for."""
+        self.max_count = count
         self.timeout = timeout
         self.in_company = in_company
         self.outstanding: deque[tuple[str, str]] = deque()
@@ -34,6 +43,7 @@ class Reading:
         self._settled: defaultdict[str, list[str]] = defaultdict(list)
         self._sent: defaultdict[str, list[str]] = defaultdict(list)
         self._asked_at: float | None = None
+        self._asked_for = 0
         # Reclaiming goes through the streams in turn: what the last look found is claimed with the next one.
         self._found = Found()
         self._looks_at = ""
@@ -43,6 +53,10 @@ class Reading:
     def is_asked(self) -> bool:
         """Whether Redis was asked for entries that nobody has received yet."""
         return self._asked_at is not None
+
+    def is_full(self, entries: Sequence[Entry]) -> bool:
+        """Whether what was read last is as much as was asked for."""
+        return len(entries) >= self._asked_for
 
     def settle(self, entry: Entry) -> None:
         """Let an entry be acknowledged with the next read."""
@@ -119,13 +133,15 @@ class Reading:
             raise
         self._asked_at, self._looks_at = None, ""
         self._sent.clear()
+        if entries:
+            self._adapt(entries)
         return entries
 
     def _receive_reclaimed(self, stream: str) -> list[Entry]:
         found = self._found
         entries, alone, rows = self.member.receive_reclaimed(found)
         self._found = self._divided(stream, rows)
-        if len(rows) >= self.count:
+        if len(rows) >= self._asked_for:
             self._unseen.appendleft(stream)
         self.outstanding.extend((found.stream, stream_id) for stream_id in alone)
         if reclaimed := len(entries) + len(alone):
@@ -144,10 +160,22 @@ class Reading:
         in_company = {key: count for key, count in deliveries.items() if count <= 1} if self.in_company else {}
         return Found(stream, in_company, [key for key in deliveries if key not in in_company])
 
+    def _adapt(self, entries: Sequence[Entry]) -> None:
+        """Let the next read ask for as many entries as have READ_BYTES, if they are as large as these.
+
+        Redis can't limit a read by bytes. So the count doubles with each read that is full: small entries among large
+        ones don't make it ask for too many at once.
+        """
+        size = sum(len(value) for entry in entries for value in entry.fields.values())
+        if self.is_full(entries):
+            self.count = min(2 * self.count, self.max_count)
+        if size:
+            self.count = max(1, min(self.count, READ_BYTES * len(entries) // (size * len(self.streams))))
+
     @contextmanager
     def _asking(self) -> Iterator[None]:
         self._sent, self._settled = self._settled, defaultdict(list)
-        self._asked_at = time.monotonic()
+        self._asked_at, self._asked_for = time.monotonic(), self.count
         try:
             yield
         except BaseException:

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from operator import itemgetter
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
 from django.db.models import Func, IntegerField
 
+from .chunks import chunks
 from .conf import Settings
 from .dispatch import GRACE, Staged, publish, put_off, settle
 from .exceptions import BusError, InvalidEventName
@@ -133,7 +135,7 @@ class Relay:
             anothers = min((Place(*row) for row in claimed), default=None)
             keys = [place.id for place in places if anothers is None or place < anothers]
             rows = self._outbox.filter(pk__in=keys, due_at__lte=now).order_by("due_at", "pk")
-            publish(_read(rows), self._using, self._transport, self._settings)
+            publish(read(rows), self._using, self._transport, self._settings)
         finally:
             self._outbox.filter(pk=head.id).release(until)
         return len(keys)
@@ -153,7 +155,7 @@ def republish(rows: OutboxEventQuerySet, transport: Transport, settings: Setting
             return
         last = keys[-1]
         chunk = rows.filter(pk__range=(keys[0], last)).order_by("pk")
-        yield publish(_read(chunk), rows.db, transport, settings)
+        yield publish(read(chunk), rows.db, transport, settings)
 
 
 class _Bytes(Func):
@@ -170,22 +172,16 @@ class _Bytes(Func):
 
 def _within_limits(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """Return the first rows, without the size that each ends with: RELAY_BYTES at most if they are several."""
-    found: list[tuple[Any, ...]] = []
-    left = RELAY_BYTES
-    for *columns, size in rows:
-        left -= size
-        if found and left < 0:
-            break
-        found.append(tuple(columns))
-    return found
+    first = next(chunks(rows, itemgetter(-1), count=RELAY_SIZE, size=RELAY_BYTES), [])
+    return [row[:-1] for row in first]
 
 
-def _read(rows: OutboxEventQuerySet) -> list[Staged]:
+def read(rows: OutboxEventQuerySet) -> list[Staged]:
     """Return the events that rows hold, in their order; one that can't be read is put off."""
     events = []
     for key, name, version, payload in rows.values_list("pk", "event_name", "version", "payload"):
         try:
-            events.append(Staged(key, name, _fields(key, name, version, payload)))
+            events.append(Staged(key, name, len(payload), _fields(key, name, version, payload)))
         except (InvalidEventName, msgspec.MsgspecError, ValueError) as error:
             put_off(rows.db, key, name, error)
     return events

@@ -17,6 +17,7 @@ from hiredis import pack_command
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from .chunks import chunks
 from .conf import URL_HELP
 from .exceptions import BusError, BusForbidden, BusUnavailable, ConfigurationError, GroupMissing
 from .messages import Fields
@@ -30,6 +31,12 @@ MAX_PAUSE = 60.0
 
 MAX_CONNECTIONS = 10_000
 """More than a process needs: each thread that listens, or fires, has one. redis-py by itself allows 100."""
+
+UNANSWERED_SIZE = 1024 * 1024
+"""Bytes of commands that are sent before their replies are awaited, unless one command alone has more."""
+
+PIECE_SIZE = 64 * 1024
+"""Bytes that have to be sent within the timeout."""
 
 _UNAVAILABLE = (
     redis.ConnectionError,
@@ -126,17 +133,18 @@ class Transport:
         ]
 
     def send(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Send commands in one go; return the reply to each, an error of Redis's as one of redis-py's.
+        """Send commands in few goes; return the reply to each, an error of Redis's as one of redis-py's.
 
         By a connection of the pool: redis-py's commands and pipelines cost more than all else that an
         event takes, for options that are not used here.
         """
         pool = self.client.connection_pool
+        replies: list[Any] = []
         try:
             connection = pool.get_connection()
             try:
-                replies: list[Any] = connection.retry.call_with_retry(
-                    lambda: _exchange(connection, commands), lambda error: connection.disconnect()
+                connection.retry.call_with_retry(
+                    lambda: _exchange(connection, commands, replies), lambda error: connection.disconnect()
                 )
             except BaseException:
                 connection.disconnect()  # lest who comes next gets the replies to these
@@ -218,20 +226,25 @@ def flat(fields: Fields) -> Iterator[bytes]:
     return chain.from_iterable(fields.items())
 
 
-def packed(commands: Sequence[Sequence[Any]]) -> bytes:
+def packed(commands: Iterable[Sequence[Any]]) -> bytes:
     """Return commands as they go over the wire."""
     return b"".join(pack_command(tuple(command)) for command in commands)
 
 
-def _exchange(connection: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-    connection.send_packed_command([packed(commands)])
-    replies = []
-    for _ in commands:
-        try:
-            replies.append(connection.read_response())
-        except redis.ResponseError as error:
-            replies.append(error)
-    return replies
+def _exchange(connection: Any, commands: Sequence[tuple[Any, ...]], replies: list[Any]) -> None:
+    """Send the commands that have no reply yet, and add their replies.
+
+    The timeout counts for each piece that is sent, and for each reply; so no more is on its way than takes a moment.
+    """
+    rest = map(pack_command, commands[len(replies) :])
+    for some in chunks(rest, len, count=len(commands), size=UNANSWERED_SIZE):
+        data = memoryview(b"".join(some))
+        connection.send_packed_command(data[first : first + PIECE_SIZE] for first in range(0, len(data), PIECE_SIZE))
+        for _ in some:
+            try:
+                replies.append(connection.read_response())
+            except redis.ResponseError as error:
+                replies.append(error)
 
 
 @lru_cache(maxsize=16)

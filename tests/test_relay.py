@@ -148,6 +148,14 @@ class TestAfterALongTransaction:
         assert numbers(r) == [7]
         assert OutboxEvent.objects.get(pk=key).claimed_until > timezone.now()
 
+    def test_its_own_claims_are_not_in_its_way(self, r, monkeypatch):
+        monkeypatch.setattr(outbox_module, "RELAY_SIZE", 2)
+        monkeypatch.setattr(outbox_module, "MARGIN", GRACE + timedelta(seconds=1))
+        with transaction.atomic():
+            for number in range(5):
+                on_commit("shop.order_placed", number=number)
+        assert numbers(r) == list(range(5))
+
     def test_leaves_them_to_a_relay_that_is_at_work(self, r, stage, monkeypatch):
         first, *_ = stage(0)
         key = self.late(monkeypatch, lambda: claim(first))
