@@ -1,7 +1,8 @@
 """Events staged with the caller's writes, to be published once these are committed."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from operator import attrgetter
 from typing import Any
@@ -29,6 +30,10 @@ logger = logging.getLogger("lightbus_django")
 MARGIN = GRACE / 2
 """How long before its rows are due a process does not begin to publish them without making sure."""
 
+INSERT_SIZE = 1000
+INSERT_BYTES = 1024 * 1024
+"""How many events, and bytes of payload, are written with one statement, unless one event alone has more."""
+
 _COLUMNS = ("id", "event_name", "version", "payload", "created_at", "due_at", "error")
 
 _encode_payload = msgspec.json.Encoder().encode
@@ -42,27 +47,38 @@ def current_database() -> str:
     return in_transaction[0] if len(in_transaction) == 1 else router.db_for_write(OutboxEvent)
 
 
-def stage(message: EventMessage, using: str) -> None:
-    """Write the event in the transaction of `using`, to be published once that is committed.
+def stage(messages: Sequence[EventMessage], using: str) -> None:
+    """Write the events in the transaction of `using`, to be published once that is committed.
 
-    Without a transaction it is published at once.
+    Without a transaction they are published at once.
 
     Raises:
         InvalidPayload: no row was written; the transaction goes on.
     """
-    payload = encode_payload(message.payload, get_settings().max_payload_size)
-    text = _encode_payload({key: msgspec.Raw(value) for key, value in payload.items()}).decode()
+    max_size = get_settings().max_payload_size
+    payloads = [encode_payload(message.payload, max_size) for message in messages]
     connection: Any = connections[using]
-    batch = _Batch.at_hand(connection)
-    row_id = UUID(message.id)
+    # Several statements have to be one transaction; a single one is.
+    together = transaction.atomic(using, savepoint=False) if len(messages) > 1 else nullcontext()
+    with together, transaction.mark_for_rollback_on_error(using):
+        batch = _Batch.at_hand(connection)
+        rows = (_row(*event, batch) for event in zip(messages, payloads, strict=True))
+        for some in chunks(rows, lambda row: len(row[3]), count=INSERT_SIZE, size=INSERT_BYTES):
+            insert(OutboxEvent, using, _COLUMNS, some)
+        for message, payload in zip(messages, payloads, strict=True):
+            size = sum(map(len, payload.values()))
+            batch.add(Staged(UUID(message.id), message.name, size, encode(message, payload)))
+        # Each call needs a hook of its own: Django drops those of a savepoint that is rolled back.
+        connection.on_commit(batch.publish, robust=True)
+
+
+def _row(message: EventMessage, payload: Mapping[str, bytes], batch: "_Batch") -> tuple[Any, ...]:
+    connection: Any = batch.connection
+    text = _encode_payload({key: msgspec.Raw(value) for key, value in payload.items()}).decode()
     created_at, due_at = map(connection.ops.adapt_datetimefield_value, (timezone.now(), batch.due_at))
+    row_id = UUID(message.id)
     stored_id = row_id if connection.features.has_native_uuid_field else row_id.hex
-    row = (stored_id, message.name, message.version, text, created_at, due_at, "")
-    with transaction.mark_for_rollback_on_error(using):
-        insert(OutboxEvent, using, _COLUMNS, [row])
-    batch.add(Staged(row_id, message.name, len(text), encode(message, payload)))
-    # Each event needs a hook of its own: Django drops those of a savepoint that is rolled back.
-    connection.on_commit(batch.publish, robust=True)
+    return (stored_id, message.name, message.version, text, created_at, due_at, "")
 
 
 class _Batch:

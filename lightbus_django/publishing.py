@@ -102,7 +102,7 @@ class OnCommit:
             InvalidEventName, InvalidPayload: no row was written; the transaction can go on.
         """
         message = new_message(name, payload)
-        stage(message, self._alias or current_database())
+        stage([message], self._alias or current_database())
         return message
 
 
@@ -120,5 +120,49 @@ class AsyncOnCommit:
         return await sync_to_async(self._on_commit)(name, **payload)
 
 
+class OnCommitMany:
+    """`on_commit_many(events)`; `on_commit_many.using(alias)` is the same for another database."""
+
+    def __init__(self, alias: str | None = None) -> None:
+        self._alias = alias
+
+    def using(self, alias: str, /) -> "OnCommitMany":
+        """Return an `on_commit_many` for the transaction of the database `alias`."""
+        return OnCommitMany(alias)
+
+    def __call__(self, events: Iterable[tuple[str, Mapping[str, Any]]], /) -> list[EventMessage]:
+        """Publish events, in their order, if and when the transaction at hand commits; return them, with their ids.
+
+        It does what `on_commit` does for each, with a few statements for all. Outside of a transaction the rows are
+        written in one of their own.
+
+        Args:
+            events: pairs of event name and payload.
+
+        Raises:
+            InvalidEventName, InvalidPayload: no row was written; the transaction can go on.
+        """
+        messages = [new_message(name, dict(payload)) for name, payload in events]
+        if messages:
+            stage(messages, self._alias or current_database())
+        return messages
+
+
+class AsyncOnCommitMany:
+    """`await aon_commit_many(events)`: what `on_commit_many` does, from async code."""
+
+    def __init__(self, alias: str | None = None) -> None:
+        self._on_commit_many = OnCommitMany(alias)
+
+    def using(self, alias: str, /) -> "AsyncOnCommitMany":
+        """Return an `aon_commit_many` for the transaction of the database `alias`."""
+        return AsyncOnCommitMany(alias)
+
+    async def __call__(self, events: Iterable[tuple[str, Mapping[str, Any]]], /) -> list[EventMessage]:
+        return await sync_to_async(self._on_commit_many)(events)
+
+
 on_commit = OnCommit()
+on_commit_many = OnCommitMany()
 aon_commit = AsyncOnCommit()
+aon_commit_many = AsyncOnCommitMany()
