@@ -33,6 +33,9 @@ Result = TypeVar("Result")
 AFTER_FAILURE = 5.0
 """Seconds until a job that failed runs again."""
 
+SAY_INTERVAL = 5.0
+"""Seconds between two lines in the log about what was relayed."""
+
 TRIM_SIZE = 10_000
 """How many entries are trimmed at a time; it takes Redis some milliseconds."""
 
@@ -44,7 +47,7 @@ SAMPLE = 1000
 class _Job:
     run: Callable[[], bool]
     interval: float
-    at_once: bool = False  # again at once while there is something to do
+    at_once: Callable[[], bool] = lambda: False  # whether to run again at once while there is something to do
     due_at: float = 0.0
     fails: bool = False
 
@@ -60,15 +63,18 @@ class Housekeeping:
         self.settings = settings
         self.transport = transport
         self._jobs = [
-            _Job(self.relay, 1.0, at_once=True),
+            # What comes in one by one is collected for a second.
+            _Job(self.relay, 1.0, at_once=lambda: any(relay.is_behind for relay in self._relays.values())),
             _Job(self.flag_due_retries, 1.0),
-            _Job(self.trim, 60.0, at_once=True),
-            _Job(self.prune, 3600.0, at_once=True),
+            _Job(self.trim, 60.0, at_once=lambda: True),
+            _Job(self.prune, 3600.0, at_once=lambda: True),
             _Job(self.tidy_consumers, 3600.0),
             _Job(self.report_stale_groups, 6 * 3600.0),
         ]
         self._has_outbox: dict[str, bool] = {}
         self._relays: dict[str, Relay] = {}
+        self._relayed = 0
+        self._say_relayed_at = 0.0
         self._pruning: list[Iterator[tuple[str, int]]] = []
         self._pruned: Counter[str] = Counter()
 
@@ -98,7 +104,7 @@ class Housekeeping:
             job.fails = False
             if something_done:
                 busy = True
-                job.due_at = now if job.at_once else job.due_at
+                job.due_at = now if job.at_once() else job.due_at
         return busy
 
     # --- What is left or due ------------------------------------------------------------------
@@ -113,8 +119,10 @@ class Housekeeping:
                 return self._relays[alias].step(timezone.now())
 
         count = sum(_each(self._outboxes(), relay_from))
-        if count:
-            logger.info("relay: %d events that had been left in the outbox", count)
+        self._relayed += count
+        if self._relayed and time.monotonic() >= self._say_relayed_at:
+            logger.info("relay: %d events that had been left in the outbox", self._relayed)
+            self._relayed, self._say_relayed_at = 0, time.monotonic() + SAY_INTERVAL
         return bool(count)
 
     def _outboxes(self) -> Iterator[str]:

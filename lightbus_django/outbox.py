@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from datetime import datetime
+from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
@@ -22,7 +22,7 @@ from .inserts import insert
 from .messages import EventMessage, encode, encode_payload
 from .models import OutboxEvent
 from .relay import RELAY_BYTES, RELAY_SIZE, read
-from .transport import get_transport
+from .transport import Transport, get_transport
 from .witness import Witness
 
 logger = logging.getLogger("lightbus_django")
@@ -81,12 +81,18 @@ def _row(message: EventMessage, payload: Mapping[str, bytes], batch: "_Batch") -
     return (stored_id, message.name, message.version, text, created_at, due_at, "")
 
 
+def _transport() -> Transport:
+    settings = get_settings()
+    return get_transport(settings.url, settings.redis_timeout)
+
+
 class _Batch:
     """The events of one transaction; the first of their hooks to run publishes all of them."""
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self.connection = connection
-        self.due_at = timezone.now() + GRACE
+        # While Redis is down nobody will publish them but a relay: it may do so as soon as Redis is back.
+        self.due_at = timezone.now() + (timedelta() if _transport().is_down else GRACE)
         self.events: list[Staged] = []
         self.size = 0
         self.claims: list[datetime] = []
@@ -115,13 +121,14 @@ class _Batch:
         if self.published:
             return
         self.published = True
-        settings = get_settings()
-        transport = get_transport(settings.url, settings.redis_timeout)
+        settings, transport = get_settings(), _transport()
         if not transport.is_worth_trying():
             logger.debug("outbox: %d events wait for the relay: Redis at %s is down", len(self.events), transport)
             return
         left = len(self.events)
         try:
+            if transport.is_down:
+                transport.send([(b"PING",)])  # any answer will do
             for chunk in chunks(self.events, attrgetter("size"), count=RELAY_SIZE, size=RELAY_BYTES):
                 events = self._complete(self._ours(chunk, timezone.now()))
                 publish_with_notes(events, self.connection.alias, transport, settings)
@@ -147,7 +154,7 @@ class _Batch:
         """
         is_late = now > self.due_at - MARGIN
         in_doubt = self.witness.is_blind or self.witness.doubts > self.doubts
-        if not self.in_transaction or not (is_late or in_doubt):
+        if not is_late and not (in_doubt and self.in_transaction):
             return events
         outbox = OutboxEvent.objects.using(self.connection.alias)
         rows = outbox.filter(pk__in=[event.id for event in events])

@@ -63,6 +63,8 @@ class Relay:
         self._settings = settings
         self._from: Place | None = None
         self._full_look_at = 0.0
+        self.is_behind = False
+        """Whether there were more rows than it could take at a time."""
 
     def step(self, now: datetime) -> int:
         """Publish what is due at `now` and was left behind, up to RELAY_SIZE rows; return how many that were.
@@ -73,6 +75,7 @@ class Relay:
             BusUnavailable: the rows are as they were.
             BusError: some confirmations can't be read, and nothing is left that is due.
         """
+        self.is_behind = False
         rows = self._look(now)
         problems: list[BusError] = []
         names, settled = self._fresh(now), set[str]()
@@ -95,7 +98,9 @@ class Relay:
         if is_full:
             self._from = None
         columns = "due_at", "pk", "event_name", _Bytes("payload")
-        rows = _within_limits((Place(row[0], row[1]), *row[2:]) for row in self._queue(now, RELAY_SIZE, *columns))
+        found = [(Place(row[0], row[1]), *row[2:]) for row in self._queue(now, RELAY_SIZE, *columns)]
+        rows = _within_limits(found)
+        self.is_behind = len(found) >= RELAY_SIZE or len(rows) < len(found)
         if is_full:
             ended = time.monotonic()
             self._full_look_at = ended + max(FULL_LOOK_INTERVAL, (ended - started) / FULL_LOOK_SHARE)

@@ -24,10 +24,8 @@ from .messages import Fields
 
 logger = logging.getLogger("lightbus_django")
 
-PAUSE = 5.0
-"""Seconds for which a server that did not answer is not asked again by those who can wait; doubled each time."""
-
-MAX_PAUSE = 60.0
+PAUSE = 4.0
+"""Seconds for which a server that did not answer is not asked again by those who can wait."""
 
 MAX_CONNECTIONS = 10_000
 """More than a process needs: each thread that listens, or fires, has one. redis-py by itself allows 100."""
@@ -96,9 +94,7 @@ class Transport:
         except TypeError as error:
             names = ", ".join(re.findall(r"'\w+'", str(error)))
             raise ConfigurationError(f'settings.LIGHTBUS["URL"] has an option that is not for it: {names}') from None
-        self._pause = 0.0
-        self._down_until = 0.0
-        self._is_tried = False
+        self._try_at: float | None = None
 
     def __str__(self) -> str:
         """The address, without user and password."""
@@ -153,7 +149,7 @@ class Transport:
                 pool.release(connection)
         except redis.RedisError as error:
             raise self._failure(error) from None
-        self._pause = 0.0
+        self._try_at = None
         return replies
 
     def run(self, script: str, key: str, *args: str | int) -> Any:
@@ -165,19 +161,23 @@ class Transport:
 
     # --- Errors -------------------------------------------------------------------------------
 
+    @property
+    def is_down(self) -> bool:
+        """Whether Redis did not answer when it was asked last."""
+        return self._try_at is not None
+
     def is_worth_trying(self, now: float | None = None) -> bool:
         """Whether Redis answers as far as known; else True for one caller after each pause, who shall try.
 
         `now` is the time on the monotonic clock, in seconds.
         """
-        if not self._pause:
+        if self._try_at is None:
             return True
         if now is None:
             now = time.monotonic()
-        if now < self._down_until:
+        if now < self._try_at:
             return False
-        self._down_until = now + self._pause
-        self._is_tried = True
+        self._try_at = now + PAUSE
         return True
 
     @contextmanager
@@ -192,10 +192,7 @@ class Transport:
     def _failure(self, error: redis.RedisError, what: str = "") -> BusError:
         """Translate an error that ended a call, and remember a server that did not answer."""
         if isinstance(error, (redis.ConnectionError, redis.TimeoutError)):
-            if self._is_tried or not self._pause:  # of several that fail at a time one counts
-                self._pause = min(2 * self._pause or PAUSE, MAX_PAUSE)
-            self._is_tried = False
-            self._down_until = time.monotonic() + self._pause
+            self._try_at = time.monotonic() + PAUSE
         return self.translate(error, what)
 
     def translate(self, error: Exception, what: str) -> BusError:

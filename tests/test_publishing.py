@@ -312,7 +312,7 @@ class TestRedisIsDown:
         assert frozen() == 1
         assert waiting() == 5
 
-    def test_one_commit_asks_after_each_pause_and_the_pauses_grow(self, frozen, monkeypatch):
+    def test_one_commit_asks_after_each_pause(self, frozen):
         settings = get_settings()
         transport = get_transport(settings.url, settings.redis_timeout)
         on_commit("shop.order_placed", number=0)
@@ -321,15 +321,16 @@ class TestRedisIsDown:
         assert not transport.is_worth_trying(soon)
         assert transport.is_worth_trying(soon + PAUSE)
         assert not transport.is_worth_trying(soon + PAUSE)  # the other one is at it
-        for _ in range(2):
+        for _ in range(10):
             with pytest.raises(BusUnavailable):
                 fire("shop.order_placed", number=1)  # who fires gets an answer, whatever is known
-        assert not transport.is_worth_trying(soon + PAUSE)
-        assert transport.is_worth_trying(soon + 2 * PAUSE)
+        # However often it failed, somebody asks within five seconds.
+        assert transport.is_worth_trying(time.monotonic() + 5 - get_settings().redis_timeout)
 
     def test_an_answer_ends_the_pause(self, r, lightbus_url):
         with closing(Transport(lightbus_url, timeout=1)) as transport:
-            transport._pause, transport._down_until = PAUSE, time.monotonic() + PAUSE
+            transport._try_at = time.monotonic() + PAUSE
+            assert transport.is_down
             assert not transport.is_worth_trying()
             transport.publish(KEY, {"a": "b"})
             assert transport.is_worth_trying()
@@ -359,6 +360,7 @@ class TestRelay:
 
     def test_leaves_to_the_committing_process_what_is_fresh(self, r, lightbus, lightbus_url, housekeeping):
         self.stage(lightbus, lightbus_url)
+        OutboxEvent.objects.update(due_at=timezone.now() + GRACE)
         assert housekeeping().relay() is False
         assert waiting() == 1
 
