@@ -1,9 +1,7 @@
 """After Redis has been away: who publishes what, in which order, and what the log says."""
 
 import logging
-import socket
 import time
-from contextlib import suppress
 
 import pytest
 from django.db import transaction
@@ -17,7 +15,7 @@ from lightbus_django.models import OutboxEvent
 from lightbus_django.relay import Relay
 from lightbus_django.transport import Transport, get_transport
 
-from .servers import LOOPBACK, Server
+from .servers import Server
 from .test_publishing import numbers, waiting
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
@@ -115,25 +113,6 @@ def test_outside_of_a_transaction_either_the_process_or_a_relay_publishes(server
     relay_all(server)
     with server.client() as client:
         assert numbers(client) == [2]
-
-
-def test_who_tries_again_sends_no_events_to_a_server_that_hangs(lightbus):
-    """It would publish them when it goes on, and a relay as well."""
-    with socket.create_server((LOOPBACK, 0)) as listener:
-        lightbus(URL=f"redis://{LOOPBACK}:{listener.getsockname()[1]}/0", REDIS_TIMEOUT=0.2)
-        listener.setblocking(False)
-        place_orders(1)
-        end_the_pause()
-        place_orders(2)
-        received = []
-        with suppress(BlockingIOError):
-            while True:
-                connection, _ = listener.accept()
-                with connection:
-                    received.append(connection.recv(65536))
-    assert len(received) == 2
-    assert b"number" not in received[1]
-    assert waiting() == 2
 
 
 class TestTheRelay:
