@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import accumulate
+from uuid import UUID
 
-from django.db.models import Count, Exists, OuterRef
+from django.db.models import Count, Exists, F, OuterRef
 
 from lightbus_django.models import FailedEvent, OutboxEvent
 
@@ -67,7 +68,9 @@ def judge(seen: Sequence[Seen], stops: Stops) -> Verdict:
     verdict.dead_letters = [
         f"{failed.consumer_group}: {failed.event_id}: {failed.error}" for failed in FailedEvent.objects.order_by("pk")
     ]
-    undisturbed = [one for one in seen if one.is_undisturbed]
+    # What a relay published, it marked then; what came the direct way counts as published when it was fired.
+    direct = set(OutboxEvent.objects.filter(published_at=F("created_at")).values_list("pk", flat=True))
+    undisturbed = [one for one in seen if one.is_undisturbed and UUID(one.id) in direct]
     verdict.in_order = len(undisturbed)
     verdict.relayed = len(seen) - len(undisturbed)
     verdict.copies = sum(one.copies - 1 for one in seen)

@@ -17,6 +17,7 @@ STREAMS = [stream_key(name, "per_api") for name in (HAPPENED, FOLLOWED)]
 class Seen:
     """An event as it came first, and how often it came."""
 
+    id: str
     sent: int
     producer: str
     number: int
@@ -27,7 +28,7 @@ class Seen:
 
     @property
     def is_undisturbed(self) -> bool:
-        """Whether it came the direct way for certain: a relay leaves it alone for the time of GRACE.
+        """Whether a relay left it alone for certain: it does so for the time of GRACE, unless Redis was down.
 
         A second less, for Redis looks at its clock before a batch of commands, and not for each.
         """
@@ -69,4 +70,6 @@ class Witness:
             seen.copies += 1
             return
         created_ms = UUID(message.id).int >> 80  # version 7
-        self.seen[message.id] = Seen(**message.payload, waited=(int(stream_id.partition("-")[0]) - created_ms) / 1000)
+        self.seen[message.id] = Seen(
+            message.id, **message.payload, waited=(int(stream_id.partition("-")[0]) - created_ms) / 1000
+        )
