@@ -16,7 +16,16 @@ from .listeners import listens_to
 from .messages import EventMessage
 
 if TYPE_CHECKING:
-    from .publishing import afire, afire_many, aon_commit, fire, fire_many, on_commit
+    from .publishing import (
+        afire,
+        afire_many,
+        aon_commit,
+        aon_commit_many,
+        fire,
+        fire_many,
+        on_commit,
+        on_commit_many,
+    )
 
 __version__ = "0.1.0"
 
@@ -33,16 +42,29 @@ __all__ = [
     "afire",
     "afire_many",
     "aon_commit",
+    "aon_commit_many",
     "fire",
     "fire_many",
     "listens_to",
     "on_commit",
+    "on_commit_many",
 ]
+
+_PUBLISHING = {
+    "afire",
+    "afire_many",
+    "aon_commit",
+    "aon_commit_many",
+    "fire",
+    "fire_many",
+    "on_commit",
+    "on_commit_many",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Models can't be imported before Django's apps are loaded, but this package can.
-    if name in ("afire", "afire_many", "aon_commit", "fire", "fire_many", "on_commit"):
+    if name in _PUBLISHING:
         from . import publishing
 
         return getattr(publishing, name)

@@ -193,7 +193,7 @@ class Consumer:
 
     def _receive(self, entries: list[Entry], now: float) -> bool:
         try:
-            if len(entries) >= self.settings.batch_size:
+            if self.reading.is_full(entries):
                 self._ask_ahead(now)
         finally:
             for entry in entries:

@@ -17,7 +17,7 @@ from django.utils import timezone
 from .conf import Settings
 from .exceptions import BusError, BusUnavailable
 from .messages import Fields, is_name, stream_key
-from .models import OutboxEvent, OutboxEventQuerySet, as_stored
+from .models import OutboxEvent, as_stored
 from .notes import MAX_FIELDS, NOTES_SIZE, Notes
 from .republished import record
 from .sandbox import keeps_events
@@ -35,20 +35,18 @@ SETTLE_EVERY = 1000
 
 
 class Staged(NamedTuple):
-    """A row of the outbox and the fields to publish."""
+    """A row of the outbox, the size of its payload in bytes or less, and the fields to publish."""
 
     id: UUID
     event_name: str
-    fields: Fields
+    size: int
+    fields: Fields = {}
     published_at: datetime | None = None
     """When it was published first, if that was before."""
 
 
-def publish(events: Sequence[Staged], rows: OutboxEventQuerySet, transport: Transport, settings: Settings) -> int:
+def publish(events: Sequence[Staged], using: str, transport: Transport, settings: Settings) -> int:
     """Publish events of committed rows in order, and mark the rows; return how many were published.
-
-    Args:
-        rows: those of the events, and no others.
 
     Raises:
         BusUnavailable: the rows of what was not published are as they were.
@@ -56,7 +54,7 @@ def publish(events: Sequence[Staged], rows: OutboxEventQuerySet, transport: Tran
     refused = _record_first(events, transport, settings)
     for event in events:
         if event.id in refused:
-            put_off(rows.db, event.id, event.event_name, refused[event.id])
+            put_off(using, event.id, event.event_name, refused[event.id])
     events = [event for event in events if event.id not in refused]
     if not events:
         return 0
@@ -70,13 +68,12 @@ def publish(events: Sequence[Staged], rows: OutboxEventQuerySet, transport: Tran
             time = now if is_ahead(result, now) else stream_time(result)
             published[as_stored(time)].append(event.id)
     count = sum(map(len, published.values()))
-    if refused or count < len(events):
-        rows = rows.filter(pk__in=[key for keys in published.values() for key in keys])
+    rows = OutboxEvent.objects.using(using).filter(pk__in=[key for keys in published.values() for key in keys])
     times = Case(
         *(When(pk__in=keys, then=Value(time)) for time, keys in published.items()), output_field=DateTimeField()
     )
-    rows.update(due_at=None, published_at=Coalesce("published_at", times), error="")
-    _put_off_refused(events, results, rows.db)
+    rows.update(due_at=None, claimed_until=None, published_at=Coalesce("published_at", times), error="")
+    _put_off_refused(events, results, using)
     return count
 
 
@@ -89,47 +86,53 @@ def publish_with_notes(events: Sequence[Staged], using: str, transport: Transpor
     if not events:
         return
     if keeps_events() or any(len(event.fields) > MAX_FIELDS for event in events):
-        rows = OutboxEvent.objects.using(using).filter(pk__in=[event.id for event in events])
-        publish(events, rows, transport, settings)
+        publish(events, using, transport, settings)
         return
     results = Notes(transport, settings.service_name, using).publish(
         (stream_key(event.event_name, settings.stream_use), event.id, event.fields) for event in events
     )
     _put_off_refused(events, results, using)
     if any(isinstance(result, int) and result % SETTLE_EVERY == 0 for result in results):
-        for problem in settle({event.event_name for event in events}, using, transport, settings):
+        _, problems = settle({event.event_name for event in events}, using, transport, settings)
+        for problem in problems:
             raise problem
 
 
-def settle(event_names: Iterable[str], using: str, transport: Transport, settings: Settings) -> list[BusError]:
-    """Mark the rows that Redis has a note of, in the streams of these events; return which notes can't be read.
+def settle(
+    event_names: Iterable[str], using: str, transport: Transport, settings: Settings
+) -> tuple[int, list[BusError]]:
+    """Mark the rows that Redis has a note of, in the streams of these events.
+
+    Returns how many notes there were, and the errors of those that can't be read.
 
     Raises:
         BusUnavailable: what is not settled is noted still.
     """
     notes = Notes(transport, settings.service_name, using)
-    problems = []
+    count, problems = 0, []
     for stream in {stream_key(name, settings.stream_use) for name in event_names if is_name(name)}:
         try:
-            _settle(stream, notes, using)
+            count += _settle(stream, notes, using)
         except BusUnavailable:
             raise
         except BusError as error:
             problems.append(error)
-    return problems
+    return count, problems
 
 
-def _settle(stream: str, notes: Notes, using: str) -> None:
+def _settle(stream: str, notes: Notes, using: str) -> int:
     # A row that has its time by now may be about to be published again; its note is old.
     outbox = OutboxEvent.objects.using(using).filter(published_at=None)
-    there_may_be_more = True
+    count, there_may_be_more = 0, True
     while there_may_be_more:
         stream_ids = notes.read(stream)
         if stream_ids:
-            # MySQL takes due_at as it is by then.
-            outbox.filter(pk__in=stream_ids).update(published_at=_published_at(stream_ids), due_at=None, error="")
+            times = _published_at(stream_ids)  # first, for MySQL takes columns as they are by then
+            outbox.filter(pk__in=stream_ids).update(published_at=times, due_at=None, claimed_until=None, error="")
             notes.remove(stream, stream_ids)
+        count += len(stream_ids)
         there_may_be_more = len(stream_ids) >= NOTES_SIZE
+    return count
 
 
 def _published_at(stream_ids: Mapping[UUID, str | None]) -> Case:
@@ -145,7 +148,7 @@ def _published_at(stream_ids: Mapping[UUID, str | None]) -> Case:
             delays[stream_time(stream_id) - called_at].append(key)
     return Case(
         *(When(pk__in=keys, then=F("created_at") + delay) for delay, keys in delays.items()),
-        default=Greatest("created_at", F("due_at") - GRACE),
+        default=Greatest("created_at", Coalesce("claimed_until", "due_at", output_field=DateTimeField()) - GRACE),
         output_field=DateTimeField(),
     )
 
@@ -171,5 +174,6 @@ def _put_off_refused(events: Sequence[Staged], results: Sequence[object], using:
 def put_off(using: str, key: UUID, event_name: str, error: Exception) -> None:
     """Let a row that can't be published wait, lest it holds up those behind it."""
     logger.error("outbox: %s %s can't be published yet: %s", event_name, key, error)
+    later = timezone.now() + 6 * GRACE
     text = storable(str(error), OutboxEvent._meta.get_field("error"), using)
-    OutboxEvent.objects.using(using).filter(pk=key).update(due_at=timezone.now() + 6 * GRACE, error=text)
+    OutboxEvent.objects.using(using).filter(pk=key).update(due_at=later, claimed_until=None, error=text)

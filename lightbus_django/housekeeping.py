@@ -24,7 +24,7 @@ from .messages import is_name, stream_key
 from .models import FailedEvent, OutboxEvent, has_outbox
 from .outages import Outage
 from .pruning import cutoffs_at, prune
-from .relay import relay
+from .relay import Relay
 from .stale_groups import StaleGroups
 from .transport import Transport
 
@@ -35,6 +35,9 @@ Result = TypeVar("Result")
 
 AFTER_FAILURE = 5.0
 """Seconds until a job that failed runs again."""
+
+SAY_INTERVAL = 5.0
+"""Seconds between two lines in the log about what was relayed."""
 
 TRIM_SIZE = 10_000
 """How many entries are trimmed at a time; it takes Redis some milliseconds."""
@@ -47,7 +50,7 @@ SAMPLE = 1000
 class _Job:
     run: Callable[[], bool]
     interval: float
-    at_once: bool = False  # again at once while there is something to do
+    at_once: Callable[[], bool] = lambda: False  # whether to run again at once while there is something to do
     due_at: float = 0.0
 
 
@@ -62,10 +65,11 @@ class Housekeeping:
         self.settings = settings
         self.transport = transport
         self._jobs = [
-            _Job(self.relay, 1.0, at_once=True),
+            # What comes in one by one is collected for a second.
+            _Job(self.relay, 1.0, at_once=lambda: any(relay.is_behind for relay in self._relays.values())),
             _Job(self.flag_due_retries, 1.0),
-            _Job(self.trim, 60.0, at_once=True),
-            _Job(self.prune, 3600.0, at_once=True),
+            _Job(self.trim, 60.0, at_once=lambda: True),
+            _Job(self.prune, 3600.0, at_once=lambda: True),
             _Job(self.tidy_consumers, 3600.0),
             _Job(self.report_stale_groups, stale_groups.INTERVAL),
             _Job(self.report_ids_ahead, 6 * 3600.0),
@@ -74,6 +78,9 @@ class Housekeeping:
         self._stale_groups = StaleGroups(transport, stale_after=settings.group_stale_after)
         self.outages = {job.run: Outage(job.run.__name__, transport) for job in self._jobs}
         self._has_outbox: dict[str, bool] = {}
+        self._relays: dict[str, Relay] = {}
+        self._relayed = 0
+        self._say_relayed_at = 0.0
         self._pruning: list[Iterator[tuple[str, int]]] = []
         self._pruned: Counter[str] = Counter()
 
@@ -99,7 +106,7 @@ class Housekeeping:
             self.outages[job.run].ended()
             if something_done:
                 busy = True
-                job.due_at = now if job.at_once else job.due_at
+                job.due_at = now if job.at_once() else job.due_at
         return busy
 
     # --- What is left or due ------------------------------------------------------------------
@@ -108,12 +115,16 @@ class Housekeeping:
         """Mark what is published, and publish what was left in the outboxes."""
 
         def relay_from(alias: str) -> int:
+            if alias not in self._relays:
+                self._relays[alias] = Relay(alias, self.transport, self.settings)
             with transient_errors(alias):
-                return relay(alias, timezone.now(), self.transport, self.settings)
+                return self._relays[alias].step(timezone.now())
 
         count = sum(_each(self._outboxes(), relay_from))
-        if count:
-            logger.info("relay: %d events that had been left in the outbox", count)
+        self._relayed += count
+        if self._relayed and time.monotonic() >= self._say_relayed_at:
+            logger.info("relay: %d events that had been left in the outbox", self._relayed)
+            self._relayed, self._say_relayed_at = 0, time.monotonic() + SAY_INTERVAL
         return bool(count)
 
     def _outboxes(self) -> Iterator[str]:
@@ -136,8 +147,7 @@ class Housekeeping:
                     for consumer in self.consumers
                     if consumer.inbox.using == alias
                 }
-                due = FailedEvent.objects.using(alias).due(timezone.now()).filter(consumer_group__in=consumers)
-                names = set(due.values_list("consumer_group", flat=True).distinct())
+                names = FailedEvent.objects.using(alias).groups_due(consumers, timezone.now())
             for name in names:
                 consumers[name].retries_due.set()
             return bool(names)

@@ -1,5 +1,6 @@
 """The tables: what was processed, what failed, what waits to be published, and how far consumer groups are."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from django.utils.translation import gettext_lazy as _
 
 from .exceptions import TransactionEnded
 from .ids import uuid7
+from .indexes import NotNullIndex
 from .inserts import inserting
 from .listeners import registry
 from .messages import MAX_NAME_LENGTH, EventMessage, decode, load_fields
@@ -63,6 +65,13 @@ def stored_group(consumer_group: str, using: str) -> str:
 class FailedEventQuerySet(models.QuerySet["FailedEvent"]):
     def due(self, now: datetime) -> "FailedEventQuerySet":
         return self.filter(next_attempt_at__lte=now)
+
+    def groups_due(self, consumer_groups: Iterable[str], now: datetime) -> set[str]:
+        """Return those of some groups that have retries due. It takes no longer when many are."""
+        due = self.due(now)
+        return (
+            {group for group in consumer_groups if due.filter(consumer_group=group).exists()} if due.exists() else set()
+        )
 
     def retry_now(self) -> int:
         """Make the events due at once, with all their attempts before them; return how many."""
@@ -136,7 +145,10 @@ class FailedEvent(models.Model):
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["event_id", "consumer_group"], name="lightbus_failed_once"),
         ]
-        indexes: ClassVar = [models.Index(fields=["next_attempt_at"], name="lightbus_failed_due")]
+        indexes: ClassVar = [
+            models.Index(fields=["next_attempt_at"], name="lightbus_failed_due"),
+            models.Index(fields=["consumer_group", "next_attempt_at"], name="lightbus_failed_group_due"),
+        ]
         permissions: ClassVar = [
             ("retry_failedevent", "Can retry failed events"),
             ("discard_failedevent", "Can discard failed events"),
@@ -198,6 +210,19 @@ class OutboxEventQuerySet(models.QuerySet["OutboxEvent"]):
         """Return what Redis did not take, oldest first."""
         return self.exclude(due_at=None).exclude(error="").order_by("pk")
 
+    def claim(self, now: datetime, until: datetime) -> int:
+        """Keep relays away from waiting rows for a while, unless somebody else does; return from how many."""
+        free = models.Q(claimed_until=None) | models.Q(claimed_until__lte=now)
+        return self.filter(free, due_at__isnull=False).update(claimed_until=until)
+
+    def claimed(self, now: datetime) -> "OutboxEventQuerySet":
+        """Return the waiting rows that somebody is publishing, or the first of them."""
+        return self.filter(claimed_until__gt=now, due_at__isnull=False)
+
+    def release(self, until: datetime) -> int:
+        """End a claim before its time; return how many rows it still held."""
+        return self.filter(claimed_until=until).update(claimed_until=None)
+
     def publish_again(self) -> int:
         """Let the relay publish again, under their ids, those that are published; return how many."""
         return self.filter(due_at=None).update(due_at=timezone.now())
@@ -206,7 +231,9 @@ class OutboxEventQuerySet(models.QuerySet["OutboxEvent"]):
 class OutboxEvent(models.Model):
     """An event of a committed transaction. It is waiting to be published until `due_at` is null.
 
-    The id is the event's own, and in time order: rows are relayed and found by age along it.
+    The id is the event's own, and in time order: rows are found by age along it. They are relayed in the order of
+    `due_at`, which all events of a transaction share, and id. No query but those of the relay may depend on the index:
+    its part of the rows that wait is small, however many are published.
     """
 
     id = models.UUIDField(_("event id"), primary_key=True, default=uuid7, editable=False)
@@ -217,6 +244,9 @@ class OutboxEvent(models.Model):
     due_at = models.DateTimeField(
         _("due at"), null=True, blank=True, help_text=_("From then on any relay may publish it; empty once published.")
     )
+    claimed_until = models.DateTimeField(
+        _("claimed until"), null=True, blank=True, help_text=_("Until then somebody is publishing it.")
+    )
     published_at = models.DateTimeField(_("published at"), null=True, blank=True)
     error = models.TextField(_("error"), blank=True)
 
@@ -225,7 +255,10 @@ class OutboxEvent(models.Model):
     class Meta:
         verbose_name = _("outbox event")
         verbose_name_plural = _("outbox events")
-        indexes: ClassVar = [models.Index(fields=["due_at"], name="lightbus_outbox_due")]
+        indexes: ClassVar = [
+            NotNullIndex(fields=["due_at", "id"], name="lightbus_outbox_waiting"),
+            NotNullIndex(fields=["claimed_until"], name="lightbus_outbox_claimed"),
+        ]
         permissions: ClassVar = [("republish_outboxevent", "Can publish outbox events again")]
 
     def __str__(self) -> str:

@@ -5,12 +5,13 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 
+from .chunks import chunks
 from .conf import get_settings
 from .exceptions import BusError, ConfigurationError
-from .messages import EventMessage, encode, encode_payload, new_message, stream_key
+from .messages import EventMessage, Fields, encode, encode_payload, new_message, stream_key
 from .models import is_written
 from .outbox import current_database, stage
-from .relay import RELAY_SIZE
+from .relay import RELAY_BYTES, RELAY_SIZE
 from .transport import get_transport
 
 
@@ -48,12 +49,16 @@ def fire_many(events: Iterable[tuple[str, Mapping[str, Any]]], /) -> list[EventM
         fields = encode(message, encode_payload(payload, settings.max_payload_size))
         entries.append((stream_key(name, settings.stream_use), fields))
     stream_ids: list[str] = []
-    for first in range(0, len(entries), RELAY_SIZE):
-        for result in transport.publish_many(entries[first : first + RELAY_SIZE]):
+    for chunk in chunks(entries, _size, count=RELAY_SIZE, size=RELAY_BYTES):
+        for result in transport.publish_many(chunk):
             if isinstance(result, BusError):
                 raise result
             stream_ids.append(result)
     return [_fired(message, stream_id) for message, stream_id in zip(messages, stream_ids, strict=True)]
+
+
+def _size(entry: tuple[str, Fields]) -> int:
+    return sum(map(len, entry[1].values()))
 
 
 def _fired(message: EventMessage, stream_id: str) -> EventMessage:
@@ -108,7 +113,7 @@ class OnCommit:
             InvalidEventName, InvalidPayload: no row was written; the transaction can go on.
         """
         message = new_message(name, payload)
-        stage(message, self._alias or current_database())
+        stage([message], self._alias or current_database())
         return message
 
 
@@ -127,5 +132,49 @@ class AsyncOnCommit:
         return await sync_to_async(self._on_commit)(name, **payload)
 
 
+class OnCommitMany:
+    """`on_commit_many(events)`; `on_commit_many.using(alias)` is the same for another database."""
+
+    def __init__(self, alias: str | None = None) -> None:
+        self._alias = alias
+
+    def using(self, alias: str, /) -> "OnCommitMany":
+        """Return an `on_commit_many` for the transaction of the database `alias`."""
+        return OnCommitMany(alias)
+
+    def __call__(self, events: Iterable[tuple[str, Mapping[str, Any]]], /) -> list[EventMessage]:
+        """Publish events, in their order, if and when the transaction at hand commits; return them, with their ids.
+
+        It does what `on_commit` does for each, with a few statements for all. Outside of a transaction the rows are
+        written in one of their own.
+
+        Args:
+            events: pairs of event name and payload.
+
+        Raises:
+            InvalidEventName, InvalidPayload: no row was written; the transaction can go on.
+        """
+        messages = [new_message(name, dict(payload)) for name, payload in events]
+        if messages:
+            stage(messages, self._alias or current_database())
+        return messages
+
+
+class AsyncOnCommitMany:
+    """`await aon_commit_many(events)`: what `on_commit_many` does, from async code."""
+
+    def __init__(self, alias: str | None = None) -> None:
+        self._on_commit_many = OnCommitMany(alias)
+
+    def using(self, alias: str, /) -> "AsyncOnCommitMany":
+        """Return an `aon_commit_many` for the transaction of the database `alias`."""
+        return AsyncOnCommitMany(alias)
+
+    async def __call__(self, events: Iterable[tuple[str, Mapping[str, Any]]], /) -> list[EventMessage]:
+        return await sync_to_async(self._on_commit_many)(events)
+
+
 on_commit = OnCommit()
+on_commit_many = OnCommitMany()
 aon_commit = AsyncOnCommit()
+aon_commit_many = AsyncOnCommitMany()

@@ -11,6 +11,16 @@ from .groups import Entry, Member
 logger = logging.getLogger("lightbus_django")
 
 
+FIRST_COUNT = 10
+"""How many entries the first read asks for, of which nobody knows yet how large they are."""
+
+SAMPLE = 10
+"""How many entries of a read tell about how large they are."""
+
+READ_BYTES = 4 * 1024 * 1024
+"""How many bytes of content the entries of a read may have, as far as those before tell."""
+
+
 class Reading:
     """One consumer's reads. What comes next can be asked for while what came before is still being handled."""
 
@@ -18,21 +28,28 @@ class Reading:
         """Make the reads of `member`.
 
         Args:
-            count: how many entries of each stream to read at a time.
+            count: how many entries of each stream to read at a time, if they are small.
             timeout: seconds after which others take what a consumer was given.
         """
         self.member = member
         self.streams = streams
-        self.count = count
+        self.count = min(count, FIRST_COUNT)
+        """How many entries of each stream the next read asks for."""
+        self.max_count = count
         self.timeout = timeout
         self._settled: defaultdict[str, list[str]] = defaultdict(list)
         self._sent: defaultdict[str, list[str]] = defaultdict(list)
         self._asked_at: float | None = None
+        self._asked_for = 0
 
     @property
     def is_asked(self) -> bool:
         """Whether Redis was asked for entries that nobody has received yet."""
         return self._asked_at is not None
+
+    def is_full(self, entries: Sequence[Entry]) -> bool:
+        """Whether what was read last is as much as was asked for."""
+        return len(entries) >= self._asked_for
 
     def settle(self, entry: Entry) -> None:
         """Let an entry be acknowledged with the next read."""
@@ -52,6 +69,7 @@ class Reading:
     def look_back(self, in_hand: Collection[tuple[str, str]]) -> list[Entry]:
         """Acknowledge what is settled, and return what was delivered before, oldest first, less what is in hand."""
         self.flush()
+        self._asked_for = self.count
         with self._taking_back():
             entries = [
                 entry
@@ -60,11 +78,13 @@ class Reading:
                 if (entry.stream, entry.stream_id) not in in_hand
             ]
         self._sent.clear()
+        self._adapt(entries)
         return entries
 
     def reclaim(self) -> list[Entry]:
         """Acknowledge what is settled, and return what exceeds the timeout elsewhere, a batch of each stream."""
         self.flush()
+        self._asked_for = self.count
         with self._taking_back():
             entries = [
                 entry
@@ -72,6 +92,7 @@ class Reading:
                 for entry in self.member.reclaim(stream, idle=self.timeout, count=self.count)
             ]
         self._sent.clear()
+        self._adapt(entries)
         if entries:
             group, count = self.member.group, len(entries)
             logger.info("%s: reclaimed %d events from processes that exceeded the timeout", group, count)
@@ -88,7 +109,7 @@ class Reading:
     def ask(self, block: float = 0.0) -> None:
         """Acknowledge what is settled and ask for what is new, which `receive` returns."""
         self._send_settled()
-        self._asked_at = time.monotonic()
+        self._asked_at, self._asked_for = time.monotonic(), self.count
         with self._taking_back():
             self.member.ask(self.streams, count=self.count, block=block, acknowledge=self._sent)
 
@@ -107,7 +128,21 @@ class Reading:
             entries = self.member.receive()
         self._asked_at = None
         self._sent.clear()
+        self._adapt(entries)
         return entries
+
+    def _adapt(self, entries: Sequence[Entry]) -> None:
+        """Let the next read ask for as many entries as have READ_BYTES, if they are as large as a sample of these.
+
+        Redis can't limit a read by bytes. So the count doubles with each read that is full: small entries among large
+        ones don't make it ask for too many at once.
+        """
+        sample = entries[:: 1 + len(entries) // SAMPLE]
+        size = sum(len(value) for entry in sample for value in entry.fields.values())
+        if self.is_full(entries):
+            self.count = min(2 * self.count, self.max_count)
+        if size:
+            self.count = max(1, min(self.count, READ_BYTES * len(sample) // (size * len(self.streams))))
 
     def _send_settled(self) -> None:
         for stream, stream_ids in self._settled.items():

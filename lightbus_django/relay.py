@@ -1,18 +1,19 @@
 """The relay: publishing rows of the outbox that were left behind, or that are to be published again."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
-from django.db import transaction
-from django.db.models import F, Func, IntegerField
-from django.utils import timezone
+from django.db.models import Func, IntegerField
 
+from .chunks import chunks
 from .conf import Settings
 from .dispatch import GRACE, Staged, publish, put_off, settle
-from .exceptions import InvalidEventName
+from .exceptions import BusError, InvalidEventName
 from .messages import EventMessage, Fields, encode, split_name
 from .models import OutboxEvent, OutboxEventQuerySet
 from .transport import Transport
@@ -23,31 +24,126 @@ RELAY_SIZE = 1000
 RELAY_BYTES = 16 * 1024 * 1024
 """How many bytes of payload are published at a time, unless one row alone has more."""
 
+LOOK_BACK = GRACE
+"""A row is found at once if its transaction was committed no later than this after the row was due."""
+
+FULL_LOOK_INTERVAL = 10.0
+"""Seconds after which a relay looks for rows that were committed even later."""
+
+FULL_LOOK_SHARE = 0.02
+"""The share of the time that these looks may take."""
+
+_FIRST = UUID(int=0)
+
 _decode_payload = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-def relay(using: str, now: datetime, transport: Transport, settings: Settings) -> int:
-    """Publish what is due at `now` and was left behind, up to RELAY_SIZE rows; return how many rows were due.
+class Place(NamedTuple):
+    """A place in the queue of rows that are due: they are published in this order."""
 
-    What is noted as published is marked before, so that it is not published again.
+    due_at: datetime
+    id: UUID = _FIRST
 
-    Raises:
-        BusUnavailable: the rows are due again after GRACE.
-        BusError: some notes can't be read, and nothing is left that is due.
+
+class Relay:
+    """Publishes what was left behind in the outbox of one database.
+
+    The rows that are due are a queue, of which a relay takes the first ones. It claims the first of all, so that others
+    leave the queue alone meanwhile: what one transaction fired stays in order.
+
+    As long as any transaction of the database is older than they are, PostgreSQL keeps the index entries of rows that
+    are published, and passes over all of them to get to the first row of the queue. So a relay remembers where that
+    was, and looks from there on.
     """
-    outbox = OutboxEvent.objects.using(using)
-    due = outbox.filter(due_at__lte=now)
-    rows = _look(due) if due.exists() else []
-    waiting = {name for _, name in rows} | _latest_waiting(outbox)
-    problems = settle(waiting, using, transport, settings)
-    if rows:
-        claimed, count = _claim(outbox, rows[0][0], rows[-1][0], now)
-        publish(_read(claimed), claimed, transport, settings)
-        if count:
+
+    def __init__(self, using: str, transport: Transport, settings: Settings) -> None:
+        self._outbox = OutboxEvent.objects.using(using)
+        self._using = using
+        self._transport = transport
+        self._settings = settings
+        self._from: Place | None = None
+        self._full_look_at = 0.0
+        self.is_behind = False
+        """Whether there were more rows than it could take at a time."""
+
+    def step(self, now: datetime) -> int:
+        """Publish what is due at `now` and was left behind, up to RELAY_SIZE rows; return how many that were.
+
+        Rows that are known to be published are marked before, so that they are not published again.
+
+        Raises:
+            BusUnavailable: the rows are as they were.
+            BusError: some confirmations can't be read, and nothing is left that is due.
+        """
+        self.is_behind = False
+        rows = self._look(now)
+        problems: list[BusError] = []
+        names, settled = self._fresh(now), set[str]()
+        while new := (names | {name for _, name in rows}) - settled:
+            marked, errors = settle(new, self._using, self._transport, self._settings)
+            settled |= new
+            problems += errors
+            if marked and rows:
+                rows = self._look(now)
+        if rows and (count := self._publish([place for place, _ in rows], now)):
             return count
-    for problem in problems:
-        raise problem
-    return 0
+        for problem in problems:
+            raise problem
+        return 0
+
+    def _look(self, now: datetime) -> list[tuple[Place, str]]:
+        """Return place and event name of the first rows of the queue."""
+        started = time.monotonic()
+        is_full = started >= self._full_look_at
+        if is_full:
+            self._from = None
+        columns = "due_at", "pk", "event_name", _Bytes("payload")
+        found = [(Place(row[0], row[1]), *row[2:]) for row in self._queue(now, RELAY_SIZE, *columns)]
+        rows = _within_limits(found)
+        self.is_behind = len(found) >= RELAY_SIZE or len(rows) < len(found)
+        if is_full:
+            ended = time.monotonic()
+            self._full_look_at = ended + max(FULL_LOOK_INTERVAL, (ended - started) / FULL_LOOK_SHARE)
+        self._from = min(place for place in (Place(now - LOOK_BACK), *(row[0] for row in rows[:1])))
+        return rows
+
+    def _queue(self, now: datetime, size: int, *columns: Any) -> Iterator[tuple[Any, ...]]:
+        """Yield the first `size` rows of the queue from where it is known to begin."""
+        due = self._outbox.filter(due_at__lte=now).order_by("due_at", "pk").values_list(*columns)
+        parts = [due]
+        if self._from:
+            # One condition for both would not be understood by all databases as a place in their index.
+            parts = [
+                due.filter(due_at=self._from.due_at, pk__gte=self._from.id),
+                due.filter(due_at__gt=self._from.due_at),
+            ]
+        for part in parts:
+            rows = list(part[:size])
+            size -= len(rows)
+            yield from rows
+            if not size:
+                return
+
+    def _fresh(self, now: datetime) -> set[str]:
+        """Return names of events that were fired in the last seconds, whose rows wait to be marked."""
+        fresh = self._outbox.filter(due_at__gt=now + GRACE / 2).order_by("-due_at")
+        return set(fresh.values_list("event_name", flat=True)[:RELAY_SIZE])
+
+    def _publish(self, places: list[Place], now: datetime) -> int:
+        """Publish these rows, or the first of them, unless somebody else is at it; return how many they are."""
+        head, until = places[0], now + GRACE
+        if not self._outbox.filter(pk=head.id, due_at=head.due_at).claim(now, until):
+            return 0
+        try:
+            # Who claims rows looks at the claims of others after that: of two, one at least sees the other's.
+            claimed: Any = self._outbox.claimed(now).exclude(pk=head.id).values_list("due_at", "pk")
+            anothers = min((Place(*row) for row in claimed), default=None)
+            keys = [place.id for place in places if anothers is None or place < anothers]
+            rows = self._outbox.filter(pk__in=keys, due_at__lte=now).order_by("due_at", "pk")
+            publish(read(rows), self._using, self._transport, self._settings)
+        finally:
+            self._outbox.filter(pk=head.id).release(until)
+        return len(keys)
 
 
 def republish(rows: OutboxEventQuerySet, transport: Transport, settings: Settings) -> Iterator[int]:
@@ -57,10 +153,14 @@ def republish(rows: OutboxEventQuerySet, transport: Transport, settings: Setting
         BusUnavailable: the rest was not published.
     """
     last = None
-    while chunk := _look(rows.filter(pk__gt=last) if last else rows):
-        last = chunk[-1][0]
-        rows_of_chunk = rows.filter(pk__range=(chunk[0][0], last))
-        yield publish(_read(rows_of_chunk), rows_of_chunk, transport, settings)
+    while True:
+        rest = (rows.filter(pk__gt=last) if last else rows).order_by("pk")
+        keys = [key for (key,) in _within_limits(rest.values_list("pk", _Bytes("payload"))[:RELAY_SIZE])]
+        if not keys:
+            return
+        last = keys[-1]
+        chunk = rows.filter(pk__range=(keys[0], last)).order_by("pk")
+        yield publish(read(chunk), rows.db, transport, settings)
 
 
 class _Bytes(Func):
@@ -75,59 +175,20 @@ class _Bytes(Func):
     as_oracle = as_sqlite
 
 
-def _look(rows: OutboxEventQuerySet) -> list[tuple[UUID, str]]:
-    """Return key and event name of the first rows: up to RELAY_SIZE, and RELAY_BYTES if there are several."""
-    found: list[tuple[UUID, str]] = []
-    left = RELAY_BYTES
-    for key, name, size in rows.order_by("pk").values_list("pk", "event_name", _Bytes("payload"))[:RELAY_SIZE]:
-        left -= size
-        if found and left < 0:
-            break
-        found.append((key, name))
-    return found
+def _within_limits(rows: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Return the first rows, without the size that each ends with: RELAY_BYTES at most if they are several."""
+    first = next(chunks(rows, itemgetter(-1), count=RELAY_SIZE, size=RELAY_BYTES), [])
+    return [row[:-1] for row in first]
 
 
-def _latest_waiting(outbox: OutboxEventQuerySet) -> set[str]:
-    return set(outbox.exclude(due_at=None).order_by("-due_at").values_list("event_name", flat=True)[:RELAY_SIZE])
-
-
-def _claim(outbox: OutboxEventQuerySet, first: UUID, last: UUID, now: datetime) -> tuple[OutboxEventQuerySet, int]:
-    """Take due rows away from other relays for the time of GRACE; return them, and how many they are.
-
-    None while another relay is at older ones: what one transaction fired stays in order.
-    """
-    until = now + GRACE
-    if _another_relays(outbox, now, until):
-        return outbox.none(), 0
-    rows = outbox.filter(pk__range=(first, last))
-    due = rows.filter(due_at__lte=now)
-    oldest = due.order_by("pk").values_list("pk", flat=True).first()
-    if oldest is None:
-        return outbox.none(), 0
-    with transaction.atomic(using=outbox.db):
-        # Relays wait for one another at one row: to wait with some rows locked is a deadlock with who marks them.
-        if not due.filter(pk=oldest).update(due_at=until):
-            return outbox.none(), 0
-        if _another_relays(outbox, now, until):
-            transaction.set_rollback(True, using=outbox.db)
-            return outbox.none(), 0
-        count = 1 + due.update(due_at=until)
-    return rows.filter(due_at=until), count
-
-
-def _another_relays(outbox: OutboxEventQuerySet, now: datetime, until: datetime) -> bool:
-    """Whether there is a claim that is not settled yet, other than the one up to `until`."""
-    claimed = outbox.filter(due_at__gt=now, due_at__lte=timezone.now() + GRACE, error="").exclude(due_at=until)
-    return claimed.filter(due_at__gt=F("created_at") + GRACE).exists()
-
-
-def _read(rows: OutboxEventQuerySet) -> list[Staged]:
-    """Return the events that rows hold, in order; one that can't be read is put off."""
+def read(rows: OutboxEventQuerySet) -> list[Staged]:
+    """Return the events that rows hold, in their order; one that can't be read is put off."""
     events = []
     columns = "pk", "event_name", "published_at", "version", "payload"
-    for key, name, published_at, version, payload in rows.order_by("pk").values_list(*columns):
+    for key, name, published_at, version, payload in rows.values_list(*columns):
         try:
-            events.append(Staged(key, name, _fields(key, name, version, payload), published_at))
+            fields = _fields(key, name, version, payload)
+            events.append(Staged(key, name, len(payload), fields, published_at))
         except (InvalidEventName, msgspec.MsgspecError, ValueError) as error:
             put_off(rows.db, key, name, error)
     return events

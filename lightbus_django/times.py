@@ -28,7 +28,12 @@ def fired_at(event_id: str) -> datetime | None:
         uid = uuid.UUID(event_id)
     except ValueError:
         return None
-    return _time(uid.int >> 80) if uid.version == 7 else None
+    return uuid_time(uid) if uid.version == 7 else None
+
+
+def uuid_time(uid: uuid.UUID) -> datetime:
+    """Return the time in a version 7 UUID; aware, in UTC."""
+    return _time(uid.int >> 80)
 
 
 def has_time(event_id: str) -> bool:

@@ -24,10 +24,8 @@ from .wire import exchange, flat
 
 logger = logging.getLogger("lightbus_django")
 
-PAUSE = 5.0
-"""Seconds for which a server that did not answer is not asked again by those who can wait; doubled each time."""
-
-MAX_PAUSE = 60.0
+PAUSE = 4.0
+"""Seconds for which a server that did not answer is not asked again by those who can wait."""
 
 MAX_CONNECTIONS = 10_000
 """More than a process needs: each thread that listens, or fires, has one. redis-py by itself allows 100."""
@@ -72,9 +70,7 @@ class Transport:
         except TypeError as error:
             names = ", ".join(re.findall(r"'\w+'", str(error)))
             raise ConfigurationError(f'settings.LIGHTBUS["URL"] has an option that is not for it: {names}') from None
-        self._pause = 0.0
-        self._down_until = 0.0
-        self._is_tried = False
+        self._try_at: float | None = None
         self._role: Any = None
 
     def __str__(self) -> str:
@@ -125,17 +121,18 @@ class Transport:
         ]
 
     def send(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Send commands in one go; return the reply to each, an error of Redis's as one of redis-py's.
+        """Send commands in few goes; return the reply to each, an error of Redis's as one of redis-py's.
 
         By a connection of the pool: redis-py's commands and pipelines cost more than all else that an
         event takes, for options that are not used here.
         """
         pool = self.client.connection_pool
+        replies: list[Any] = []
         try:
             connection = pool.get_connection()
             try:
-                replies: list[Any] = connection.retry.call_with_retry(
-                    lambda: exchange(connection, commands), lambda error: connection.disconnect()
+                connection.retry.call_with_retry(
+                    lambda: exchange(connection, commands, replies), lambda error: connection.disconnect()
                 )
             except BaseException:
                 connection.disconnect()  # lest who comes next gets the replies to these
@@ -144,7 +141,7 @@ class Transport:
                 pool.release(connection)
         except redis.RedisError as error:
             raise self._failure(error) from None
-        self._pause = 0.0
+        self._try_at = None
         return replies
 
     def run(self, script: str, key: str, *args: str | int) -> Any:
@@ -173,19 +170,23 @@ class Transport:
 
     # --- Errors -------------------------------------------------------------------------------
 
+    @property
+    def is_down(self) -> bool:
+        """Whether Redis did not answer when it was asked last."""
+        return self._try_at is not None
+
     def is_worth_trying(self, now: float | None = None) -> bool:
         """Whether Redis answers as far as known; else True for one caller after each pause, who shall try.
 
         `now` is the time on the monotonic clock, in seconds.
         """
-        if not self._pause:
+        if self._try_at is None:
             return True
         if now is None:
             now = time.monotonic()
-        if now < self._down_until:
+        if now < self._try_at:
             return False
-        self._down_until = now + self._pause
-        self._is_tried = True
+        self._try_at = now + PAUSE
         return True
 
     @contextmanager
@@ -221,10 +222,7 @@ class Transport:
         return found
 
     def _pause_tries(self) -> None:
-        if self._is_tried or not self._pause:  # of several that fail at a time one counts
-            self._pause = min(2 * self._pause or PAUSE, MAX_PAUSE)
-        self._is_tried = False
-        self._down_until = time.monotonic() + self._pause
+        self._try_at = time.monotonic() + PAUSE
 
     def _is_sentinel(self, *, with_password: bool) -> bool:
         if self._role is None:

@@ -14,7 +14,7 @@ from lightbus_django.embedded import embedded_server
 from lightbus_django.housekeeping import Housekeeping
 from lightbus_django.listeners import Listener, Registry, registry
 from lightbus_django.testing import real_bus
-from lightbus_django.transport import Transport
+from lightbus_django.transport import Transport, get_transport
 
 from .waiting import eventually as eventually
 
@@ -43,6 +43,7 @@ def lightbus(settings, lightbus_url: str) -> Callable[..., None]:
     """Point LIGHTBUS at the tests' Redis; call it to change some of its keys."""
 
     def change(**keys: object) -> None:
+        get_transport.cache_clear()  # which server is down is for each test to find out
         settings.LIGHTBUS = {**settings.LIGHTBUS, **keys}
 
     change(URL=lightbus_url)

@@ -244,10 +244,10 @@ def test_tables_with_rows_are_upgraded(r, consume, transactional_db):
     ConsumerGroup.objects.all().delete()
     fire("shop.order_placed", number=1)
     declare(start="beginning")
+    OutboxEvent.objects.create(event_name="shop.order_placed", payload="{}", due_at=None)
     call_command("migrate", "lightbus_django", "0002", verbosity=0)
     try:
         drain(consume())
-        OutboxEvent.objects.create(event_name="shop.order_placed", payload="{}", due_at=None)
         FailedEvent.objects.create(event_id="a", consumer_group=GROUP, fields="[]")
     finally:
         call_command("migrate", "lightbus_django", verbosity=0)

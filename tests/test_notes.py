@@ -11,9 +11,7 @@ from redis.crc import key_slot
 
 from lightbus_django import dispatch, notes, on_commit, relay
 from lightbus_django import outbox as outbox_module
-from lightbus_django.conf import get_settings
 from lightbus_django.dispatch import GRACE
-from lightbus_django.ids import uuid7
 from lightbus_django.models import OutboxEvent
 from tests.app.models import Effect
 from tests.servers import Server
@@ -206,10 +204,7 @@ class TestTheRelay:
     def test_marks_what_is_fresh_though_it_may_publish_nothing_for_now(self, r, keeper):
         """Another relay is at older rows, or a process published its own late."""
         now = timezone.now()
-        OutboxEvent.objects.create(
-            event_name="shop.order_placed", payload="{}", created_at=now - 2 * GRACE, due_at=now + GRACE / 2
-        )
-        OutboxEvent.objects.create(event_name="shop.order_placed", payload="{}", due_at=now)
+        OutboxEvent.objects.create(event_name="shop.order_placed", payload="{}", due_at=now, claimed_until=now + GRACE)
         on_commit("billing.invoice_sent", number=1)
         assert keeper.relay() is False
         assert not r.exists(KEY)
@@ -261,17 +256,6 @@ class TestTheRelay:
             lengths.append(r.xlen(KEY))
         assert lengths == [0, 2, 3, 4, 5]
         assert numbers(r) == [0, 1, 2, 3, 4]
-
-    def test_marks_no_row_but_those_of_its_claim(self, r, transport):
-        """Another's may be due at the very same microsecond."""
-        now = timezone.now()
-        claimed = {"event_name": "shop.order_placed", "payload": "{}"}
-        OutboxEvent.objects.create(id=uuid7(), due_at=now, **claimed)
-        another = OutboxEvent.objects.create(id=uuid7(), due_at=now + GRACE, **claimed)
-        assert relay.relay("default", now, transport, get_settings()) == 1
-        another.refresh_from_db()
-        assert another.published_at is None
-        assert r.xlen(KEY) == 1
 
 
 class TestWhatIsRefused:

@@ -19,10 +19,12 @@ def test_the_public_names_are_these():
         "afire",
         "afire_many",
         "aon_commit",
+        "aon_commit_many",
         "fire",
         "fire_many",
         "listens_to",
         "on_commit",
+        "on_commit_many",
     ]
     for name in lightbus_django.__all__:
         assert getattr(lightbus_django, name).__doc__

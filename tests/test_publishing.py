@@ -14,7 +14,6 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import Group
 from django.db import OperationalError, connections, transaction
-from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from lightbus_django import (
@@ -32,7 +31,7 @@ from lightbus_django import (
 from lightbus_django.conf import get_settings
 from lightbus_django.ids import uuid7
 from lightbus_django.models import OutboxEvent
-from lightbus_django.relay import GRACE, _claim, _look
+from lightbus_django.relay import GRACE
 from lightbus_django.transport import PAUSE, Transport, get_transport
 from lightbus_django.wire import exchange
 from tests.app.models import Effect
@@ -313,7 +312,7 @@ class TestRedisIsDown:
         assert frozen() == 1
         assert waiting() == 5
 
-    def test_one_commit_asks_after_each_pause_and_the_pauses_grow(self, frozen, monkeypatch):
+    def test_one_commit_asks_after_each_pause(self, frozen):
         settings = get_settings()
         transport = get_transport(settings.url, settings.redis_timeout)
         on_commit("shop.order_placed", number=0)
@@ -322,15 +321,16 @@ class TestRedisIsDown:
         assert not transport.is_worth_trying(soon)
         assert transport.is_worth_trying(soon + PAUSE)
         assert not transport.is_worth_trying(soon + PAUSE)  # the other one is at it
-        for _ in range(2):
+        for _ in range(10):
             with pytest.raises(BusUnavailable):
                 fire("shop.order_placed", number=1)  # who fires gets an answer, whatever is known
-        assert not transport.is_worth_trying(soon + PAUSE)
-        assert transport.is_worth_trying(soon + 2 * PAUSE)
+        # However often it failed, somebody asks within five seconds.
+        assert transport.is_worth_trying(time.monotonic() + 5 - get_settings().redis_timeout)
 
     def test_an_answer_ends_the_pause(self, r, lightbus_url):
         with closing(Transport(lightbus_url, timeout=1)) as transport:
-            transport._pause, transport._down_until = PAUSE, time.monotonic() + PAUSE
+            transport._try_at = time.monotonic() + PAUSE
+            assert transport.is_down
             assert not transport.is_worth_trying()
             transport.publish(KEY, {"a": "b"})
             assert transport.is_worth_trying()
@@ -360,6 +360,7 @@ class TestRelay:
 
     def test_leaves_to_the_committing_process_what_is_fresh(self, r, lightbus, lightbus_url, housekeeping):
         self.stage(lightbus, lightbus_url)
+        OutboxEvent.objects.update(due_at=timezone.now() + GRACE)
         assert housekeeping().relay() is False
         assert waiting() == 1
 
@@ -370,52 +371,6 @@ class TestRelay:
         r.set(KEY, "in the way")
         assert keeper.relay() is True
         assert keeper.relay() is False
-
-    def test_several_keep_what_a_transaction_fired_in_order(self, r, lightbus, lightbus_url, housekeeping, monkeypatch):
-        """While one is at the first rows of a transaction, no other one takes the next."""
-        self.stage(lightbus, lightbus_url, 5)
-        self.grow_old()
-        monkeypatch.setattr("lightbus_django.relay.RELAY_SIZE", 2)
-        first, second = housekeeping(), housekeeping()
-        r.set(KEY, "in the way")  # the first one's take long
-        now = timezone.now()
-        rows = _look(OutboxEvent.objects.filter(due_at__lte=now))
-        assert _claim(OutboxEvent.objects.using("default"), rows[0][0], rows[-1][0], now)[1] == 2
-        r.delete(KEY)
-        with CaptureQueriesContext(connections["default"]) as captured:
-            assert second.relay() is False
-        assert not [query for query in captured.captured_queries if query["sql"].startswith("UPDATE")]
-        OutboxEvent.objects.filter(due_at__gt=now).update(due_at=now)  # it died
-        while first.relay() or second.relay():
-            pass
-        assert numbers(r) == list(range(5))
-
-    def test_one_that_comes_second_by_a_hair_takes_nothing(self, r, lightbus, lightbus_url, housekeeping, monkeypatch):
-        """Another one has taken the first rows since this one looked, and is not done with them."""
-        self.stage(lightbus, lightbus_url, 5)
-        self.grow_old()
-        first = []
-
-        def claim_first():
-            monkeypatch.setattr("lightbus_django.relay.RELAY_SIZE", 2)
-            now = timezone.now()
-            rows = _look(OutboxEvent.objects.filter(due_at__lte=now))
-            first.append(_claim(OutboxEvent.objects.using("default"), rows[0][0], rows[-1][0], now)[1])
-            connections.close_all()
-
-        def execute_late(execute, sql, *arguments):
-            result = execute(sql, *arguments)
-            if "created_at" in sql and not first:  # nobody was at it
-                thread = threading.Thread(target=claim_first)
-                thread.start()
-                thread.join()
-            return result
-
-        with connections["default"].execute_wrapper(execute_late):
-            assert housekeeping().relay() is False
-        assert first == [2]
-        assert not r.exists(KEY)
-        assert OutboxEvent.objects.filter(due_at__lte=timezone.now()).count() == 3
 
     def test_any_number_of_them_publish_every_event_once(self, r, lightbus, lightbus_url, housekeeping):
         self.stage(lightbus, lightbus_url, 5000)

@@ -138,7 +138,7 @@ class Harness:
         trimmed = sum(row["entries-added"] - row["length"] for row in map(self.client.xinfo_stream, STREAMS))
         self.witness.read()
         stops = sorted([*self.storm.disturbances, *(stop for worker in self.workers for stop in worker.stops)])
-        verdict = judge([*self.witness.seen.values()], stops)
+        verdict = judge([*self.witness.seen.values()], stops, self.storm.outages)
         if verdict.sent != self.options.events:
             self.troubles.append(f"{verdict.sent} events were committed, not {self.options.events}")
         if len(self.witness.seen) < verdict.sent:

@@ -5,7 +5,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 from django.db import DatabaseError, connection
 
 from lightbus_django.conf import Settings
+from lightbus_django.transport import PAUSE
 from tests.own_postgresql import OwnPostgreSQL
 from tests.silent_proxy import SilentProxy
 
@@ -21,6 +22,9 @@ from .servers import Redis
 
 DISTURBED = 5.0
 """Seconds after trouble of the database in which events may be set aside."""
+
+NOTICED = PAUSE + 3.0
+"""Seconds in which each process has noticed that Redis is back."""
 
 Mischief = Iterator[float]
 """Does a bit of it, and yields the seconds until it is to go on."""
@@ -54,6 +58,8 @@ class Storm:
         self.troubles: list[str] = []
         self.disturbances: list[tuple[float, float]] = []
         """From when to when transactions may have met trouble, so that their events were set aside."""
+        self.outages: list[tuple[float, float]] = []
+        """From when to when processes may have taken Redis for down."""
         self.log = log
         self._kinds: dict[Callable[..., Mischief], int] = {
             self.kill_worker: 4,
@@ -135,17 +141,24 @@ class Storm:
         yield from self._freeze(worker, 2 * self.timeout)
 
     def restart_redis(self, redis: Redis) -> Mischief:
-        yield from redis.stop()
-        yield self.random.uniform(0, 2)
-        redis.start()
+        yield from self._outage(self._restart(redis, redis.stop()))
 
     def kill_redis(self, redis: Redis) -> Mischief:
         redis.kill()
+        yield from self._outage(self._restart(redis, ()))
+
+    def freeze_redis(self, redis: Redis) -> Mischief:
+        yield from self._outage(self._freeze(redis, 5))
+
+    def _restart(self, redis: Redis, stop: Iterable[float]) -> Mischief:
+        yield from stop
         yield self.random.uniform(0, 2)
         redis.start()
 
-    def freeze_redis(self, redis: Redis) -> Mischief:
-        yield from self._freeze(redis, 5)
+    def _outage(self, mischief: Mischief) -> Mischief:
+        began_at = time.time()
+        yield from mischief
+        self.outages.append((began_at - 1, time.time() + NOTICED))
 
     def kill_connections(self, _: None) -> Mischief:
         """All to our database, but the one that says so."""

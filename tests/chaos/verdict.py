@@ -52,8 +52,11 @@ class Verdict:
         }
 
 
-def judge(seen: Sequence[Seen], stops: Stops) -> Verdict:
-    """Compare, with the stream as it was seen and the times when workers were being stopped, in order."""
+def judge(seen: Sequence[Seen], stops: Stops, outages: Stops) -> Verdict:
+    """Compare, with the stream as it was seen and the times when workers were being stopped, in order.
+
+    What was fired in an outage of Redis may have been published by a relay, as soon as that was back.
+    """
     verdict = Verdict(sent=Sent.objects.count(), effects=count_effects())
     committed = set(Sent.objects.values_list("pk", flat=True))
     for listener, alias in LISTENERS.items():
@@ -69,7 +72,11 @@ def judge(seen: Sequence[Seen], stops: Stops) -> Verdict:
         for alias in DATABASES
         for failed in FailedEvent.objects.using(alias).order_by("pk")
     ]
-    undisturbed = [one for one in seen if one.is_undisturbed]
+    undisturbed = [
+        one
+        for one in seen
+        if one.is_undisturbed and not any(began <= one.called_at <= ended for began, ended in outages)
+    ]
     verdict.in_order = len(undisturbed)
     verdict.relayed = len(seen) - len(undisturbed)
     verdict.copies = sum(one.copies - 1 for one in seen)

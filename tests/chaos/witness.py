@@ -21,13 +21,15 @@ class Seen:
     producer: str
     number: int
     part: int
+    called_at: float
+    """When on_commit() was called, in seconds since 1970."""
     waited: float
-    """Seconds from on_commit() to the stream."""
+    """Seconds from then to the stream."""
     copies: int = 1
 
     @property
     def is_undisturbed(self) -> bool:
-        """Whether it came the direct way for certain: a relay leaves it alone for the time of GRACE.
+        """Whether a relay left it alone for certain: it does so for the time of GRACE, unless Redis was down.
 
         A second less, for Redis looks at its clock before a batch of commands, and not for each.
         """
@@ -69,4 +71,5 @@ class Witness:
             seen.copies += 1
             return
         created_ms = UUID(message.id).int >> 80  # version 7
-        self.seen[message.id] = Seen(**message.payload, waited=(int(stream_id.partition("-")[0]) - created_ms) / 1000)
+        waited = (int(stream_id.partition("-")[0]) - created_ms) / 1000
+        self.seen[message.id] = Seen(**message.payload, called_at=created_ms / 1000, waited=waited)

@@ -93,6 +93,13 @@ def test_fire(example: Example, r):
     ]
 
 
+@of("on_commit_many")
+def test_on_commit_many(example: Example, r):
+    example.run().raise_prices(["A-1", "A-2"], Decimal("9.99"))
+    skus = [fields[":sku"] for _, fields in r.xrange("competitor_prices.*:stream")]
+    assert skus == ['"A-1"', '"A-2"']
+
+
 @of("on_commit")
 def test_on_commit(example: Example, r, lightbus, lightbus_url, work):
     guide = example.run()

@@ -20,7 +20,7 @@ from lightbus_django import EventMessage, fire, listens_to, on_commit
 from lightbus_django.conf import get_settings
 from lightbus_django.groups import Member
 from lightbus_django.models import FailedEvent, ProcessedEvent
-from lightbus_django.relay import GRACE, relay
+from lightbus_django.relay import GRACE, Relay
 from tests.conftest import drain
 
 from .bus_service.samples import ON_THE_BUS, VALUES, Details, Money, Size
@@ -145,7 +145,7 @@ def test_our_entries_hold_what_those_of_lightbus_hold(lightbus_service, r, light
     lightbus(URL="redis://localhost:1/0")  # nobody there: the event waits for the relay
     relayed = fire_on_commit("my_company.shop.order_placed", **VALUES)
     lightbus(URL=lightbus_url)
-    relay("default", timezone.now() + GRACE, transport, get_settings())
+    Relay("default", transport, get_settings()).step(timezone.now() + GRACE)
     committed = fire_on_commit("my_company.shop.order_placed", **VALUES)
     fired = fire("my_company.shop.order_placed", **VALUES)
     lightbus_service.execute("bus.my_company.shop.order_placed.fire(**VALUES)")
