@@ -1,28 +1,27 @@
-"""Everything periodic but the renewal of leases: relay, due retries, trimming, pruning, consumers long gone."""
+"""Everything periodic but the renewal of leases: trimming, consumers long gone, and each database's own jobs."""
 
 import logging
+import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from django.db import Error as DatabaseError
-from django.db import connections
-from django.utils import timezone
+from django.db import connections, router
 
 from . import streams
 from .conf import Settings
 from .consumer import Consumer
-from .database import close_broken, one_line, transient_errors
+from .database import close_broken, one_line
 from .exceptions import BusUnavailable, GroupMissing, LightbusError
+from .jobs import Job, Jobs
 from .listeners import registry
-from .messages import is_name, stream_key
-from .models import FailedEvent, OutboxEvent, has_outbox
-from .pruning import cutoffs_at, prune
-from .relay import relay
+from .maintenance import Maintenance
+from .messages import stream_key
+from .models import OutboxEvent
 from .transport import Transport
 
 logger = logging.getLogger("lightbus_django")
@@ -30,27 +29,12 @@ logger = logging.getLogger("lightbus_django")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-AFTER_FAILURE = 5.0
-"""Seconds until a job that failed runs again."""
-
 TRIM_SIZE = 10_000
 """How many entries are trimmed at a time; it takes Redis some milliseconds."""
 
-SAMPLE = 1000
-"""Latest rows of the outbox that tell to which streams this service fires."""
-
-
-@dataclass
-class _Job:
-    run: Callable[[], bool]
-    interval: float
-    at_once: bool = False  # again at once while there is something to do
-    due_at: float = 0.0
-    fails: bool = False
-
 
 class Housekeeping:
-    """What one thread of a worker does beside its consumers."""
+    """What a worker does beside its consumers: `jobs` in Redis, and those of `databases`; each may have a thread."""
 
     def __init__(
         self, consumers: Sequence[Consumer], *, service_name: str, settings: Settings, transport: Transport
@@ -59,88 +43,80 @@ class Housekeeping:
         self.service_name = service_name
         self.settings = settings
         self.transport = transport
-        self._jobs = [
-            _Job(self.relay, 1.0, at_once=True),
-            _Job(self.flag_due_retries, 1.0),
-            _Job(self.trim, 60.0, at_once=True),
-            _Job(self.prune, 3600.0, at_once=True),
-            _Job(self.tidy_consumers, 3600.0),
-            _Job(self.report_stale_groups, 6 * 3600.0),
-        ]
-        self._has_outbox: dict[str, bool] = {}
-        self._pruning: list[Iterator[tuple[str, int]]] = []
-        self._pruned: Counter[str] = Counter()
+        self.databases = list(self._databases())
+        self.jobs = Jobs(
+            "Redis",
+            [
+                Job("trim", self.trim, 60.0, at_once=True),
+                Job("tidy_consumers", self.tidy_consumers, 3600.0),
+                Job("report_stale_groups", self.report_stale_groups, 6 * 3600.0),
+            ],
+        )
+
+    def _databases(self) -> Iterable[Maintenance]:
+        """Return those that may have our tables: none to which the router does not migrate them."""
+        retries_due: defaultdict[str, dict[str, threading.Event]] = defaultdict(dict)
+        for consumer in self.consumers:
+            retries_due[consumer.inbox.using][consumer.group] = consumer.retries_due
+        for alias in connections:
+            # DATABASES = {"default": {}, ...} is of an unknown vendor.
+            if connections[alias].vendor != "unknown" and router.allow_migrate_model(alias, OutboxEvent):
+                yield Maintenance(alias, retries_due.pop(alias, {}), settings=self.settings, transport=self.transport)
+        for alias, due in retries_due.items():
+            yield Maintenance(alias, due, settings=self.settings, transport=self.transport)
+
+    # --- All in one thread --------------------------------------------------------------------
 
     def step(self, now: float | None = None) -> bool:
-        """Run what is due at `now`, seconds on the monotonic clock; return whether there was something to do.
+        """Run what is due at `now`, seconds on the monotonic clock; return whether there was something to do."""
+        steps = [jobs.step(now) for jobs in self.all_jobs()]
+        return any(steps)
 
-        A job that fails does not keep the others from running.
-        """
-        if now is None:
-            now = time.monotonic()
-        busy = False
-        for job in self._jobs:
-            if now < job.due_at:
-                continue
-            job.due_at = now + job.interval
-            try:
-                something_done = job.run()
-            except (LightbusError, DatabaseError) as error:
-                close_broken()
-                job.due_at = now + AFTER_FAILURE
-                if not job.fails:
-                    logger.warning("%s: waiting: %s", job.run.__name__, one_line(error))
-                job.fails = True
-                continue
-            if job.fails:
-                logger.warning("%s: going on", job.run.__name__)
-            job.fails = False
-            if something_done:
-                busy = True
-                job.due_at = now if job.at_once else job.due_at
-        return busy
-
-    # --- What is left or due ------------------------------------------------------------------
+    def all_jobs(self) -> list[Jobs]:
+        """Return the jobs of the databases, and then those in Redis, which follow from what the databases know."""
+        return [*(database.jobs for database in self.databases), self.jobs]
 
     def relay(self) -> bool:
-        """Mark what is published, and publish what was left in the outboxes."""
-
-        def relay_from(alias: str) -> int:
-            with transient_errors(alias):
-                return relay(alias, timezone.now(), self.transport, self.settings)
-
-        count = sum(_each(self._outboxes(), relay_from))
-        if count:
-            logger.info("relay: %d events that had been left in the outbox", count)
-        return bool(count)
-
-    def _outboxes(self) -> Iterator[str]:
-        """Yield the aliases of the databases that have an outbox; raises with the one that does not answer."""
-        return filter(self._has_an_outbox, connections)
-
-    def _has_an_outbox(self, alias: str) -> bool:
-        if not self._has_outbox.get(alias):
-            with transient_errors(alias):
-                self._has_outbox[alias] = has_outbox(alias)
-        return self._has_outbox[alias]
+        """Relay what is left in any database; return whether there was something to do."""
+        return any(_each(self.databases, lambda database: database.known().relay()))
 
     def flag_due_retries(self) -> bool:
-        """Tell the consumers that have retries due; each makes them in its own thread."""
-        groups: dict[str, dict[str, Consumer]] = {}
-        for consumer in self.consumers:
-            groups.setdefault(consumer.inbox.using, {})[consumer.group] = consumer
+        """Tell the consumers that have retries due; return whether there are any."""
+        return any(_each(self.databases, Maintenance.flag_due_retries))
 
-        def flag(alias: str) -> bool:
-            due = FailedEvent.objects.using(alias).due(timezone.now()).filter(consumer_group__in=groups[alias])
-            with transient_errors(alias):
-                names = set(due.values_list("consumer_group", flat=True).distinct())
-            for name in names:
-                groups[alias][name].retries_due.set()
-            return bool(names)
+    def prune(self) -> bool:
+        """Delete some old rows of all databases; return whether there may be more."""
+        return any(_each(self.databases, lambda database: database.known().prune()))
 
-        return any(_each(groups, flag))
+    def look(self, aliases: Iterable[str], timeout: float) -> dict[str, str]:
+        """Look for the outbox in these databases, each in a thread; return what is wrong with those that don't answer.
 
-    # --- What is no longer needed -------------------------------------------------------------
+        `timeout` is in seconds.
+        """
+        problems: dict[str, str] = {}
+
+        def look(database: Maintenance) -> None:
+            try:
+                database.look()
+            except (LightbusError, DatabaseError) as error:
+                problems[database.alias] = one_line(error)
+            else:
+                del problems[database.alias]
+            finally:
+                connections.close_all()
+
+        threads = []
+        for database in self.databases:
+            if database.alias in aliases and database.has_outbox is None:
+                problems[database.alias] = f"database {database.alias!r} has not answered within {timeout:g} s"
+                threads.append(threading.Thread(target=look, args=[database], name="look", daemon=True))
+                threads[-1].start()
+        deadline = time.monotonic() + timeout
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return dict(problems)
+
+    # --- In Redis -----------------------------------------------------------------------------
 
     def trim(self) -> bool:
         """Trim our streams of what every group has finished with, beyond what is to be kept anyway."""
@@ -157,23 +133,6 @@ class Housekeeping:
             )
 
         return any(_each(self._streams(), trim))
-
-    def prune(self) -> bool:
-        """Delete some old rows; return whether there may be more."""
-        if not self._pruning:
-            cutoffs = cutoffs_at(datetime.now(UTC), self.settings, self.transport)
-            self._pruning = [prune(alias, cutoffs) for alias in self._outboxes()]
-            self._pruned.clear()
-        pruner = self._pruning.pop()
-        for what, count in pruner:
-            self._pruned[what] += count
-            self._pruning.append(pruner)
-            return True
-        if self._pruning:
-            return True
-        if total := +self._pruned:
-            logger.info("pruned %s", ", ".join(f"{count} {what}" for what, count in total.items()))
-        return False
 
     def tidy_consumers(self) -> bool:
         """Delete consumers of our groups that have nothing pending and were idle for CONSUMER_TTL."""
@@ -224,10 +183,7 @@ class Housekeeping:
     def _streams(self) -> list[str]:
         """Return the streams that this service listens to, and those to which its outboxes fired lately."""
         events = {event for listener in registry for event in listener.events}
-        for alias in self._outboxes():
-            latest = OutboxEvent.objects.using(alias).order_by("-pk")
-            with transient_errors(alias):
-                events.update(filter(is_name, latest.values_list("event_name", flat=True)[:SAMPLE]))
+        events.update(*(database.fired_lately for database in self.databases))
         return sorted({stream_key(event, self.settings.stream_use) for event in events})
 
 
@@ -235,12 +191,9 @@ def _each(items: Iterable[Item], work: Callable[[Item], Result]) -> list[Result]
     """Return what `work` makes of each; one that fails keeps no other from its turn, and is told of in the end."""
     results = []
     problem: Exception | None = None
-    iterator = iter(items)
-    while True:
+    for item in items:
         try:
-            results.append(work(next(iterator)))
-        except StopIteration:
-            break
+            results.append(work(item))
         except BusUnavailable:
             raise  # nor would the others get an answer
         except (LightbusError, DatabaseError) as error:

@@ -1,33 +1,34 @@
-"""A worker process: a thread for each listener, one for housekeeping, one that renews leases."""
+"""A worker process: a thread for each listener, for the jobs of each database and in Redis, and for leases."""
 
 import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
-from django.db import Error as DatabaseError
 from django.db import connections, router
 
 from .conf import Settings
 from .consumer import BLOCK, Consumer
-from .database import check_autocommit, one_line
-from .exceptions import BusError, BusForbidden, ConfigurationError, LightbusError
+from .database import check_autocommit
+from .exceptions import BusError, ConfigurationError, DatabaseUnavailable, LightbusError
 from .housekeeping import Housekeeping
+from .jobs import Jobs
 from .listeners import Listener
-from .models import OutboxEvent, has_outbox
+from .loop import Loop
+from .models import OutboxEvent
 from .transport import Transport
 
 logger = logging.getLogger("lightbus_django")
 
-COMPLAIN_INTERVAL = 300.0
-"""Seconds between two errors in the log about what does not mend by itself."""
+LOOK_TIMEOUT = 5.0
+"""Seconds for which a start waits for an answer of a database."""
 
-MAX_DELAY = 5.0
-"""Seconds at most until a thread tries again what failed."""
+HEAD_START = 1.0
+"""Seconds that the jobs in Redis leave to those of the databases, which tell them to which streams was fired."""
 
 
 class Worker:
@@ -66,7 +67,7 @@ class Worker:
             self.consumers, service_name=service_name, settings=settings, transport=self.transport
         )
         self._stopping = threading.Event()
-        self._complain_at = 0.0
+        self._loop = Loop(self._stopping)
 
     def describe(self) -> list[str]:
         """Return what this worker is about, in lines for its log."""
@@ -86,11 +87,9 @@ class Worker:
         for consumer in self.consumers:
             check_autocommit(consumer.inbox.using)
         alias = router.db_for_write(OutboxEvent)
-        try:
-            there = has_outbox(alias)
-        except DatabaseError:
-            return
-        if not there:
+        self.housekeeping.look([alias], LOOK_TIMEOUT)
+        databases = {database.alias: database.has_outbox for database in self.housekeeping.databases}
+        if databases.get(alias, False) is False:
             raise ConfigurationError(f"The database {alias!r} has no tables of lightbus_django: run manage.py migrate.")
 
     def stop(self) -> None:
@@ -129,28 +128,44 @@ class Worker:
             threading.Thread(target=self._run_consumer, args=[consumer], name=consumer.group, daemon=True)
             for consumer in self.consumers
         ]
-        threads.append(threading.Thread(target=self._run_housekeeping, name="housekeeping", daemon=True))
+        jobs_of = {
+            threading.Thread(target=self._run_jobs, args=[jobs], name=f"jobs of {jobs.name}", daemon=True): jobs
+            for jobs in self.housekeeping.all_jobs()
+        }
         well = True
         with self._renewing() as leases:
-            for thread in threads:
+            for thread in [*threads, *jobs_of]:
                 thread.start()
             while not self._stopping.is_set():
                 time.sleep(0.1)  # not wait(), which a signal handler that calls stop() could lock up
-                if not all(thread.is_alive() for thread in [*threads, leases]) and not self._stopping.is_set():
+                for jobs in jobs_of.values():
+                    jobs.report_stuck()
+                if (
+                    not all(thread.is_alive() for thread in [*threads, *jobs_of, leases])
+                    and not self._stopping.is_set()
+                ):
                     logger.critical("a thread died; ending the process")
                     well = False
                     self.stop()
             logger.info("stopping")
             deadline = time.monotonic() + stop_timeout
-            while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
+            while time.monotonic() < deadline:
+                # A job that hangs has nothing in hand that another process could not do as well.
+                awaited = [*threads, *(thread for thread, jobs in jobs_of.items() if not jobs.is_stuck())]
+                if not any(thread.is_alive() for thread in awaited):
+                    break
                 time.sleep(0.02)  # nor join(), which sleeps through a second signal
+        for thread, jobs in jobs_of.items():
+            if thread.is_alive():
+                logger.warning("the jobs of %s are not waited for: it does not answer", jobs.name)
         late = [thread.name for thread in threads if thread.is_alive()]
         if late:
             logger.warning(
                 "not ended within %g s: %s; what they have in hand is left to others", stop_timeout, ", ".join(late)
             )
         else:
-            self.transport.close()
+            if not any(thread.is_alive() for thread in jobs_of):
+                self.transport.close()
             logger.info("stopped")
         return well and not late
 
@@ -160,6 +175,7 @@ class Worker:
         Raises:
             LightbusError: Redis or the database is not available; nothing is lost.
         """
+        self._leave_out_databases()
         with self._renewing(), ExitStack() as stops:
             for consumer in self.consumers:
                 stops.callback(consumer.stop)
@@ -171,24 +187,36 @@ class Worker:
             while not self._stopping.is_set() and self.housekeeping.step():
                 pass
 
+    def _leave_out_databases(self) -> None:
+        """Leave out those that don't answer; raises DatabaseUnavailable if one is needed."""
+        needed = {router.db_for_write(OutboxEvent), *(consumer.inbox.using for consumer in self.consumers)}
+        problems = self.housekeeping.look(connections, LOOK_TIMEOUT)
+        for alias, problem in problems.items():
+            if alias in needed:
+                raise DatabaseUnavailable(problem)
+            logger.warning("%s; it is left out", problem)
+        self.housekeeping.databases = [each for each in self.housekeeping.databases if each.alias not in problems]
+
     # --- Threads ------------------------------------------------------------------------------
 
     def _run_consumer(self, consumer: Consumer) -> None:
         try:
-            self._again_and_again(consumer.step, consumer.group)
+            self._loop.run(consumer.step, consumer.group)
             consumer.stop()
         except LightbusError as error:
             logger.warning("%s: what is in hand is left to the timeout: %s", consumer.group, error)
         finally:
             connections.close_all()
 
-    def _run_housekeeping(self) -> None:
+    def _run_jobs(self, jobs: Jobs) -> None:
         def step() -> None:
-            if not self.housekeeping.step():
-                self._stopping.wait(0.2)
+            if not jobs.step():
+                self._stopping.wait(jobs.seconds_left())
 
         try:
-            self._again_and_again(step, "housekeeping")
+            if jobs is self.housekeeping.jobs:
+                self._stopping.wait(HEAD_START)
+            self._loop.run(step, f"jobs of {jobs.name}")
         finally:
             connections.close_all()
 
@@ -216,24 +244,3 @@ class Worker:
         finally:
             done.set()
             thread.join()
-
-    def _again_and_again(self, step: Callable[[], object], name: str) -> None:
-        delay = 0.0
-        while not self._stopping.is_set():
-            try:
-                step()
-            except (LightbusError, DatabaseError) as error:
-                if isinstance(error, BusForbidden) and time.monotonic() > self._complain_at:
-                    self._complain_at = time.monotonic() + COMPLAIN_INTERVAL
-                    logger.error("%s: can't go on: %s", name, error)
-                elif not delay:
-                    logger.warning("%s: waiting: %s", name, one_line(error))
-            except Exception:
-                logger.exception("%s: an error that should not be; trying again", name)
-            else:
-                if delay:
-                    logger.warning("%s: going on", name)
-                delay = 0.0
-                continue
-            delay = min(2 * delay or 0.1, MAX_DELAY)
-            self._stopping.wait(delay)

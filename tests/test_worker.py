@@ -137,7 +137,7 @@ def test_a_thread_that_dies_ends_the_worker(r, listeners, monkeypatch):
 
 
 def test_says_so_when_the_tables_are_missing(listeners, monkeypatch):
-    monkeypatch.setattr("lightbus_django.worker.has_outbox", lambda alias: False)
+    monkeypatch.setattr("lightbus_django.maintenance.has_outbox", lambda alias: False)
     with pytest.raises(CommandError, match=r"run manage\.py migrate"):
         burst()
 
