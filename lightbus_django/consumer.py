@@ -18,6 +18,7 @@ from .inbox import Inbox
 from .leases import Leases
 from .listeners import Listener
 from .messages import NOOP
+from .pooling import release_connections
 from .positions import Positions
 from .reading import Reading
 from .transactions import WINDOW
@@ -113,6 +114,8 @@ class Consumer:
             self.positions.join()
             self._joined = True
         self._settle()
+        if not (self._held or self._handled):
+            release_connections(idle=False)
         if not self._held and self._aside and now >= self._aside[0][0]:
             self._held.append(self._aside.popleft()[1])
         if self._held:
@@ -133,7 +136,10 @@ class Consumer:
             return True
         # A retry and what is new take turns.
         retried = self.retries_due.is_set() and self._retry()
-        return self._receive(self.reading.read(0 if retried else block), now) or retried or bool(self._aside)
+        entries = self.reading.read(0 if retried else block)
+        if block and not (entries or retried or self._aside):
+            release_connections(idle=True)
+        return self._receive(entries, now) or retried or bool(self._aside)
 
     def stop(self) -> None:
         """Acknowledge what is settled, and hand the rest back to the other processes."""

@@ -14,6 +14,7 @@ from .database import transient_errors
 from .jobs import Job, Jobs
 from .messages import is_name
 from .models import FailedEvent, OutboxEvent, has_outbox
+from .pooling import release_connections
 from .pruning import cutoffs_at, prune
 from .relay import relay
 from .transport import Transport
@@ -64,6 +65,8 @@ class Maintenance:
         if not self.has_outbox:
             with transient_errors(self.alias):
                 self.has_outbox = has_outbox(self.alias)
+            if not self.has_outbox:
+                release_connections(idle=True)
         return False
 
     def known(self) -> Self:

@@ -20,6 +20,7 @@ from .jobs import Jobs
 from .listeners import Listener
 from .loop import Loop
 from .models import OutboxEvent
+from .pooling import release_connections, warn_of_small_pools
 from .transport import Transport
 
 logger = logging.getLogger("lightbus_django")
@@ -128,6 +129,8 @@ class Worker:
             threading.Thread(target=self._run_consumer, args=[consumer], name=consumer.group, daemon=True)
             for consumer in self.consumers
         ]
+        inboxes = [consumer.inbox.using for consumer in self.consumers]
+        warn_of_small_pools([*inboxes, *(database.alias for database in self.housekeeping.databases)])
         jobs_of = {
             threading.Thread(target=self._run_jobs, args=[jobs], name=f"jobs of {jobs.name}", daemon=True): jobs
             for jobs in self.housekeeping.all_jobs()
@@ -211,6 +214,7 @@ class Worker:
     def _run_jobs(self, jobs: Jobs) -> None:
         def step() -> None:
             if not jobs.step():
+                release_connections(idle=False)  # they are due each second
                 self._stopping.wait(jobs.seconds_left())
 
         try:
