@@ -65,8 +65,8 @@ class Consumer:
         self.settings = settings
         self.transport = transport
         self.member = Member(transport, self.group, process_name)
-        self.leases = Leases(self.member, settings.acknowledgement_timeout)
         self.inbox = (BatchInbox if listener.batch else Inbox)(listener, self.group, settings)
+        self.leases = Leases(self.member, settings.acknowledgement_timeout, self.inbox.activity)
         self.positions = Positions(self.member, listener, settings.stream_use, self.inbox)
         self.streams = self.positions.streams
         self.reading = Reading(
@@ -111,8 +111,13 @@ class Consumer:
 
     def _step(self, now: float, block: float) -> bool:
         if not self._joined:
-            self.positions.join()
+            try:
+                self.positions.join()
+            finally:
+                self.inbox.activity.end()
             self._joined = True
+        if self.leases.are_released:
+            self._forget()
         self._settle()
         if not (self._held or self._handled):
             release_connections(idle=False)
@@ -203,8 +208,11 @@ class Consumer:
 
     def _retry(self) -> bool:
         self.reading.flush()
-        if self.inbox.retry(timezone.now()):
-            return True
+        try:
+            if self.inbox.retry(timezone.now()):
+                return True
+        finally:
+            self.inbox.activity.end()
         self.retries_due.clear()
         return False
 
@@ -254,6 +262,9 @@ class Consumer:
         handled = 0
         self._lease()
         try:
+            self.inbox.connect()
+            if self.leases.are_released:
+                return True
             # The first one may have been a neighbour's: only what was delivered again was alone.
             if deaths >= max(self.settings.max_attempts, 2):
                 reason = f"its process died {deaths} times while handling it, or exceeded the timeout"
@@ -262,15 +273,14 @@ class Consumer:
             else:
                 handled = self.inbox.handle(
                     list(self._held),
-                    begin=self.leases.begin,
-                    stopping=self.stopping.is_set,
+                    stopping=lambda: self.stopping.is_set() or self.leases.are_released,
                     defer=len(self._held) > 1 or bool(self.reading.outstanding),
                 )
         except EventContended as trouble:
             logger.warning("%s: %s is set aside for %g s: %s", self.group, first.key, ASIDE, one_line(trouble))
             self._aside.append((max(now, time.monotonic()) + ASIDE, self._held.popleft()))
         finally:
-            self.leases.end()
+            self.inbox.activity.end()
         self._handled += [self._held.popleft() for _ in range(handled)]
         self._settle()
         if not self._held:
@@ -282,13 +292,24 @@ class Consumer:
         more = self.reading.outstanding and self.inbox.gate.is_open and not self.stopping.is_set()
         if not self._handled or more:
             return
-        if self.inbox.confirm():
+        try:
+            is_durable = self.inbox.confirm()
+        finally:
+            self.inbox.activity.end()
+        if is_durable:
             for delivery in self._handled:
                 self.reading.settle(delivery.entry)
         else:
             logger.warning("%s: the database lost commits; %d events go again", self.group, len(self._handled))
             self._held.extendleft(reversed(self._handled))
         self._handled.clear()
+
+    def _forget(self) -> None:
+        """Forget what was released while the database did not answer; what is still ours is found again."""
+        for container in (self._held, self._aside, self.reading.outstanding):
+            container.clear()
+        self.leases.are_released = False
+        self._look_back = True
 
     def _in_hand(self) -> list[Delivery]:
         return [*self._held, *self._handled, *(delivery for _, delivery in self._aside)]

@@ -49,5 +49,9 @@ class DatabaseUnavailable(LightbusError):
     """The database can't be reached, or can't serve for now; the work may be tried again."""
 
 
+class KeyLocked(DatabaseUnavailable):
+    """Another transaction, which has not ended, has an event's idempotency key."""
+
+
 class EventContended(DatabaseUnavailable):
     """The database answers, but one event's transaction does not get through for now."""

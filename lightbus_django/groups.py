@@ -24,12 +24,16 @@ SHOW_UP_INTERVAL = 60.0
 
 
 class Entry(msgspec.Struct, frozen=True, eq=False):
-    """One delivery of a stream's entry. `fields` is empty where somebody trimmed it away."""
+    """One delivery of a stream's entry. `fields` is empty where somebody trimmed it away.
+
+    One that was taken was in another hand before, which may have its key in a transaction that is open still.
+    """
 
     stream: str
     stream_id: str
     fields: Fields
     deliveries: int = 1
+    is_taken: bool = False
 
 
 class Found(NamedTuple):
@@ -163,7 +167,7 @@ class Member:
         deliveries, entries = reply
         # An entry that was trimmed comes back as nothing, or from Redis before 7 as a nil.
         flat = entries[0][1] if entries and entries[0] else []
-        return Entry(stream, stream_id, _fields(flat), deliveries + 1)
+        return Entry(stream, stream_id, _fields(flat), deliveries + 1, is_taken=True)
 
     def renew(self, stream: str, stream_ids: Sequence[str]) -> list[str]:
         """Start the clock of entries anew, of those that are still this consumer's; return these."""

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 
-from django.db import DatabaseError, OperationalError, connections
+from django.db import DatabaseError, connections
 from django.utils import timezone
 
+from .activity import COMMITTING, CONFIRMING, HANDLER, INSERTING_KEY, READING_KEY
 from .chain import Chain, ChainBroken, chain_on
 from .database import restore_autocommit, transient_errors
-from .exceptions import BusUnavailable, DatabaseUnavailable, UnreadableEvent
+from .exceptions import BusUnavailable, DatabaseUnavailable, EventContended, KeyLocked, UnreadableEvent
 from .failures import Delivery
 from .handling import Handling, committed_and_raised
 from .keys import AlreadyHandled
@@ -22,7 +23,6 @@ class Inbox(Handling):
         self,
         deliveries: Sequence[Delivery],
         *,
-        begin: Callable[..., None] = lambda *deliveries: None,
         stopping: Callable[[], bool] = lambda: False,
         defer: bool = False,
     ) -> int:
@@ -33,7 +33,6 @@ class Inbox(Handling):
 
         Args:
             deliveries: events, at least one.
-            begin: is told of each event before its handler is called.
             stopping: whether to stop behind the event in hand.
             defer: commits need not wait for the disk before `confirm` does.
 
@@ -41,15 +40,17 @@ class Inbox(Handling):
             EventContended: the first of them can't get through, and others may.
         """
         self.gate.begin()
-        run = _Run(self, deliveries, begin, stopping, defer)
+        run = _Run(self, deliveries, stopping, defer)
         try:
             try:
                 with transient_errors(self.using):
-                    connections[self.using].ensure_connection()
+                    self.connect()
                     run.step()
                     while run.goes_on(run.handled):
                         run.step()
             except DatabaseUnavailable as trouble:
+                if stopping():
+                    raise
                 run.step_after(trouble)
         except (BusUnavailable, DatabaseUnavailable, DatabaseError):
             if not run.handled:
@@ -60,6 +61,7 @@ class Inbox(Handling):
 
     def confirm(self) -> bool:
         """Make durable what was handled since the last time; return False if all of it has to be handled again."""
+        self.activity.start(CONFIRMING)
         with transient_errors(self.using):
             return self.gate.pass_through()
 
@@ -78,11 +80,13 @@ class Inbox(Handling):
         """Whether this group has handled any of these events, as far as the inbox remembers."""
         if not self.listener.idempotent:
             return False
+        self.activity.start(READING_KEY)
         with transient_errors(self.using):
             return self.keys.rows.filter(event_name__in=list(event_names)).exists()
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
         """Make a delivery a dead letter without handling it, unless it was handled before."""
+        self.activity.start(READING_KEY, delivery)
         with transient_errors(self.using):
             known = self.keys.known([delivery.key])
         if known:
@@ -98,16 +102,15 @@ class _Run:
         self,
         inbox: Inbox,
         deliveries: Sequence[Delivery],
-        begin: Callable[..., None],
         stopping: Callable[[], bool],
         defers: bool,
     ) -> None:
         self.handled = 0
         self._inbox = inbox
         self._deliveries = deliveries
-        self._begin = begin
         self._stopping = stopping
         self._defers = defers
+        self._is_patient = True
         self._chains = defers and len(deliveries) > 1
         self._guard: Guard
         self._now = timezone.now()
@@ -126,7 +129,9 @@ class _Run:
 
     def step_after(self, trouble: DatabaseUnavailable) -> None:
         """Handle the next event, which met trouble of the database."""
-        self._chains = False
+        if isinstance(trouble, KeyLocked):  # to try it at once again would be to wait again
+            raise EventContended(str(trouble)) from trouble
+        self._chains = self._is_patient = False  # what was cut off may have the key
         self._end(self._inbox.persist(self._delivery.key, self._try, trouble))
 
     def _end(self, error: BaseException | None) -> None:
@@ -144,6 +149,7 @@ class _Run:
                 self._insert_key, self._call_chained, is_committed=self._is_committed, defers=self._defers
             )
         except AlreadyHandled:
+            inbox.activity.start(READING_KEY, self._delivery)
             inbox.keys.check_known(self._delivery)
             inbox.gate.add_found(self._delivery.key)
             return self._own_failure()
@@ -156,27 +162,30 @@ class _Run:
 
     def _insert_key(self) -> Guard:
         self._now = timezone.now()
-        try:
+        self._inbox.activity.start(INSERTING_KEY, self._delivery)
+        is_patient = self._is_patient and not self._delivery.entry.is_taken
+        with self._inbox.keys.waiting(is_patient=is_patient):
             self._guard = self._inbox.keys.insert(self._delivery, self._now)
-        except OperationalError as error:  # such as a statement_timeout, while another process has this key in hand
-            raise DatabaseUnavailable(f"{self._inbox.group}: {error}") from error
         return self._guard
 
     def _is_committed(self) -> bool:
         return self._inbox.keys.of([self._delivery.key]).filter(processed_at=self._now).exists()
 
     def _call(self) -> None:
-        self._begin(self._delivery)
+        activity = self._inbox.activity
+        activity.start(HANDLER, self._delivery)
         try:
             self._inbox.call(self._delivery)
         except BaseException as error:
             self._inbox.raised = self._delivery.key, self._now, error
             raise
+        finally:
+            activity.start(COMMITTING, self._delivery)
 
     def _call_without_keys(self) -> None:
         inbox, connection = self._inbox, connections[self._inbox.using]
         while True:
-            self._begin(self._delivery)
+            inbox.activity.start(HANDLER, self._delivery)
             inbox.call(self._delivery)
             restore_autocommit(connection, commit=True)
             if not self.goes_on(self.handled + 1):
@@ -199,7 +208,10 @@ class _Run:
     def _link(self, chain: Chain) -> bool:
         """End the transaction at hand, and begin the next; return whether that could be done."""
         inbox, number = self._inbox, self.handled + 1
-        if not self.goes_on(number) or self._deliveries[number].entry.deliveries > 1:
+        if not self.goes_on(number):
+            return False
+        entry = self._deliveries[number].entry
+        if entry.is_taken or entry.deliveries > 1:
             return False
         if not chain.holds() or (defer := inbox.gate.defer(self._guard)) is None:
             return False
