@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -16,7 +16,7 @@ from . import streams
 from .conf import Settings
 from .consumer import Consumer
 from .database import close_broken, one_line
-from .exceptions import BusUnavailable, GroupMissing, LightbusError
+from .exceptions import BusUnavailable, DatabaseUnavailable, GroupMissing, LightbusError
 from .jobs import Job, Jobs
 from .listeners import registry
 from .maintenance import Maintenance
@@ -115,6 +115,19 @@ class Housekeeping:
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         return dict(problems)
+
+    def leave_out(self, needed: Collection[str], timeout: float) -> None:
+        """Leave out the databases that don't answer within `timeout` seconds, unless one is needed.
+
+        Raises:
+            DatabaseUnavailable: it is.
+        """
+        problems = self.look(connections, timeout)
+        for alias, problem in problems.items():
+            if alias in needed:
+                raise DatabaseUnavailable(problem)
+            logger.warning("%s; it is left out", problem)
+        self.databases = [database for database in self.databases if database.alias not in problems]
 
     # --- In Redis -----------------------------------------------------------------------------
 

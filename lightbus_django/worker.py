@@ -14,7 +14,7 @@ from django.db import connections, router
 from .conf import Settings
 from .consumer import BLOCK, Consumer
 from .database import check_autocommit
-from .exceptions import BusError, ConfigurationError, DatabaseUnavailable, LightbusError
+from .exceptions import BusError, ConfigurationError, LightbusError
 from .housekeeping import Housekeeping
 from .jobs import Jobs
 from .listeners import Listener
@@ -27,6 +27,9 @@ logger = logging.getLogger("lightbus_django")
 
 LOOK_TIMEOUT = 5.0
 """Seconds for which a start waits for an answer of a database."""
+
+ASK_INTERVAL = 1.0
+"""Seconds between two looks of a burst at what is left or due in the databases, while there are events to handle."""
 
 HEAD_START = 1.0
 """Seconds that the jobs in Redis leave to those of the databases, which tell them to which streams was fired."""
@@ -178,27 +181,21 @@ class Worker:
         Raises:
             LightbusError: Redis or the database is not available; nothing is lost.
         """
-        self._leave_out_databases()
+        needed = {router.db_for_write(OutboxEvent), *(consumer.inbox.using for consumer in self.consumers)}
+        self.housekeeping.leave_out(needed, LOOK_TIMEOUT)
         with self._renewing(), ExitStack() as stops:
             for consumer in self.consumers:
                 stops.callback(consumer.stop)
-            busy = True
-            while busy and not self._stopping.is_set():
-                busy = self.housekeeping.relay() | self.housekeeping.flag_due_retries()
-                for consumer in self.consumers:
-                    busy |= consumer.step(block=0)
+            ask_at = 0.0
+            while not self._stopping.is_set():
+                steps = [consumer.step(block=0) for consumer in self.consumers]
+                if any(steps) and time.monotonic() < ask_at:
+                    continue
+                ask_at = time.monotonic() + ASK_INTERVAL
+                if not (self.housekeeping.relay() | self.housekeeping.flag_due_retries() | any(steps)):
+                    break
             while not self._stopping.is_set() and self.housekeeping.step():
                 pass
-
-    def _leave_out_databases(self) -> None:
-        """Leave out those that don't answer; raises DatabaseUnavailable if one is needed."""
-        needed = {router.db_for_write(OutboxEvent), *(consumer.inbox.using for consumer in self.consumers)}
-        problems = self.housekeeping.look(connections, LOOK_TIMEOUT)
-        for alias, problem in problems.items():
-            if alias in needed:
-                raise DatabaseUnavailable(problem)
-            logger.warning("%s; it is left out", problem)
-        self.housekeeping.databases = [each for each in self.housekeeping.databases if each.alias not in problems]
 
     # --- Threads ------------------------------------------------------------------------------
 

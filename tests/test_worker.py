@@ -9,6 +9,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connections
 from django.test import override_settings
+from django.test.utils import CaptureQueriesContext
 
 from lightbus_django import fire, listens_to, on_commit
 from lightbus_django.conf import get_settings
@@ -73,6 +74,22 @@ class TestBurst:
             (name, number) for name in ("delivered", "placed") for number in range(3)
         ]
         assert r.xpending("shop.*:stream", "price-monitor-place")["pending"] == 0
+
+    def test_asks_the_databases_now_and_then_not_after_each_batch(self, r, listeners, lightbus, monkeypatch):
+        monkeypatch.setattr("lightbus_django.worker.ASK_INTERVAL", 600, raising=False)
+        lightbus(BATCH_SIZE=10)
+        handled = []
+
+        @listens_to("shop.order_placed", start="beginning", idempotent=False)
+        def place(event, number):
+            handled.append(number)
+
+        for number in range(500):
+            fire("shop.order_placed", number=number)
+        with CaptureQueriesContext(connections["default"]) as queries:
+            burst()
+        assert handled == list(range(500))
+        assert len(queries) < 50
 
     def test_ends_with_an_error_when_redis_is_away(self, listeners, lightbus):
         @listens_to("shop.order_placed")
