@@ -5,9 +5,10 @@ from collections.abc import Callable, Collection, Sequence
 from django.db import connections
 from django.utils import timezone
 
+from .activity import COMMITTING, HANDLER, INSERTING_KEY
 from .conf import Settings
 from .database import transient_errors
-from .exceptions import DatabaseUnavailable, EventContended, TransactionEnded
+from .exceptions import DatabaseUnavailable, EventContended, KeyLocked, TransactionEnded
 from .failures import Delivery
 from .inbox import Inbox
 from .keys import AlreadyHandled
@@ -35,16 +36,21 @@ class BatchInbox(Inbox):
         stopping: Callable[[], bool] = lambda: False,
         defer: bool = False,
     ) -> int:
+        self._begin = begin
         self._record_failed()
         self.gate.begin()
         first = deliveries[0].key
         try:
             with transient_errors(self.using):
-                connections[self.using].ensure_connection()
-                error = self._try_all(deliveries, begin)
+                self.connect()
+                error = self._try_all(deliveries)
         except DatabaseUnavailable as trouble:
+            if stopping():
+                raise
             try:
-                error = self.persist(first, lambda: self._try_all(deliveries, begin), trouble)
+                if isinstance(trouble, KeyLocked):
+                    raise EventContended(str(trouble)) from trouble
+                error = self.persist(first, lambda: self._try_all(deliveries), trouble)
             except EventContended as contended:
                 if len(deliveries) == 1:
                     raise
@@ -64,15 +70,15 @@ class BatchInbox(Inbox):
             self.record(*self._failed[0])
             del self._failed[0]
 
-    def _try_all(self, deliveries: Sequence[Delivery], begin: Callable[..., None]) -> BaseException | None:
+    def _try_all(self, deliveries: Sequence[Delivery]) -> BaseException | None:
         """Handle events together, those that are not handled yet; return their failure."""
         self._tried = list(deliveries)
         if not self.listener.idempotent:
-            return self.attempt(lambda: self._call_all(deliveries, begin))
+            return self.attempt(lambda: self._call_all(deliveries))
         new = {delivery.key: delivery for delivery in deliveries}
         while new:
             try:
-                return self._try_new(new, begin)
+                return self._try_new(new)
             except AlreadyHandled as taken:
                 found = self.keys.known(new)
                 if not found:
@@ -84,19 +90,22 @@ class BatchInbox(Inbox):
                 self._tried = list(new.values())
         return None
 
-    def _try_new(self, new: dict[str, Delivery], begin: Callable[..., None]) -> BaseException | None:
+    def _try_new(self, new: dict[str, Delivery]) -> BaseException | None:
         now = timezone.now()
         guard: Guard | None = None
 
         def insert() -> Guard:
             nonlocal guard
-            self.keys.insert_all(new.values(), now)
+            self.activity.start(INSERTING_KEY, *new.values())
+            is_patient = not any(delivery.entry.is_taken for delivery in new.values())
+            with self.keys.waiting(is_patient=is_patient):
+                self.keys.insert_all(new.values(), now)
             guard = Guard(connections[self.using])
             return guard
 
         error = self.transact(
             insert,
-            lambda: self._call_all(new.values(), begin),
+            lambda: self._call_all(new.values()),
             is_committed=self.keys.of(new).filter(processed_at=now).exists,
         )
         if guard is not None and guard.is_deferred:  # by the handler, or the session
@@ -104,7 +113,7 @@ class BatchInbox(Inbox):
                 self.gate.add(key)
         return error
 
-    def _call_all(self, deliveries: Collection[Delivery], begin: Callable[..., None]) -> None:
+    def _call_all(self, deliveries: Collection[Delivery]) -> None:
         """Call the handler with those that can be read; the others have failed."""
         readable = []
         for delivery in deliveries:
@@ -112,7 +121,11 @@ class BatchInbox(Inbox):
                 readable.append(delivery)
             elif delivery.problem is not None:
                 self._failures.record(delivery, delivery.problem)
-        begin(*readable)
-        if readable:
-            messages = [delivery.message for delivery in readable if delivery.message is not None]
-            self.isolate(self.listener.call_with, messages)
+        self._begin(*readable)
+        self.activity.start(HANDLER, *readable)
+        try:
+            if readable:
+                messages = [delivery.message for delivery in readable if delivery.message is not None]
+                self.isolate(self.listener.call_with, messages)
+        finally:
+            self.activity.start(COMMITTING, *readable)

@@ -1,5 +1,6 @@
 """`--burst`: do all that there is to do, then end; what could not be done is an error."""
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -11,6 +12,9 @@ from .housekeeping import Housekeeping
 from .models import OutboxEvent, has_outbox
 from .outages import Outage
 
+ASK_INTERVAL = 1.0
+"""Seconds between two looks at what is left or due in the databases, while there are events to handle."""
+
 
 def run_burst(consumers: Sequence[Consumer], housekeeping: Housekeeping, is_stopping: Callable[[], bool]) -> None:
     """Handle, retry, relay and clean up until there is nothing left to do, or `is_stopping`.
@@ -18,26 +22,38 @@ def run_burst(consumers: Sequence[Consumer], housekeeping: Housekeeping, is_stop
     Raises:
         LightbusError, DatabaseError: something could not be done; nothing is lost.
     """
-    steps: list[Callable[[], bool]] = [housekeeping.relay, housekeeping.flag_due_retries]
-    steps += [partial(_step, consumer, Outage(consumer.group, consumer.transport)) for consumer in consumers]
-    problem: Exception | None = None
-    busy = True
-    while busy and not is_stopping():
+    steps: list[Callable[[], bool]] = [
+        partial(_step, consumer, Outage(consumer.group, consumer.transport)) for consumer in consumers
+    ]
+    asks: list[Callable[[], bool]] = [housekeeping.relay, housekeeping.flag_due_retries]
+    problems: list[Exception] = []
+    ask_at = 0.0
+    while not is_stopping():
         reset_queries()
-        busy = False
-        for step in list(steps):
-            try:
-                busy |= step()
-            except BusFull as error:  # the others may need no memory, and make some
-                problem = error
-                steps.remove(step)
+        busy = _run_all(steps, problems)
+        if busy and time.monotonic() < ask_at:
+            continue
+        ask_at = time.monotonic() + ASK_INTERVAL
+        if not (_run_all(asks, problems) or busy):
+            break
     while not is_stopping() and housekeeping.step():
         reset_queries()
-    problems = [problem, *(outage.error for outage in housekeeping.outages.values())]
-    for found in filter(None, problems):
-        raise found
+    for problem in [*problems, *housekeeping.problems()]:
+        raise problem
     if not is_stopping():
         _check_outboxes()
+
+
+def _run_all(steps: list[Callable[[], bool]], problems: list[Exception]) -> bool:
+    """Run each; return whether there was something to do. What needs memory that Redis lacks is not run again."""
+    busy = False
+    for step in list(steps):
+        try:
+            busy |= step()
+        except BusFull as error:  # the others may need no memory, and make some
+            problems.append(error)
+            steps.remove(step)
+    return busy
 
 
 def _step(consumer: Consumer, outage: Outage) -> bool:

@@ -42,7 +42,9 @@ class Chain:
             and driver.info.transaction_status == IN_TRANSACTION
         )
 
-    def link(self, guard: Guard, defer: str, insert: str, row: tuple[Any, ...]) -> bool:
+    def link(
+        self, guard: Guard, defer: str, insert: str, row: tuple[Any, ...], *, limits: tuple[str, str] = ("", "")
+    ) -> bool:
         """Commit the transaction at hand, and begin the next with a key; return whether that was inserted.
 
         Args:
@@ -50,6 +52,7 @@ class Chain:
             defer: as `Guard.check` takes it.
             insert: the SQL that inserts a key, and returns the transaction's id if it is new.
             row: its parameters.
+            limits: what goes before and behind that.
 
         Raises:
             ChainBroken: it did not get through, or the handler had ended the transaction at hand, as `guard` says then.
@@ -58,9 +61,11 @@ class Chain:
         guard.handler_returned()
         try:
             check, parameters = guard.question(defer)
-            cursor.execute(f"{check}; COMMIT; BEGIN{self._isolation()}; {insert}", [*parameters, *row])
+            before, behind = limits
+            begin = f"BEGIN{self._isolation()}"
+            cursor.execute(f"{check}; COMMIT; {begin}; {before}{insert}{behind}", [*parameters, *row])
             guard.read(*cursor.fetchone())
-            for _ in range(3):
+            for _ in range(3 + before.count(";")):
                 cursor.nextset()
             found = cursor.fetchone()
         except Error as error:

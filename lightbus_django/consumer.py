@@ -19,6 +19,7 @@ from .inbox import Inbox
 from .leases import Leases
 from .listeners import Listener
 from .messages import NOOP
+from .pooling import release_connections
 from .positions import Positions
 from .reading import Reading
 from .transactions import WINDOW
@@ -68,7 +69,7 @@ class Consumer:
         self.inbox = (BatchInbox if listener.batch else Inbox)(listener, self.group, settings)
         self.positions = Positions(self.member, listener, settings.stream_use, self.inbox, service_name)
         self.streams = self.positions.streams
-        self.leases = Leases(self.member, settings.acknowledgement_timeout, self.streams)
+        self.leases = Leases(self.member, settings.acknowledgement_timeout, self.streams, self.inbox.activity)
         self.reading = Reading(
             self.member,
             self.streams,
@@ -112,9 +113,16 @@ class Consumer:
 
     def _step(self, now: float, block: float) -> bool:
         if not self._joined:
-            self.positions.join()
+            try:
+                self.positions.join()
+            finally:
+                self.inbox.activity.end()
             self._joined = True
+        if self.leases.are_released:
+            self._forget()
         self._settle()
+        if not (self._held or self._handled):
+            release_connections(idle=False)
         if not self._held and self._aside and now >= self._aside[0][0]:
             self._held.append(self._aside.popleft()[1])
         if self._held:
@@ -135,7 +143,10 @@ class Consumer:
             return True
         # A retry and what is new take turns.
         retried = self.retries_due.is_set() and self._retry()
-        return self._receive(self.reading.read(0 if retried else block), now) or retried or bool(self._aside)
+        entries = self.reading.read(0 if retried else block)
+        if block and not (entries or retried or self._aside):
+            release_connections(idle=True)
+        return self._receive(entries, now) or retried or bool(self._aside)
 
     def stop(self) -> None:
         """Acknowledge what is settled, and hand the rest back to the other processes."""
@@ -186,8 +197,11 @@ class Consumer:
 
     def _retry(self) -> bool:
         self.reading.flush()
-        if self.inbox.retry(timezone.now()):
-            return True
+        try:
+            if self.inbox.retry(timezone.now()):
+                return True
+        finally:
+            self.inbox.activity.end()
         self.retries_due.clear()
         return False
 
@@ -246,6 +260,9 @@ class Consumer:
         handled = 0
         self._lease()
         try:
+            self.inbox.connect()
+            if self.leases.are_released:
+                return True
             if self._has_killed(first):
                 deaths = first.entry.deliveries - 1
                 reason = f"its process died {deaths} times while handling it, or exceeded the timeout"
@@ -253,14 +270,17 @@ class Consumer:
                 handled = 1
             else:
                 handled = self.inbox.handle(
-                    self._next(), begin=self._begin, stopping=self.stopping.is_set, defer=len(self._held) > 1
+                    self._next(),
+                    begin=self._begin,
+                    stopping=lambda: self.stopping.is_set() or self.leases.are_released,
+                    defer=len(self._held) > 1,
                 )
         except EventContended as trouble:
             logger.warning("%s: %s is set aside for %g s: %s", self.group, first.key, ASIDE, one_line(trouble))
             self.contended = trouble
             self._aside.append((max(now, time.monotonic()) + ASIDE, self._held.popleft()))
         finally:
-            self.leases.end()
+            self.inbox.activity.end()
         if handled:
             self.contended = None
         self._handled += [self._held.popleft() for _ in range(handled)]
@@ -279,28 +299,38 @@ class Consumer:
     def _next(self) -> list[Delivery]:
         """Return what is handled in one go: up to the next event that must not be handled at all."""
         is_single = self.listener.idempotent and not self.listener.batch
-        if self._held[0].entry.deliveries > 1 and not is_single:
+        if self._held[0].entry.is_taken and not is_single:
             # If this one kills the process, those behind it would be counted, or handled, with it.
             return [self._held[0]]
         return list(takewhile(lambda delivery: not self._has_killed(delivery), self._held))
 
     def _begin(self, *deliveries: Delivery) -> None:
-        self.leases.begin(*deliveries)
         for delivery in deliveries:
-            if delivery.entry.deliveries > 1:
+            if delivery.entry.is_taken:
                 self.reading.count_delivery(delivery.entry)
 
     def _settle(self) -> None:
         """Let what was handled be acknowledged."""
         if not self._handled:
             return
-        if self.inbox.confirm():
+        try:
+            is_durable = self.inbox.confirm()
+        finally:
+            self.inbox.activity.end()
+        if is_durable:
             for delivery in self._handled:
                 self.reading.settle(delivery.entry)
         else:
             logger.warning("%s: the database lost commits; %d events go again", self.group, len(self._handled))
             self._held.extendleft(reversed(self._handled))
         self._handled.clear()
+
+    def _forget(self) -> None:
+        """Forget what was released while the database did not answer; what is still ours is found again."""
+        for container in (self._held, self._aside):
+            container.clear()
+        self.leases.are_released = False
+        self._look_back = True
 
     def _in_hand(self) -> list[Delivery]:
         return [*self._held, *self._handled, *(delivery for _, delivery in self._aside)]

@@ -8,7 +8,7 @@ from typing import Any
 from django.db import Error, InternalError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from .exceptions import ConfigurationError, DatabaseUnavailable
+from .exceptions import ConfigurationError, DatabaseUnavailable, KeyLocked
 
 logger = logging.getLogger("lightbus_django")
 
@@ -18,6 +18,7 @@ _POSTGRESQL = ("08", "53", "57P", "40001", "40P01", "55P03")
 # Lock wait timeout, deadlock, gone away, lost, can't connect, too many connections, shutdown, killed,
 # read-only (a failover), disk full, changed since last read, node not ready.
 _MYSQL = {1205, 1213, 2002, 2003, 2006, 2013, 2055, 1040, 1053, 1927, 1290, 1021, 1020, 1047}
+_LOCKED = {"55P03", "57014", 1205}  # lock not available, query cancelled, lock wait timeout
 _MULTI_STATEMENTS = 1 << 16  # of the protocol's flags
 _ABORTED = 3  # what libpq calls a transaction after an error, in whichever driver
 _SQLITE = {5, 6, 10, 13, 14}  # busy, locked, I/O error, full, can't open
@@ -47,6 +48,13 @@ def _is_transient(error: BaseException, using: str) -> bool:
         if error.args and error.args[0] in _MYSQL:
             return True
     return connections[using].connection is None or bool(_broken())
+
+
+def is_locked(error: Error) -> bool:
+    """Whether a statement gave up waiting for another transaction."""
+    cause: Any = error.__cause__
+    code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None) or (error.args[0] if error.args else None)
+    return code in _LOCKED
 
 
 def check_autocommit(using: str) -> None:
@@ -112,6 +120,8 @@ def transient_errors(using: str) -> Iterator[None]:
     """
     try:
         yield
+    except KeyLocked:
+        raise
     except Exception as error:
         if connections[using].in_atomic_block:
             raise

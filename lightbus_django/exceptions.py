@@ -61,5 +61,9 @@ class SequenceBehind(LightbusError):
     """A table's sequence gives out ids that rows have already, as after a restore; the message says what mends it."""
 
 
+class KeyLocked(DatabaseUnavailable):
+    """Another transaction, which has not ended, has an event's idempotency key."""
+
+
 class EventContended(DatabaseUnavailable):
     """The database answers, but one event's transaction does not get through for now."""

@@ -137,6 +137,10 @@ class GroupRecords:
         if is_seen:
             self._seen_at = now + SEEN_INTERVAL
 
+    def has_news(self, positions: Mapping[str, str]) -> bool:
+        """Whether any of these is not written down."""
+        return any(position != self.positions.get(stream) for stream, position in positions.items())
+
     def _save(self, stream: str, position: str) -> None:
         row = self._rows.filter(pk=self._keys[stream])
         if not row.update(position=position, seen_at=timezone.now(), **self._names(stream)):

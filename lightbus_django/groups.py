@@ -26,12 +26,17 @@ _BEHIND_ALL = f"{2**64 - 1}-{2**64 - 2}"
 
 
 class Entry(msgspec.Struct, frozen=True, eq=False):
-    """One delivery of a stream's entry. `fields` is empty where somebody trimmed it away."""
+    """One delivery of a stream's entry. `fields` is empty where somebody trimmed it away.
+
+    One that was taken was in another hand before, which may have its key in a transaction that is open still.
+    """
 
     stream: str
     stream_id: str
     fields: Fields
     deliveries: int = 1
+    is_taken: bool = False
+    """Whether it was delivered before, so that this delivery is counted when its turn comes."""
 
 
 class Standing(NamedTuple):
@@ -161,7 +166,10 @@ class Member:
 
     def _claim(self, stream: str, idle: float, count: int, *consumer: str) -> list[Entry]:
         rows = self._run(CLAIM, stream, self.group, self.name, round(idle * 1000), count, *consumer)
-        return [Entry(stream, raw_id.decode(), _fields(flat), deliveries + 1) for raw_id, deliveries, flat in rows]
+        return [
+            Entry(stream, raw_id.decode(), _fields(flat), deliveries + 1, is_taken=True)
+            for raw_id, deliveries, flat in rows
+        ]
 
     def _acknowledgements(self, acknowledge: Mapping[str, Sequence[str]]) -> list[tuple[str | int, ...]]:
         return [("XACK", stream, self.group, *stream_ids) for stream, stream_ids in acknowledge.items()]

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from django.db import Error, connections, router, transaction
 from django.utils import timezone
 
+from .activity import CLAIMING, COMMITTING, CONNECTING, HANDLER, RECORDING, Activity
 from .chain import ChainBroken
 from .conf import Settings
 from .database import is_transient, one_line, restore_autocommit, transient_errors
@@ -14,6 +15,7 @@ from .exceptions import (
     BusUnavailable,
     DatabaseUnavailable,
     EventContended,
+    KeyLocked,
     SequenceBehind,
     TransactionEnded,
     UnreadableEvent,
@@ -45,6 +47,7 @@ class Handling:
         self.listener = listener
         self.group = group
         self.using = listener.using or router.db_for_write(ProcessedEvent)
+        self.activity = Activity()
         self.keys = Keys(group, self.using)
         self.gate = Gate(self.using, group, defers=settings.defer_commits and listener.defer_commits)
         self._failures = Failures(group, self.using, settings)
@@ -57,10 +60,17 @@ class Handling:
         self._isolation = Isolation(self.using, self.group)
         watch_connections()
 
+    def connect(self) -> None:
+        """Have a connection that is open."""
+        self.activity.start(CONNECTING)
+        with transient_errors(self.using):
+            connections[self.using].ensure_connection()
+
     # --- Retries ------------------------------------------------------------------------------
 
     def retry(self, now: datetime) -> bool:
         """Make the one retry that is due longest at `now`; return whether there was one."""
+        self.activity.start(CLAIMING)
         with transient_errors(self.using):
             if self._unrecorded is not None:
                 self._failures.record_again(*self._unrecorded)
@@ -122,7 +132,11 @@ class Handling:
             return Guard(connections[self.using])
 
         def call() -> None:
-            self.isolate(self.listener.call_one, failed.message())
+            self.activity.start(HANDLER)
+            try:
+                self.isolate(self.listener.call_one, failed.message())
+            finally:
+                self.activity.start(COMMITTING)
 
         try:
             if self.listener.idempotent:
@@ -211,10 +225,11 @@ class Handling:
             EventContended: it did not get through, though the database answers.
         """
         self.tell_of_another_try(key, trouble)
+        self.activity.start(CONNECTING)
         try:
             return self.troubles.persist(key, work, trouble)
         except EventContended as contended:
-            if not self.troubles.count_round(key):
+            if isinstance(contended.__cause__, KeyLocked) or not self.troubles.count_round(key):
                 raise
             return contended
 
@@ -230,6 +245,7 @@ class Handling:
 
     def record(self, delivery: Delivery, error: BaseException) -> None:
         """Record a failure, together with the key of the event unless another process has handled that meanwhile."""
+        self.activity.start(RECORDING, delivery)
         with transient_errors(self.using):
             if not self.listener.idempotent:
                 self._failures.record(delivery, error)

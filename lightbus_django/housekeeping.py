@@ -1,30 +1,26 @@
-"""Everything periodic but the renewal of leases: relay, due retries, trimming, pruning, consumers long gone."""
+"""Everything periodic but the renewal of leases: trimming, consumers long gone, and each database's own jobs."""
 
 import logging
+import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from django.db import Error as DatabaseError
-from django.db import connections
-from django.utils import timezone
+from django.db import connections, router
 
 from . import stale_groups, streams
-from .abandoned import find_abandoned
 from .conf import Settings
 from .consumer import Consumer
-from .database import close_broken, transient_errors
-from .exceptions import BusUnavailable, GroupMissing, LightbusError
+from .database import close_broken, one_line
+from .exceptions import BusUnavailable, DatabaseUnavailable, GroupMissing, LightbusError
+from .jobs import Job, Jobs
 from .listeners import registry
-from .messages import is_name, stream_key
-from .models import FailedEvent, OutboxEvent, has_outbox
-from .outages import Outage
-from .pruning import cutoffs_at, prune
-from .relay import Relay
+from .maintenance import Maintenance
+from .messages import stream_key
+from .models import OutboxEvent
 from .stale_groups import StaleGroups
 from .transport import Transport
 
@@ -33,29 +29,12 @@ logger = logging.getLogger("lightbus_django")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-AFTER_FAILURE = 5.0
-"""Seconds until a job that failed runs again."""
-
-SAY_INTERVAL = 5.0
-"""Seconds between two lines in the log about what was relayed."""
-
 TRIM_SIZE = 10_000
 """How many entries are trimmed at a time; it takes Redis some milliseconds."""
 
-SAMPLE = 1000
-"""Latest rows of the outbox that tell to which streams this service fires."""
-
-
-@dataclass
-class _Job:
-    run: Callable[[], bool]
-    interval: float
-    at_once: Callable[[], bool] = lambda: False  # whether to run again at once while there is something to do
-    due_at: float = 0.0
-
 
 class Housekeeping:
-    """What one thread of a worker does beside its consumers."""
+    """What a worker does beside its consumers: `jobs` in Redis, and those of `databases`; each may have a thread."""
 
     def __init__(
         self, consumers: Sequence[Consumer], *, service_name: str, settings: Settings, transport: Transport
@@ -64,97 +43,108 @@ class Housekeeping:
         self.service_name = service_name
         self.settings = settings
         self.transport = transport
-        self._jobs = [
-            # What comes in one by one is collected for a second.
-            _Job(self.relay, 1.0, at_once=lambda: any(relay.is_behind for relay in self._relays.values())),
-            _Job(self.flag_due_retries, 1.0),
-            _Job(self.trim, 60.0, at_once=lambda: True),
-            _Job(self.prune, 3600.0, at_once=lambda: True),
-            _Job(self.tidy_consumers, 3600.0),
-            _Job(self.report_stale_groups, stale_groups.INTERVAL),
-            _Job(self.report_ids_ahead, 6 * 3600.0),
-            _Job(self.report_abandoned_retries, 6 * 3600.0),
-        ]
+        self.databases = list(self._databases())
+        self.jobs = Jobs(
+            "Redis",
+            [
+                Job("trim", self.trim, 60.0, at_once=lambda: True),
+                Job("tidy_consumers", self.tidy_consumers, 3600.0),
+                Job("report_stale_groups", self.report_stale_groups, stale_groups.INTERVAL),
+                Job("report_ids_ahead", self.report_ids_ahead, 6 * 3600.0),
+            ],
+            transport,
+        )
         self._stale_groups = StaleGroups(transport, stale_after=settings.group_stale_after)
-        self.outages = {job.run: Outage(job.run.__name__, transport) for job in self._jobs}
-        self._has_outbox: dict[str, bool] = {}
-        self._relays: dict[str, Relay] = {}
-        self._relayed = 0
-        self._say_relayed_at = 0.0
-        self._pruning: list[Iterator[tuple[str, int]]] = []
-        self._pruned: Counter[str] = Counter()
+
+    def _databases(self) -> Iterable[Maintenance]:
+        """Return those that may have our tables: none to which the router does not migrate them."""
+        inboxes = {consumer.inbox.using for consumer in self.consumers}
+        for alias in connections:
+            # DATABASES = {"default": {}, ...} is of an unknown vendor.
+            is_known = connections[alias].vendor != "unknown" and router.allow_migrate_model(alias, OutboxEvent)
+            if is_known or alias in inboxes:
+                yield Maintenance(
+                    alias,
+                    [consumer for consumer in self.consumers if consumer.inbox.using == alias],
+                    service_name=self.service_name,
+                    settings=self.settings,
+                    transport=self.transport,
+                )
+
+    # --- All in one thread --------------------------------------------------------------------
 
     def step(self, now: float | None = None) -> bool:
-        """Run what is due at `now`, seconds on the monotonic clock; return whether there was something to do.
+        """Run what is due at `now`, seconds on the monotonic clock; return whether there was something to do."""
+        steps = [jobs.step(now) for jobs in self.all_jobs()]
+        return any(steps)
 
-        A job that fails does not keep the others from running.
-        """
-        if now is None:
-            now = time.monotonic()
-        busy = False
-        for job in self._jobs:
-            if now < job.due_at:
-                continue
-            job.due_at = now + job.interval
-            try:
-                something_done = job.run()
-            except (LightbusError, DatabaseError) as error:
-                close_broken()
-                job.due_at = now + AFTER_FAILURE
-                self.outages[job.run].failed(error)
-                continue
-            self.outages[job.run].ended()
-            if something_done:
-                busy = True
-                job.due_at = now if job.at_once() else job.due_at
-        return busy
+    def all_jobs(self) -> list[Jobs]:
+        """Return the jobs of the databases, and then those in Redis, which follow from what the databases know."""
+        return [*(database.jobs for database in self.databases), self.jobs]
 
-    # --- What is left or due ------------------------------------------------------------------
+    def problems(self) -> list[Exception]:
+        """Return why jobs failed, of those that failed when they ran last."""
+        outages = (outage for jobs in self.all_jobs() for outage in jobs.outages.values())
+        return [outage.error for outage in outages if outage.error]
 
     def relay(self) -> bool:
-        """Mark what is published, and publish what was left in the outboxes."""
-
-        def relay_from(alias: str) -> int:
-            if alias not in self._relays:
-                self._relays[alias] = Relay(alias, self.transport, self.settings)
-            with transient_errors(alias):
-                return self._relays[alias].step(timezone.now())
-
-        count = sum(_each(self._outboxes(), relay_from))
-        self._relayed += count
-        if self._relayed and time.monotonic() >= self._say_relayed_at:
-            logger.info("relay: %d events that had been left in the outbox", self._relayed)
-            self._relayed, self._say_relayed_at = 0, time.monotonic() + SAY_INTERVAL
-        return bool(count)
-
-    def _outboxes(self) -> Iterator[str]:
-        """Yield the aliases of the databases that have an outbox; raises with the one that does not answer."""
-        return filter(self._has_an_outbox, connections)
-
-    def _has_an_outbox(self, alias: str) -> bool:
-        if not self._has_outbox.get(alias):
-            with transient_errors(alias):
-                self._has_outbox[alias] = has_outbox(alias)
-        return self._has_outbox[alias]
+        """Relay what is left in any database; return whether there was something to do."""
+        return any(_each(self.databases, lambda database: database.known().relay()))
 
     def flag_due_retries(self) -> bool:
-        """Tell the consumers that have retries due; each makes them in its own thread."""
+        """Tell the consumers that have retries due; return whether there are any."""
+        return any(_each(self.databases, Maintenance.flag_due_retries))
 
-        def flag(alias: str) -> bool:
-            with transient_errors(alias):
-                consumers = {
-                    consumer.inbox.keys.stored_group: consumer
-                    for consumer in self.consumers
-                    if consumer.inbox.using == alias
-                }
-                names = FailedEvent.objects.using(alias).groups_due(consumers, timezone.now())
-            for name in names:
-                consumers[name].retries_due.set()
-            return bool(names)
+    def prune(self) -> bool:
+        """Delete some old rows of all databases; return whether there may be more."""
+        return any(_each(self.databases, lambda database: database.known().prune()))
 
-        return any(_each({consumer.inbox.using for consumer in self.consumers}, flag))
+    def report_abandoned_retries(self) -> bool:
+        """Warn of retries that nobody makes, in any database."""
+        return any(_each(self.databases, lambda database: database.known().report_abandoned_retries()))
 
-    # --- What is no longer needed -------------------------------------------------------------
+    def look(self, aliases: Iterable[str], timeout: float) -> dict[str, str]:
+        """Look for the outbox in these databases, each in a thread; return what is wrong with those that don't answer.
+
+        `timeout` is in seconds.
+        """
+        problems: dict[str, str] = {}
+
+        def look(database: Maintenance) -> None:
+            try:
+                database.look()
+            except (LightbusError, DatabaseError) as error:
+                problems[database.alias] = one_line(error)
+            else:
+                del problems[database.alias]
+            finally:
+                connections.close_all()
+
+        threads = []
+        for database in self.databases:
+            if database.alias in aliases and database.has_outbox is None:
+                problems[database.alias] = f"database {database.alias!r} has not answered within {timeout:g} s"
+                threads.append(threading.Thread(target=look, args=[database], name="look", daemon=True))
+                threads[-1].start()
+        deadline = time.monotonic() + timeout
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return dict(problems)
+
+    def leave_out(self, needed: Collection[str], timeout: float) -> None:
+        """Leave out the databases that don't answer within `timeout` seconds, unless one is needed.
+
+        Raises:
+            DatabaseUnavailable: it is.
+        """
+        problems = self.look(connections, timeout)
+        for alias, problem in problems.items():
+            if alias in needed:
+                raise DatabaseUnavailable(problem)
+            logger.warning("%s; it is left out", problem)
+        self.databases = [database for database in self.databases if database.alias not in problems]
+
+    # --- In Redis -----------------------------------------------------------------------------
 
     def trim(self) -> bool:
         """Trim our streams of what every group has finished with, beyond what is to be kept anyway."""
@@ -171,23 +161,6 @@ class Housekeeping:
             )
 
         return any(_each(self._streams(), trim))
-
-    def prune(self) -> bool:
-        """Delete some old rows; return whether there may be more."""
-        if not self._pruning:
-            cutoffs = cutoffs_at(datetime.now(UTC), self.settings, self.transport)
-            self._pruning = [prune(alias, cutoffs) for alias in self._outboxes()]
-            self._pruned.clear()
-        pruner = self._pruning.pop()
-        for what, count in pruner:
-            self._pruned[what] += count
-            self._pruning.append(pruner)
-            return True
-        if self._pruning:
-            return True
-        if total := +self._pruned:
-            logger.info("pruned %s", ", ".join(f"{count} {what}" for what, count in total.items()))
-        return False
 
     def tidy_consumers(self) -> bool:
         """Delete consumers of our groups that have nothing pending and were idle for CONSUMER_TTL."""
@@ -209,24 +182,6 @@ class Housekeeping:
         _each(self.consumers, lambda consumer: consumer.positions.report_stranded())
         missing = _each(self._streams(), lambda stream: self._stale_groups.look_at(stream, self._groups_of(stream)))
         self._stale_groups.report_missing(set().union(*missing))
-        return False
-
-    def report_abandoned_retries(self) -> bool:
-        """Warn of retries that nobody makes: of groups of this service that have no listener any more."""
-
-        def report(alias: str) -> None:
-            for found in find_abandoned(alias, self.service_name):
-                if found.retrying and found.is_ours:
-                    logger.warning(
-                        "%s: %d failed events in the database %r are not retried: no listener of this service has this "
-                        "group any more. To make them dead letters: manage.py lightbus_retire %s",
-                        found.group,
-                        found.retrying,
-                        alias,
-                        found.group,
-                    )
-
-        _each(self._outboxes(), report)
         return False
 
     def report_ids_ahead(self) -> bool:
@@ -254,10 +209,7 @@ class Housekeeping:
     def _streams(self) -> list[str]:
         """Return the streams that this service listens to, and those to which its outboxes fired lately."""
         events = {event for listener in registry for event in listener.events}
-        for alias in self._outboxes():
-            latest = OutboxEvent.objects.using(alias).order_by("-pk")
-            with transient_errors(alias):
-                events.update(filter(is_name, latest.values_list("event_name", flat=True)[:SAMPLE]))
+        events.update(*(database.fired_lately for database in self.databases))
         return sorted({stream_key(event, self.settings.stream_use) for event in events})
 
 
@@ -265,12 +217,9 @@ def _each(items: Iterable[Item], work: Callable[[Item], Result]) -> list[Result]
     """Return what `work` makes of each; one that fails keeps no other from its turn, and is told of in the end."""
     results = []
     problem: Exception | None = None
-    iterator = iter(items)
-    while True:
+    for item in items:
         try:
-            results.append(work(next(iterator)))
-        except StopIteration:
-            break
+            results.append(work(item))
         except BusUnavailable:
             raise  # nor would the others get an answer
         except (LightbusError, DatabaseError) as error:

@@ -3,15 +3,16 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 
-from django.db import DatabaseError, Error, OperationalError, connections
+from django.db import DatabaseError, Error, connections
 from django.utils import timezone
 
+from .activity import COMMITTING, CONFIRMING, HANDLER, INSERTING_KEY, READING_KEY
 from .chain import Chain, ChainBroken, chain_on
 from .database import restore_autocommit, transient_errors
-from .exceptions import BusUnavailable, DatabaseUnavailable, SequenceBehind, UnreadableEvent
+from .exceptions import BusUnavailable, DatabaseUnavailable, EventContended, KeyLocked, SequenceBehind, UnreadableEvent
 from .failures import Delivery
 from .handling import Handling, committed_and_raised
-from .keys import AlreadyHandled
+from .keys import LIMITS, AlreadyHandled
 from .transactions import Guard
 
 
@@ -45,11 +46,13 @@ class Inbox(Handling):
         try:
             try:
                 with transient_errors(self.using):
-                    connections[self.using].ensure_connection()
+                    self.connect()
                     run.step()
                     while run.goes_on(run.handled):
                         run.step()
             except DatabaseUnavailable as trouble:
+                if stopping():
+                    raise
                 run.step_after(trouble)
         except (BusUnavailable, DatabaseUnavailable, DatabaseError, SequenceBehind):
             if not run.handled:
@@ -60,6 +63,7 @@ class Inbox(Handling):
 
     def confirm(self) -> bool:
         """Make durable what was handled since the last time; return False if all of it has to be handled again."""
+        self.activity.start(CONFIRMING)
         with transient_errors(self.using):
             return self.gate.pass_through()
 
@@ -78,11 +82,13 @@ class Inbox(Handling):
         """Whether this group has handled any of these events, as far as the inbox remembers."""
         if not self.listener.idempotent:
             return False
+        self.activity.start(READING_KEY)
         with transient_errors(self.using):
             return self.keys.of_events(event_names).exists()
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
         """Make a delivery a dead letter without handling it, unless it was handled before."""
+        self.activity.start(READING_KEY, delivery)
         with transient_errors(self.using):
             known = self.keys.known([delivery.key])
         if known:
@@ -108,6 +114,7 @@ class _Run:
         self._begin = begin
         self._stopping = stopping
         self._defers = defers
+        self._is_patient = True
         self._chains = defers and len(deliveries) > 1
         self._guard: Guard
         self._now = timezone.now()
@@ -126,7 +133,9 @@ class _Run:
 
     def step_after(self, trouble: DatabaseUnavailable) -> None:
         """Handle the next event, which met trouble of the database."""
-        self._chains = False
+        if isinstance(trouble, KeyLocked):  # to try it at once again would be to wait again
+            raise EventContended(str(trouble)) from trouble
+        self._chains = self._is_patient = False  # what was cut off may have the key
         self._end(self._inbox.persist(self._delivery.key, self._try, trouble))
 
     def _end(self, error: BaseException | None) -> None:
@@ -144,6 +153,7 @@ class _Run:
                 self._insert_key, self._call_chained, is_committed=self._is_committed, defers=self._defers
             )
         except AlreadyHandled:
+            inbox.activity.start(READING_KEY, self._delivery)
             inbox.keys.check_known(self._delivery)
             inbox.gate.add_found(self._delivery.key)
             return self._own_failure()
@@ -158,27 +168,32 @@ class _Run:
 
     def _insert_key(self) -> Guard:
         self._now = timezone.now()
-        try:
+        self._inbox.activity.start(INSERTING_KEY, self._delivery)
+        is_patient = self._is_patient and not self._delivery.entry.is_taken
+        with self._inbox.keys.waiting(is_patient=is_patient):
             self._guard = self._inbox.keys.insert(self._delivery, self._now)
-        except OperationalError as error:  # such as a statement_timeout, while another process has this key in hand
-            raise DatabaseUnavailable(f"{self._inbox.group}: {error}") from error
         return self._guard
 
     def _is_committed(self) -> bool:
         return self._inbox.keys.of([self._delivery.key]).filter(processed_at=self._now).exists()
 
     def _call(self) -> None:
+        activity = self._inbox.activity
         self._begin(self._delivery)
+        activity.start(HANDLER, self._delivery)
         try:
             self._inbox.call(self._delivery)
         except BaseException as error:
             self._inbox.raised = self._delivery.key, self._now, error
             raise
+        finally:
+            activity.start(COMMITTING, self._delivery)
 
     def _call_without_keys(self) -> None:
         inbox, connection = self._inbox, connections[self._inbox.using]
         while True:
             self._begin(self._delivery)
+            inbox.activity.start(HANDLER, self._delivery)
             inbox.call(self._delivery)
             restore_autocommit(connection, commit=True)
             if not self.goes_on(self.handled + 1):
@@ -207,8 +222,13 @@ class _Run:
             return False
         if (defer := inbox.gate.defer(self._guard)) is None:
             return False
-        now = timezone.now()
-        is_new = chain.link(self._guard, defer, *inbox.keys.statement(self._deliveries[number], now))
+        now, delivery = timezone.now(), self._deliveries[number]
+        is_new = chain.link(
+            self._guard,
+            defer,
+            *inbox.keys.statement(delivery, now),
+            limits=LIMITS if delivery.entry.is_taken else ("", ""),
+        )
         if self._guard.is_deferred:
             inbox.gate.add(self._delivery.key)
         self.handled, self._now = number, now

@@ -1,14 +1,15 @@
 """Idempotency keys: which events a consumer group has handled, as the database knows it."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from django.db import IntegrityError, connections
+from django.db import IntegrityError, OperationalError, connections
 from django.db.models import QuerySet
 
-from .database import takes_several_statements
-from .exceptions import DatabaseUnavailable
+from .database import fetch, is_locked, takes_several_statements
+from .exceptions import DatabaseUnavailable, KeyLocked
 from .failures import Delivery
 from .inserts import UNLESS_THERE, insert, inserting, statement
 from .models import ProcessedEvent, stored_group
@@ -17,6 +18,25 @@ from .transactions import SAVEPOINT, Guard
 
 _COLUMNS = ("event_id", "consumer_group", "event_name", "processed_at", "discarded")
 _EVENT_NAME = ProcessedEvent._meta.get_field("event_name")
+
+
+LOCK_TIMEOUT = 1000.0
+"""Milliseconds to wait for the transaction of a process that has had an event before. It may hang, or be cut off."""
+
+_TIMEOUT = f"{LOCK_TIMEOUT:.0f}ms"
+
+_LIMIT_BEFORE = (
+    "SELECT set_config('lightbus.lock_timeout', current_setting('lock_timeout'), true); "
+    f"SELECT set_config('lock_timeout', '{_TIMEOUT}', true); "
+)
+LIMITS = _LIMIT_BEFORE, "; SELECT set_config('lock_timeout', current_setting('lightbus.lock_timeout'), true)"
+"""What goes before and behind a statement in the same string, for it not to wait for longer."""
+
+# In this order: what was set before, then the limit, for this transaction.
+_LIMIT = """
+WITH before AS MATERIALIZED (SELECT current_setting('lock_timeout') AS value)
+SELECT value, set_config('lock_timeout', %s, true) FROM before
+"""
 
 
 class AlreadyHandled(Exception):
@@ -114,6 +134,25 @@ class Keys:
         """
         if not self.known([delivery.key]):
             raise DatabaseUnavailable(f"{self.group}: the key of {delivery.key} is neither inserted nor there")
+
+    @contextmanager
+    def waiting(self, *, is_patient: bool) -> Iterator[None]:
+        """Limit how long keys that are inserted in this block are waited for, on PostgreSQL, unless `is_patient`.
+
+        Raises:
+            KeyLocked: another transaction that has one has not ended in time.
+            DatabaseUnavailable: they can't be inserted for now.
+        """
+        connection = connections[self.using]
+        limits = not is_patient and connection.vendor == "postgresql"
+        before = fetch(connection, _LIMIT, [_TIMEOUT])[0] if limits else None
+        try:
+            yield
+        except OperationalError as error:
+            kind = KeyLocked if is_locked(error) else DatabaseUnavailable
+            raise kind(f"{self.group}: {error}") from error
+        if limits:
+            fetch(connection, "SELECT set_config('lock_timeout', %s, true)", [before])
 
     def _row(self, delivery: Delivery, now: datetime) -> tuple[Any, ...]:
         at = connections[self.using].ops.adapt_datetimefield_value(now)

@@ -3,15 +3,18 @@
 import logging
 import sys
 import threading
-import time
 import traceback
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
+from .activity import HANDLER, Activity, Doing
 from .failures import Delivery
-from .groups import SHOW_UP_INTERVAL, Member
+from .groups import SHOW_UP_INTERVAL, Entry, Member
 
 logger = logging.getLogger("lightbus_django")
+
+DATABASE_LAYER = "django.db.backends."
+"""In whose modules a thread is that waits for an answer of a database."""
 
 
 class Leases:
@@ -20,17 +23,19 @@ class Leases:
     One thread says what it holds, another one renews. So what they share is replaced as a whole, never changed.
     """
 
-    def __init__(self, member: Member, timeout: float, streams: Sequence[str]) -> None:
+    def __init__(self, member: Member, timeout: float, streams: Sequence[str], activity: Activity) -> None:
         self.member = member
         self.timeout = timeout
+        self.are_released = False
+        """Whether what was held may be another process's by now, for the database did not answer."""
         self._streams = streams
+        self._activity = activity
         self._show_up_at = 0.0
         self._has_ended = False
         self._lock = threading.Lock()
         self._thread = 0
         self._held: tuple[Delivery, ...] = ()
-        self._in_hand: tuple[tuple[Delivery, ...], float] | None = None
-        self._told: tuple[tuple[Delivery, ...], float] | None = None
+        self._told: Doing | None = None
 
     def hold(self, held: Iterable[Delivery] = ()) -> None:
         """Hold these, and nothing else."""
@@ -43,44 +48,68 @@ class Leases:
             self._held = ()
             self._has_ended = True
 
-    def begin(self, *deliveries: Delivery) -> None:
-        """The thread that holds them begins to handle these, together."""
-        self._in_hand = deliveries, time.monotonic()
-
-    def end(self) -> None:
-        """Nothing is being handled any more."""
-        self._in_hand = None
-
     def renew(self, now: float) -> None:
         """Start the clock anew of what is held, but not of what is in hand if that exceeds the timeout; and show up.
 
-        `now` is the time on the monotonic clock, in seconds.
+        If the database does not answer, all is released. `now` is the time on the monotonic clock, in seconds.
         """
-        in_hand = self._in_hand
+        doing = self._activity.current
         exceeds: tuple[Delivery, ...] = ()
-        if in_hand is not None and now - in_hand[1] > self.timeout:
-            exceeds = in_hand[0]
-            if in_hand is not self._told:
-                self._told = in_hand
-                self._tell(exceeds[0], now - in_hand[1])
+        is_released = False
+        if doing is not None and now - doing.since > self.timeout:
+            exceeds = doing.deliveries if doing.what == HANDLER else ()
+            if doing is not self._told:
+                self._told = doing
+                self._tell(doing, now - doing.since)
+            is_released = doing.what != HANDLER or self._waits_for_database()
         with self._lock:
-            by_stream = defaultdict(list)
-            for delivery in self._held:
-                if delivery not in exceeds:
-                    by_stream[delivery.entry.stream].append(delivery.entry.stream_id)
-            for stream, stream_ids in by_stream.items():
-                self.member.renew(stream, stream_ids)
+            held = [delivery.entry for delivery in self._held if delivery not in exceeds]
+            if is_released:
+                self._release(held)
+            else:
+                self._renew(held)
             if now >= self._show_up_at and not self._has_ended:
                 self._show_up_at = now + SHOW_UP_INTERVAL
                 self.member.show_up(self._streams)
 
-    def _tell(self, delivery: Delivery, seconds: float) -> None:
+    def _renew(self, entries: Iterable[Entry]) -> None:
+        by_stream = defaultdict(list)
+        for entry in entries:
+            by_stream[entry.stream].append(entry.stream_id)
+        for stream, stream_ids in by_stream.items():
+            self.member.renew(stream, stream_ids)
+
+    def _release(self, entries: Collection[Entry]) -> None:
+        """Let other processes have these at once, with no delivery counted, and hold nothing any more."""
+        alike = defaultdict(list)
+        for entry in entries:
+            alike[entry.stream, entry.deliveries - 1].append(entry.stream_id)
+        self.are_released = self.are_released or bool(alike)
+        self._held = ()
+        for (stream, deliveries), stream_ids in alike.items():
+            self.member.hand_back(stream, stream_ids, idle=self.timeout + 1, deliveries=deliveries)
+
+    def _waits_for_database(self) -> bool:
         frame = sys._current_frames().get(self._thread)
-        logger.warning(
-            "%s: %s exceeds ACKNOWLEDGEMENT_TIMEOUT (%.0f s so far); "
-            "another process may take it. Its handler is at\n%s",
-            self.member.group,
-            delivery.entry.stream_id,
-            seconds,
-            "".join(traceback.format_stack(frame)) if frame else "an unknown place",
-        )
+        while frame is not None:
+            if frame.f_globals.get("__name__", "").startswith(DATABASE_LAYER):
+                return True
+            frame = frame.f_back
+        return False
+
+    def _tell(self, doing: Doing, seconds: float) -> None:
+        group = self.member.group
+        if doing.what != HANDLER:
+            text = "%s: the database has not answered for %.0f s (%s%s); other processes may take what is in hand"
+            event = f", {doing.deliveries[0].key}" if doing.deliveries else ""
+            logger.warning(text, group, seconds, doing.what, event)
+        elif doing.deliveries:
+            frame = sys._current_frames().get(self._thread)
+            logger.warning(
+                "%s: %s exceeds ACKNOWLEDGEMENT_TIMEOUT (%.0f s so far); "
+                "another process may take it. Its handler is at\n%s",
+                group,
+                doing.deliveries[0].entry.stream_id,
+                seconds,
+                "".join(traceback.format_stack(frame)) if frame else "an unknown place",
+            )

@@ -1,12 +1,16 @@
 """Where a consumer group stands, for it to come back there should Redis forget it."""
 
 import logging
+import threading
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
 
+from django.db import connections
+
 from . import republished
+from .activity import REMEMBERING
 from .exceptions import BusError, BusForbidden, DatabaseUnavailable, GroupMissing
 from .failures import Delivery
 from .group_records import GroupRecords, Start
@@ -18,6 +22,10 @@ from .streams import Group, end, groups, last_id
 from .times import SKEW, event_bytes, first_id, has_time
 
 logger = logging.getLogger("lightbus_django")
+
+
+LAST_TIMEOUT = 2.0
+"""Seconds that a stop waits for the position of a group to be written down."""
 
 
 class Positions:
@@ -52,6 +60,7 @@ class Positions:
                 # What is new is so from the first try on; the database may not answer yet.
                 self._ends.setdefault(stream, end(self.member.transport, stream))
                 missing.append(stream)
+        self.inbox.activity.start(REMEMBERING)
         try:
             self.records.load()
         except DatabaseUnavailable:
@@ -76,14 +85,30 @@ class Positions:
 
     def remember(self) -> None:
         """Write down where the group stands, now and then."""
-        self.records.save(self._positions)
+        self.inbox.activity.start(REMEMBERING)
+        try:
+            self.records.save(self._positions)
+        finally:
+            self.inbox.activity.end()
 
     def remember_last(self) -> None:
-        """Write down where the group stands, as this process ends; should that fail, it was written down before."""
+        """Write down where the group stands, as this process ends; should that fail, it was written down before.
+
+        A database that does not answer doesn't keep the process from ending.
+        """
         with suppress(BusError):
             for stream in self._positions:
                 self.look(stream)
-        self.records.save(self._positions, at_once=True)
+        if self.records.has_news(self._positions):
+            thread = threading.Thread(target=self._save_last, name=f"last position of {self.member.group}", daemon=True)
+            thread.start()
+            thread.join(LAST_TIMEOUT)
+
+    def _save_last(self) -> None:
+        try:
+            self.records.save(self._positions, at_once=True)
+        finally:
+            connections.close_all()
 
     def older(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
         """Return those that are not for this group: published again, and for the first time before it started."""

@@ -7,6 +7,7 @@ there, and makes them durable, once for many.
 
 import time
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from django.db import DatabaseError, connections, transaction
 
@@ -127,7 +128,7 @@ class Gate:
         self._defers = defers
         self._unproven: set[str] = set()
         self._opened_at = 0.0
-        self._default: tuple[object, str] | None = None
+        self._defaults: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
     @property
     def is_overdue(self) -> bool:
@@ -153,9 +154,15 @@ class Gate:
             return None
         if guard.began_at - self._opened_at > WINDOW:
             return None
-        if self._default is None or self._default[0] is not connection.connection:
-            self._default = connection.connection, fetch(connection, _DEFAULT)[0]
-        return self._default[1]
+        return self._default_of(connection)
+
+    def _default_of(self, connection: Any) -> str:
+        """Return the value of synchronous_commit with which a session began; it is asked once."""
+        connection.ensure_connection()
+        session = connection.connection
+        if session not in self._defaults:
+            self._defaults[session] = fetch(connection, _DEFAULT)[0]
+        return self._defaults[session]
 
     def add(self, key: str) -> None:
         """Have a key proved whose commit did not wait for the disk."""
@@ -180,7 +187,7 @@ class Gate:
     def _prove(self, keys: list[str]) -> int:
         connection = connections[self._using]
         table = connection.ops.quote_name(ProcessedEvent._meta.db_table)
-        default = self._default[1] if self._default else fetch(connection, _DEFAULT)[0]
+        default = self._default_of(connection)
         if default == "off":  # a session may be like that, but what is acknowledged has to be durable
             default = "on"
         with transaction.atomic(using=self._using):

@@ -1,39 +1,38 @@
-"""A worker process: a thread for each listener, one for housekeeping, one that renews leases."""
+"""A worker process: a thread for each listener, for the jobs of each database and in Redis, and for leases."""
 
 import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
-from django.db import Error as DatabaseError
-from django.db import connections, reset_queries, router
+from django.db import connections, router
 
 from .burst import run_burst
 from .conf import Settings
 from .consumer import BLOCK, Consumer
 from .database import check_autocommit
-from .exceptions import (
-    BusError,
-    BusUnavailable,
-    BusUnsupported,
-    ConfigurationError,
-    LightbusError,
-)
+from .exceptions import BusError, BusUnavailable, BusUnsupported, ConfigurationError, LightbusError
 from .groups import SHOW_UP_INTERVAL
 from .housekeeping import Housekeeping
+from .jobs import Jobs
 from .listeners import Listener
-from .models import OutboxEvent, has_outbox
+from .loop import repeat
+from .models import OutboxEvent
 from .outages import Outage
+from .pooling import release_connections, warn_of_small_pools
 from .transport import Transport
 
 logger = logging.getLogger("lightbus_django")
 
-MAX_DELAY = 5.0
-"""Seconds at most until a thread tries again what failed."""
+LOOK_TIMEOUT = 5.0
+"""Seconds for which a start waits for an answer of a database."""
+
+HEAD_START = 1.0
+"""Seconds that the jobs in Redis leave to those of the databases, which tell them to which streams was fired."""
 
 
 class Worker:
@@ -91,11 +90,9 @@ class Worker:
         for consumer in self.consumers:
             check_autocommit(consumer.inbox.using)
         alias = router.db_for_write(OutboxEvent)
-        try:
-            there = has_outbox(alias)
-        except DatabaseError:
-            return
-        if not there:
+        self.housekeeping.look([alias], LOOK_TIMEOUT)
+        databases = {database.alias: database.has_outbox for database in self.housekeeping.databases}
+        if databases.get(alias, False) is False:
             raise ConfigurationError(f"The database {alias!r} has no tables of lightbus_django: run manage.py migrate.")
 
     def check_bus(self) -> None:
@@ -146,28 +143,46 @@ class Worker:
             threading.Thread(target=self._run_consumer, args=[consumer], name=consumer.group, daemon=True)
             for consumer in self.consumers
         ]
-        threads.append(threading.Thread(target=self._run_housekeeping, name="housekeeping", daemon=True))
+        inboxes = [consumer.inbox.using for consumer in self.consumers]
+        warn_of_small_pools([*inboxes, *(database.alias for database in self.housekeeping.databases)])
+        jobs_of = {
+            threading.Thread(target=self._run_jobs, args=[jobs], name=f"jobs of {jobs.name}", daemon=True): jobs
+            for jobs in self.housekeeping.all_jobs()
+        }
         well = True
         with self._renewing() as leases:
-            for thread in threads:
+            for thread in [*threads, *jobs_of]:
                 thread.start()
             while not self._stopping.is_set():
                 time.sleep(0.1)  # not wait(), which a signal handler that calls stop() could lock up
-                if not all(thread.is_alive() for thread in [*threads, leases]) and not self._stopping.is_set():
+                for jobs in jobs_of.values():
+                    jobs.report_stuck()
+                if (
+                    not all(thread.is_alive() for thread in [*threads, *jobs_of, leases])
+                    and not self._stopping.is_set()
+                ):
                     logger.critical("a thread died; ending the process")
                     well = False
                     self.stop()
             logger.info("stopping")
             deadline = time.monotonic() + stop_timeout
-            while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
+            while time.monotonic() < deadline:
+                # A job that hangs has nothing in hand that another process could not do as well.
+                awaited = [*threads, *(thread for thread, jobs in jobs_of.items() if not jobs.is_stuck())]
+                if not any(thread.is_alive() for thread in awaited):
+                    break
                 time.sleep(0.02)  # nor join(), which sleeps through a second signal
+        for thread, jobs in jobs_of.items():
+            if thread.is_alive():
+                logger.warning("the jobs of %s are not waited for: it does not answer", jobs.name)
         late = [thread.name for thread in threads if thread.is_alive()]
         if late:
             logger.warning(
                 "not ended within %g s: %s; what they have in hand is left to others", stop_timeout, ", ".join(late)
             )
         else:
-            self.transport.close()
+            if not any(thread.is_alive() for thread in jobs_of):
+                self.transport.close()
             logger.info("stopped")
         return well and not late
 
@@ -177,6 +192,8 @@ class Worker:
         Raises:
             LightbusError, DatabaseError: something could not be done; nothing is lost.
         """
+        needed = {router.db_for_write(OutboxEvent), *(consumer.inbox.using for consumer in self.consumers)}
+        self.housekeeping.leave_out(needed, LOOK_TIMEOUT)
         with self._renewing(), ExitStack() as stops:
             for consumer in self.consumers:
                 stops.callback(consumer.stop)
@@ -190,20 +207,23 @@ class Worker:
             return consumer.contended
 
         try:
-            self._again_and_again(step, Outage(consumer.group, self.transport))
+            repeat(step, Outage(consumer.group, self.transport), self._stopping)
             consumer.stop()
         except LightbusError as error:
             logger.warning("%s: what is in hand is left to the timeout: %s", consumer.group, error)
         finally:
             connections.close_all()
 
-    def _run_housekeeping(self) -> None:
+    def _run_jobs(self, jobs: Jobs) -> None:
         def step() -> None:
-            if not self.housekeeping.step():
-                self._stopping.wait(0.2)
+            if not jobs.step():
+                release_connections(idle=False)  # they are due each second
+                self._stopping.wait(jobs.seconds_left())
 
         try:
-            self._again_and_again(step, Outage("housekeeping", self.transport))
+            if jobs is self.housekeeping.jobs:
+                self._stopping.wait(HEAD_START)
+            repeat(step, Outage(f"jobs of {jobs.name}", self.transport), self._stopping)
         finally:
             connections.close_all()
 
@@ -231,24 +251,3 @@ class Worker:
         finally:
             done.set()
             thread.join()
-
-    def _again_and_again(self, step: Callable[[], Exception | None], outage: Outage) -> None:
-        """Call `step`, which raises or returns what is the matter, until `stop()`."""
-        delay = 0.0
-        while not self._stopping.is_set():
-            reset_queries()  # Django logs them if DEBUG is on
-            try:
-                trouble = step()
-            except (LightbusError, DatabaseError) as error:
-                outage.failed(error)
-            except Exception:
-                logger.exception("%s: an error that should not be; trying again", outage.name)
-            else:
-                if trouble:
-                    outage.failed(trouble, is_told=True)
-                else:
-                    outage.ended()
-                delay = 0.0
-                continue
-            delay = min(2 * delay or 0.1, MAX_DELAY)
-            self._stopping.wait(delay)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,14 +25,14 @@ class OwnPostgreSQL:
         self._binaries = binaries
         self._data = directory / "data"
         self._options: dict[str, Any] = {"user": user} if user else {}
-        self._port = free_port()
+        self.port = free_port()
         self._settings: dict[str, object] = {
-            "port": self._port,
+            "port": self.port,
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": "",
         }
         self._process: subprocess.Popen[bytes] | None = None
-        self.url = f"postgres://postgres@127.0.0.1:{self._port}/postgres"
+        self.url = f"postgres://postgres@127.0.0.1:{self.port}/postgres"
         self.urls = {"DATABASE_URL": self.url, "OTHER_DATABASE_URL": self.url}
         subprocess.run(
             [binaries / "initdb", "--auth=trust", "--username=postgres", "--no-sync", "-D", self._data],
@@ -57,6 +58,15 @@ class OwnPostgreSQL:
             )
         return self.answers()
 
+    def migrate(self) -> None:
+        """Create our tables, and those of the tests."""
+        subprocess.run(
+            [sys.executable, "manage.py", "migrate", "--verbosity=0"],
+            cwd=Path(__file__).resolve().parent.parent,
+            env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", **self.urls},
+            check=True,
+        )
+
     def stop(self, signum: int = signal.SIGINT) -> None:
         """SIGINT is an orderly end, SIGQUIT a crash; SIGKILL leaves its processes to notice that by themselves."""
         if self._process:
@@ -73,7 +83,7 @@ class OwnPostgreSQL:
         port = free_port()
         directory = self._data.parent
         config = directory / "pgbouncer.ini"
-        config.write_text(PGBOUNCER.format(port=port, server=self._port))
+        config.write_text(PGBOUNCER.format(port=port, server=self.port))
         user = directory / "users.txt"
         user.write_text('"postgres" ""\n')
         for path in (config, user):

@@ -1,11 +1,8 @@
 """Databases that go away, lock, or can't decide: nobody's fault, so no attempt is counted and nothing is lost."""
 
 import contextlib
-import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -20,7 +17,7 @@ from lightbus_django.models import FailedEvent, ProcessedEvent
 from lightbus_django.worker import Worker
 from tests.app.models import Effect, Parent
 
-from .conftest import ROOT, drain, eventually
+from .conftest import drain, eventually
 from .own_postgresql import own_postgresql
 
 KEY = "shop.*:stream"
@@ -566,12 +563,7 @@ def postgresql():
     """A PostgreSQL of our own that has our tables, and room for a few connections only."""
     with own_postgresql() as server:
         server.start(**FEW_CONNECTIONS)
-        subprocess.run(
-            [sys.executable, "manage.py", "migrate", "--verbosity=0"],
-            cwd=ROOT,
-            env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", **server.urls},
-            check=True,
-        )
+        server.migrate()
         yield server
 
 

@@ -117,13 +117,14 @@ def test_a_worker_that_starts_first_says_nothing_of_missing_groups(record, caplo
 
 def test_an_outage_is_told_of_once_and_so_is_its_end(housekeeping, caplog):
     keeper = housekeeping()
+    keeper.relay()  # which has found the outbox
     with connections["default"].execute_wrapper(refuse):
         for second in range(60):
             keeper.step(now=float(second))
-    assert caplog.text.count("relay: waiting") == 1
+    assert caplog.text.count("relay of 'default': waiting") == 1
     keeper.step(now=100.0)
     keeper.step(now=101.0)
-    assert caplog.text.count("relay: going on") == 1
+    assert caplog.text.count("relay of 'default': going on") == 1
 
 
 def test_a_default_database_that_is_none(housekeeping, monkeypatch, settings):

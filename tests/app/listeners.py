@@ -24,15 +24,18 @@ def fragile(
     fails: bool = False,
     sleep: float = 0,
     once: str = "",
+    reads: bool = False,
     **kwargs: Any,
 ) -> None:
-    """Does what the event says: sleep, die, or fail. With `once`, a path, only the first time."""
+    """Does what the event says: sleep, read, die, or fail. With `once`, a path, only the first time."""
     Effect.objects.create(name="fragile", number=number)
     if once and Path(once).exists():
         return
     if once:
         Path(once).touch()
     time.sleep(sleep)
+    if reads:
+        Effect.objects.count()
     if dies:
         os.kill(os.getpid(), signal.SIGKILL)
     if fails:
