@@ -259,6 +259,7 @@ class Consumer:
         first = self._held[0]
         handled = 0
         self._lease()
+        self.inbox.troubles.is_crowded = len(self._aside) >= MAX_ASIDE - 1
         try:
             self.inbox.connect()
             if self.leases.are_released:

@@ -8,7 +8,7 @@ from typing import Any
 from django.db import Error, InternalError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from .exceptions import ConfigurationError, DatabaseUnavailable, KeyLocked
+from .exceptions import ConfigurationError, DatabaseUnavailable
 
 logger = logging.getLogger("lightbus_django")
 
@@ -120,7 +120,9 @@ def transient_errors(using: str) -> Iterator[None]:
     """
     try:
         yield
-    except KeyLocked:
+    except DatabaseUnavailable:
+        if not connections[using].in_atomic_block:
+            close_broken()
         raise
     except Exception as error:
         if connections[using].in_atomic_block:

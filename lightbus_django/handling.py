@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.db import Error, connections, router, transaction
 from django.utils import timezone
@@ -185,7 +186,7 @@ class Handling:
             AlreadyHandled: by `begin`, or `call`.
             ChainBroken: by `call`.
         """
-        connection = connections[self.using]
+        connection: Any = connections[self.using]
         guard: Guard | None = None
         try:
             with transaction.atomic(using=self.using):
@@ -201,10 +202,15 @@ class Handling:
             if guard is None or isinstance(error, KeyboardInterrupt):
                 raise
             is_lost = isinstance(error, Error) and connection.connection is not driver
+            # An error of the driver itself, if a cursor was open.
+            is_closed = connection.closed_in_transaction and isinstance(error, (Error, connection.Database.Error))
             is_failure = self._is_failure(error) and not is_lost
             # If the commit was not answered, the key tells whether it was made.
             if (is_failure or not guard.has_returned) and is_committed():
                 return committed_and_raised(error)
+            if is_closed:
+                text = f"the handler closed its connection to the database {self.using!r}"
+                raise DatabaseUnavailable(text) from error
             if is_lost:
                 raise DatabaseUnavailable(f"database {self.using!r}: {type(error).__name__}: {error}") from error
             if not is_failure:

@@ -24,7 +24,7 @@ PAUSE = 0.05
 
 ROUNDS = 4
 PATIENCE = 3.0
-"""Rounds of tries, and seconds, after which trouble is an event's own, if others have had none meanwhile."""
+"""Rounds of tries, and seconds, after which trouble is an event's own, if others have none or can't be tried."""
 
 MAX_REMEMBERED = 1000
 
@@ -43,6 +43,8 @@ class Troubles:
         self._using = using
         self.successes = 0
         """How many transactions have succeeded."""
+        self.is_crowded = False
+        """Whether so many events wait that no other can succeed, for none is read."""
         self._by_key: dict[str, _Trouble] = {}
 
     def persist(self, key: str, work: Callable[[], Result], trouble: DatabaseUnavailable) -> Result:
@@ -87,7 +89,7 @@ class Troubles:
         trouble = self._by_key.pop(key, None) or _Trouble(time.monotonic(), self.successes)
         trouble.rounds += 1
         is_long = trouble.rounds >= ROUNDS and time.monotonic() - trouble.since >= PATIENCE
-        if is_long and self.successes > trouble.successes:
+        if is_long and (self.is_crowded or self.successes > trouble.successes):
             return True
         if len(self._by_key) >= MAX_REMEMBERED:
             del self._by_key[next(iter(self._by_key))]

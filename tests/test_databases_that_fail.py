@@ -6,7 +6,7 @@ import sqlite3
 import threading
 
 import pytest
-from django.db import DatabaseError, OperationalError, connection, transaction
+from django.db import DatabaseError, OperationalError, connection, connections, transaction
 
 from lightbus_django import fire, listens_to
 from lightbus_django.conf import get_settings
@@ -450,6 +450,34 @@ class TestAnEventThatCanNotGetThrough:
         assert handled() == at_first(4)
         assert not FailedEvent.objects.exists()
         assert deliveries(r) == []
+
+    def test_nor_do_many_of_them_hold_up_what_comes_behind_for_long(self, r, row, listen, consume, monkeypatch):
+        """Though no other transaction succeeds meanwhile, for nothing else is read: recording the failure does."""
+        monkeypatch.setattr("lightbus_django.consumer.MAX_ASIDE", 3)
+        monkeypatch.setattr("lightbus_django.troubles.PATIENCE", 0.5)
+        listen(before=lambda number: number < 5 and Parent.objects.select_for_update(nowait=True).get())
+        consumer = consume()
+        for number in range(7):
+            fire("shop.order_placed", number=number)
+            consumer.step(block=0)
+        eventually(lambda: consumer.step(block=0) and [number for number, _ in handled()] == [5, 6])
+        assert FailedEvent.objects.filter(error__startswith="EventContended").exists()
+
+    @pytest.mark.parametrize("batch", [False, True])
+    def test_one_whose_handler_closes_its_connection_says_so(self, batch, r, listeners, consume, monkeypatch, caplog):
+        monkeypatch.setattr("lightbus_django.troubles.PATIENCE", 0.5)
+
+        @listens_to("shop.order_placed", start="beginning", batch=batch)
+        def record(events, **kwargs):
+            connections.close_all()
+            Effect.objects.count()
+
+        consumer = consume()
+        fire_orders(2)
+        eventually(lambda: consumer.step(block=0) and FailedEvent.objects.count() == 2)
+        for failed in FailedEvent.objects.all():
+            assert failed.error == "EventContended: the handler closed its connection to the database 'default'"
+        assert "the handler closed its connection to the database 'default'" in caplog.text
 
     @of_postgresql
     def test_though_its_tries_take_longer_than_it_is_aside(self, r, row, listeners, consume):
