@@ -147,8 +147,9 @@ class TestTheRelay:
         while keeper.relay():
             pass
         lines = [record.message for record in caplog.records if record.message.startswith("relay: ")]
-        assert lines == ["relay: 1 events that had been left in the outbox"]
-        keeper._say_relayed_at = 0.0
+        assert lines == ["relay: 1 events that had been left in the outbox of 'default'"]
+        (database,) = [each for each in keeper.databases if each.alias == "default"]
+        database._say_relayed_at = 0.0
         keeper.relay()
         lines = [record.message for record in caplog.records if record.message.startswith("relay: ")]
-        assert lines[1:] == ["relay: 4 events that had been left in the outbox"]
+        assert lines[1:] == ["relay: 4 events that had been left in the outbox of 'default'"]

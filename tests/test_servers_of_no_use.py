@@ -166,11 +166,14 @@ def test_says_what_it_is(
         caplog.clear()
         OutboxEvent.objects.update(due_at="2000-01-01T00:00Z")
         worker = Worker(registry, service_name="shop", process_name="worker", settings=get_settings())
-        thread = threading.Thread(target=worker.run)
+        thread = threading.Thread(target=worker.run, daemon=True)
         thread.start()
-        eventually(lambda: "shop-book: " in caplog.text and "shop-also: " in caplog.text and "relay: " in caplog.text)
-        worker.stop()
-        thread.join(40)
+        names = "shop-book: ", "shop-also: ", "relay"
+        try:
+            eventually(lambda: all(name in caplog.text for name in names))
+        finally:
+            worker.stop()
+            thread.join(40)
     assert "ERROR" in {record.levelname for record in caplog.records if what in record.message}
     for text in (*texts, caplog.text):
         assert VALUE not in text

@@ -368,7 +368,7 @@ def test_a_failover_to_a_replica(
             eventually(lambda: nothing_is_left(new))
             assert handled() == [1, 2, 3]
             # The worker's other threads had their connections to the old master, too.
-            assert not [record for record in logs.records if record.message.startswith("relay: Redis at")]
+            assert not [record for record in logs.records if record.message.startswith("relay of 'default': Redis at")]
             assert "the group was gone" not in logs.text
         finally:
             address.close()

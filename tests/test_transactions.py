@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from django.db import Error, OperationalError, connection, connections, transaction
+from django.db import OperationalError, connection, connections, transaction
 from django.utils import timezone
 from model_bakery import baker
 
@@ -13,7 +13,7 @@ from lightbus_django import BusUnavailable, listens_to
 from lightbus_django.batches import BatchInbox
 from lightbus_django.conf import get_settings
 from lightbus_django.consumer import ASIDE
-from lightbus_django.exceptions import DatabaseUnavailable, EventContended
+from lightbus_django.exceptions import DatabaseUnavailable, EventContended, SequenceBehind
 from lightbus_django.failures import Failures
 from lightbus_django.handling import Handling
 from lightbus_django.inbox import Inbox
@@ -234,7 +234,7 @@ class TestTheKey:
         while left:
             try:
                 left = left[box.handle(left) :]
-            except Error:
+            except SequenceBehind:
                 refused += 1
         assert refused == 5
         assert effects() == [1, 2]
