@@ -7,10 +7,11 @@ import threading
 
 import pytest
 from django.db import DatabaseError, OperationalError, connection, connections, transaction
+from model_bakery import baker
 
 from lightbus_django import fire, listens_to
 from lightbus_django.conf import get_settings
-from lightbus_django.database import is_transient
+from lightbus_django.database import fetch, is_transient
 from lightbus_django.exceptions import DatabaseUnavailable
 from lightbus_django.listeners import registry
 from lightbus_django.models import FailedEvent, ProcessedEvent
@@ -495,6 +496,37 @@ class TestAnEventThatCanNotGetThrough:
         fire_orders(3)
         eventually(lambda: consumer.step(block=0) and {1, 2} <= set(calls))
         consumer.stop()
+
+    @of_postgresql
+    def test_nor_does_one_whose_key_another_process_holds_hold_up_what_comes_with_it(self, r, listen, consume, caplog):
+        """It was left by a process that hangs in its transaction."""
+        timeouts = []
+        listen(before=lambda number: timeouts.append(fetch(connection, "SHOW lock_timeout")[0]))
+        consumer = consume()
+        fire_orders(4)
+        ((_, entries),) = r.xreadgroup(consumer.group, "dead", {KEY: ">"})
+        r.xclaim(KEY, consumer.group, "dead", 0, [key for key, _ in entries], idle=3_600_000, justid=True)
+        held, release = threading.Event(), threading.Event()
+
+        def hang():
+            with transaction.atomic():
+                baker.make(ProcessedEvent, event_id=entries[2][1]["id"], consumer_group=consumer.group)
+                held.set()
+                release.wait(60)
+                transaction.set_rollback(True)
+
+        thread = in_thread(hang)
+        assert held.wait(10)
+        consumer._reclaim_at = 0.0
+        eventually(lambda: consumer.step(block=0) and len(handled()) == 3)
+        assert handled() == [(number, "attempt 2") for number in (0, 1, 3)]
+        assert "is set aside for 1 s" in caplog.text
+        release.set()
+        thread.join(30)
+        drain(consumer)
+        assert handled() == [(number, "attempt 2") for number in range(4)]
+        assert set(timeouts) == {"0"}
+        assert not FailedEvent.objects.exists()
 
     def test_a_stop_hands_it_back(self, r, consumer):
         consumer.stop()
