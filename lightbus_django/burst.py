@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
-from django.db import connections, reset_queries
+from django.db import reset_queries
 
 from .consumer import Consumer
 from .exceptions import BusError, BusFull
 from .housekeeping import Housekeeping
-from .models import OutboxEvent, has_outbox
+from .models import OutboxEvent
 from .outages import Outage
 
 ASK_INTERVAL = 1.0
@@ -22,10 +23,15 @@ def run_burst(consumers: Sequence[Consumer], housekeeping: Housekeeping, is_stop
     Raises:
         LightbusError, DatabaseError: something could not be done; nothing is lost.
     """
-    steps: list[Callable[[], bool]] = [
-        partial(_step, consumer, Outage(consumer.group, consumer.transport)) for consumer in consumers
-    ]
-    asks: list[Callable[[], bool]] = [housekeeping.relay, housekeeping.flag_due_retries]
+    steps: dict[Any, Callable[[], bool]] = {
+        consumer: partial(_step, consumer, Outage(consumer.group, consumer.transport)) for consumer in consumers
+    }
+
+    def look_for_retries() -> bool:
+        housekeeping.flag_due_retries()
+        return any(consumer.retries_due.is_set() for consumer in steps)
+
+    asks: dict[Any, Callable[[], bool]] = {"relay": housekeeping.relay, "retries": look_for_retries}
     problems: list[Exception] = []
     ask_at = 0.0
     while not is_stopping():
@@ -41,18 +47,18 @@ def run_burst(consumers: Sequence[Consumer], housekeeping: Housekeeping, is_stop
     for problem in [*problems, *housekeeping.problems()]:
         raise problem
     if not is_stopping():
-        _check_outboxes()
+        _check_outboxes(housekeeping)
 
 
-def _run_all(steps: list[Callable[[], bool]], problems: list[Exception]) -> bool:
+def _run_all(steps: dict[Any, Callable[[], bool]], problems: list[Exception]) -> bool:
     """Run each; return whether there was something to do. What needs memory that Redis lacks is not run again."""
     busy = False
-    for step in list(steps):
+    for key, step in list(steps.items()):
         try:
             busy |= step()
         except BusFull as error:  # the others may need no memory, and make some
             problems.append(error)
-            steps.remove(step)
+            del steps[key]
     return busy
 
 
@@ -67,8 +73,10 @@ def _step(consumer: Consumer, outage: Outage) -> bool:
     return busy
 
 
-def _check_outboxes() -> None:
-    for alias in filter(has_outbox, connections):
-        refused = OutboxEvent.objects.using(alias).refused()
+def _check_outboxes(housekeeping: Housekeeping) -> None:
+    for database in housekeeping.databases:
+        if not database.has_outbox:
+            continue
+        refused = OutboxEvent.objects.using(database.alias).refused()
         if first := refused.first():
             raise BusError(f"outbox: {refused.count()} events can't be published yet; the first one: {first.error}")

@@ -9,10 +9,11 @@ from itertools import takewhile
 from django.db import DatabaseError
 from django.utils import timezone
 
+from .activity import CONNECTING
 from .batches import BatchInbox
 from .conf import Settings
 from .database import one_line
-from .exceptions import BusError, DatabaseUnavailable, EventContended, GroupMissing
+from .exceptions import BusError, BusUnavailable, DatabaseUnavailable, EventContended, GroupMissing
 from .failures import Delivery
 from .groups import NOBODY, Entry, Member
 from .inbox import Inbox
@@ -104,14 +105,19 @@ class Consumer:
             return self._step(time.monotonic() if now is None else now, block)
         except GroupMissing as error:
             logger.warning("%s: %s", self.group, error)
+            self.reading.give_up()
             self._joined, self._look_back = False, True
             return True
+        except DatabaseUnavailable:
+            self.inbox.activity.start(CONNECTING)  # until the next step
+            raise
         except BusError:
             # Redis may have delivered entries in an answer that we never got.
             self._look_back = True
             raise
 
     def _step(self, now: float, block: float) -> bool:
+        self.inbox.activity.end()
         if not self._joined:
             try:
                 self.positions.join()
@@ -171,9 +177,9 @@ class Consumer:
             logger.info("%s: handed back %d events", self.group, len(left))
         for container in (self._held, self._handled, self._aside):
             container.clear()
+        self.member.close()  # during a long handler Redis may have given the connection up
         if self._joined:
             self.positions.remember_last()
-        self.member.close()  # during a long handler Redis may have given the connection up
         if self._leave and self._joined:
             for stream in self.streams:
                 self.member.leave(stream)
@@ -306,9 +312,12 @@ class Consumer:
         return list(takewhile(lambda delivery: not self._has_killed(delivery), self._held))
 
     def _begin(self, *deliveries: Delivery) -> None:
-        for delivery in deliveries:
-            if delivery.entry.is_taken:
-                self.reading.count_delivery(delivery.entry)
+        try:
+            for delivery in deliveries:
+                if delivery.entry.is_taken:
+                    self.reading.count_delivery(delivery.entry)
+        except BusError as error:  # whatever it is, the handler has not failed
+            raise BusUnavailable(str(error)) from error
 
     def _settle(self) -> None:
         """Let what was handled be acknowledged."""
@@ -330,7 +339,8 @@ class Consumer:
         """Forget what was released while the database did not answer; what is still ours is found again."""
         for container in (self._held, self._aside):
             container.clear()
-        self.leases.are_released = False
+        self.contended = None
+        self.leases.forget()
         self._look_back = True
 
     def _in_hand(self) -> list[Delivery]:

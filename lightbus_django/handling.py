@@ -258,7 +258,8 @@ class Handling:
                 return
             with transaction.atomic(using=self.using):
                 try:
-                    guard = self.keys.insert(delivery, timezone.now())
+                    with self.keys.waiting(is_patient=not delivery.entry.is_taken):
+                        guard = self.keys.insert(delivery, timezone.now())
                 except AlreadyHandled:
                     self.keys.check_known(delivery)
                     self.gate.add_found(delivery.key)

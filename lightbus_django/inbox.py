@@ -87,14 +87,21 @@ class Inbox(Handling):
             return self.keys.of_events(event_names).exists()
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
-        """Make a delivery a dead letter without handling it, unless it was handled before."""
+        """Make a delivery a dead letter without handling it, unless it was handled before.
+
+        Raises:
+            EventContended: another process has it in hand.
+        """
         self.activity.start(READING_KEY, delivery)
         with transient_errors(self.using):
             known = self.keys.known([delivery.key])
         if known:
             self.gate.add_found(delivery.key)
-        else:
+            return
+        try:
             self.record(delivery, UnreadableEvent(reason))
+        except KeyLocked as locked:
+            raise EventContended(str(locked)) from locked
 
 
 class _Run:

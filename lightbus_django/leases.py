@@ -48,6 +48,11 @@ class Leases:
             self._held = ()
             self._has_ended = True
 
+    def forget(self) -> None:
+        """What was released is known to be; a release that is under way is over when this returns."""
+        with self._lock:
+            self.are_released = False
+
     def renew(self, now: float) -> None:
         """Start the clock anew of what is held, but not of what is in hand if that exceeds the timeout; and show up.
 
@@ -84,8 +89,9 @@ class Leases:
         alike = defaultdict(list)
         for entry in entries:
             alike[entry.stream, entry.deliveries - 1].append(entry.stream_id)
-        self.are_released = self.are_released or bool(alike)
-        self._held = ()
+        if alike:
+            self.are_released = True
+            self._held = ()
         for (stream, deliveries), stream_ids in alike.items():
             self.member.hand_back(stream, stream_ids, idle=self.timeout + 1, deliveries=deliveries)
 

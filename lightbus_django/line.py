@@ -28,7 +28,8 @@ class Line:
         with self._errors():
             if self._connection is None:
                 self._connection = self.transport.client.connection_pool.get_connection()
-            self._connection.send_packed_command([packed(commands)])
+            # redis-py would take a reply that was not read yet for that to its own PING.
+            self._connection.send_packed_command([packed(commands)], check_health=not self._sent)
         self._sent += len(commands)
 
     def receive(self, count: int = 1) -> list[Any]:

@@ -4,8 +4,9 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+from .exceptions import GroupMissing
 from .groups import Entry, Member
 
 logger = logging.getLogger("lightbus_django")
@@ -100,8 +101,9 @@ class Reading:
 
     def count_delivery(self, entry: Entry) -> None:
         """Acknowledge what is settled, and count a delivery of what was delivered before."""
-        if self.is_asked:  # the answer to that comes first
-            self.member.hand_back(entry.stream, [entry.stream_id], idle=0, deliveries=entry.deliveries)
+        if self.is_asked:  # the answer to that comes first, and tells of a group that is missing
+            with suppress(GroupMissing):
+                self.member.hand_back(entry.stream, [entry.stream_id], idle=0, deliveries=entry.deliveries)
             return
         self.member.count_delivery(entry, acknowledge=self._settled)
         self._send_settled()
@@ -112,6 +114,11 @@ class Reading:
         self._asked_at, self._asked_for = time.monotonic(), self.count
         with self._taking_back():
             self.member.ask(self.streams, count=self.count, block=block, acknowledge=self._sent)
+
+    def give_up(self) -> None:
+        """Expect no answer any more to what was sent."""
+        self._take_back()
+        self.member.close()
 
     def receive(self) -> list[Entry]:
         """Return what was asked for, less what others may have taken meanwhile."""
@@ -159,8 +166,11 @@ class Reading:
         try:
             yield
         except BaseException:
-            self._asked_at = None
-            for stream, stream_ids in self._sent.items():
-                self._settled[stream][:0] = stream_ids
-            self._sent.clear()
+            self._take_back()
             raise
+
+    def _take_back(self) -> None:
+        self._asked_at = None
+        for stream, stream_ids in self._sent.items():
+            self._settled[stream][:0] = stream_ids
+        self._sent.clear()

@@ -173,14 +173,14 @@ class Transport:
     @property
     def is_down(self) -> bool:
         """Whether Redis did not answer when it was asked last."""
-        return self._try_at is not None
+        return self._try_at is not None and not keeps_events()
 
     def is_worth_trying(self, now: float | None = None) -> bool:
         """Whether Redis answers as far as known; else True for one caller after each pause, who shall try.
 
         `now` is the time on the monotonic clock, in seconds.
         """
-        if self._try_at is None:
+        if self._try_at is None or keeps_events():
             return True
         if now is None:
             now = time.monotonic()

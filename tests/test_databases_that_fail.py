@@ -528,6 +528,35 @@ class TestAnEventThatCanNotGetThrough:
         assert set(timeouts) == {"0"}
         assert not FailedEvent.objects.exists()
 
+    @of_postgresql
+    def test_nor_does_one_that_is_to_be_a_dead_letter(self, r, listen, consume, lightbus):
+        """The process in which it exceeded the timeout last still has its key."""
+        lightbus(MAX_ATTEMPTS=2)
+        listen()
+        consumer = consume()
+        fire_orders(2)
+        ((_, entries),) = r.xreadgroup(consumer.group, "hangs", {KEY: ">"})
+        for (stream_id, _), deliveries in zip(entries, (7, 1), strict=True):
+            r.xclaim(KEY, consumer.group, "hangs", 0, [stream_id], idle=3_600_000, retrycount=deliveries, justid=True)
+        held, release = threading.Event(), threading.Event()
+
+        def hang():
+            with transaction.atomic():
+                baker.make(ProcessedEvent, event_id=entries[0][1]["id"], consumer_group=consumer.group)
+                held.set()
+                release.wait(60)
+                transaction.set_rollback(True)
+
+        thread = in_thread(hang)
+        assert held.wait(10)
+        consumer._reclaim_at = 0.0
+        eventually(lambda: consumer.step(block=0) and len(handled()) == 1)
+        assert not FailedEvent.objects.exists()
+        release.set()
+        thread.join(30)
+        drain(consumer)
+        assert FailedEvent.objects.get().is_dead_letter
+
     def test_a_stop_hands_it_back(self, r, consumer):
         consumer.stop()
         assert deliveries(r) == [0]

@@ -9,9 +9,10 @@ import pytest
 from lightbus_django import BusUnavailable, consumer, fire, fire_many, listens_to
 from lightbus_django.groups import Member
 from lightbus_django.reading import Reading
+from lightbus_django.transport import Transport
 from tests.app.models import Effect
 
-from .conftest import drain
+from .conftest import drain, eventually
 from .test_consumer import GROUP, KEY, age, pending
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("listeners")]
@@ -174,3 +175,18 @@ def test_that_nothing_can_be_asked_for_ahead_costs_the_batch_in_hand_no_attempt(
         consumer.step(block=0)
     drain(consumer)
     assert deliveries == [1] * 20
+
+
+def test_replies_that_are_read_later_are_not_taken_for_that_to_redis_pys_ping(r, seen, lightbus_url, listeners):
+    """Which it sends before a command where the URL asks for health checks."""
+    transport = Transport(f"{lightbus_url}?health_check_interval=1", timeout=5, retries=0)
+    member = Member(transport, GROUP, "worker")
+    member.join(KEY, "0")
+    fire_numbers(2)
+    member.ask([KEY], count=2, block=0, acknowledge={})
+    assert len(member.receive()) == 2
+    for entry in member.outstanding(KEY, 2):
+        member.count_delivery(entry, acknowledge={})
+        time.sleep(1.1)  # longer than the interval
+    eventually(lambda: [row["times_delivered"] for row in r.xpending_range(KEY, GROUP, "-", "+", 2)] == [2, 2])
+    transport.close()
