@@ -55,6 +55,8 @@ def inserting(model: type[models.Model], using: str) -> Iterator[None]:
     try:
         yield
     except IntegrityError as error:
+        if not isinstance(model._meta.pk, models.AutoField | models.BigAutoField):
+            raise
         diagnosis: Any = getattr(error.__cause__, "diag", None)  # of PostgreSQL's drivers
         key = f"({model._meta.pk.column})="
         if getattr(diagnosis, "table_name", None) != model._meta.db_table or key not in (

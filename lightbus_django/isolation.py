@@ -24,8 +24,7 @@ class _Thread:
     def __init__(self) -> None:
         # The caches too: one that is first used in an event would be another one in the next event.
         _make_all(caches)
-        self.by_alias = _make_all(connections)
-        self.connections = [*self.by_alias.values()]
+        self.connections = _make_all(connections)
         self.wrappers: list[list[Any]] = []
         """The execute wrappers that each connection had when its event began, or since then, when it connected."""
         self._seen = Context()
@@ -66,11 +65,11 @@ def _this_thread() -> _Thread:
     return found
 
 
-def _make_all(handler: Any) -> dict[str, Any]:
-    made = {}
+def _make_all(handler: Any) -> list[Any]:
+    made = []
     for alias in handler:
         with suppress(Exception):  # it is for those who use it to complain
-            made[alias] = handler[alias]
+            made.append(handler[alias])
     return made
 
 
@@ -95,7 +94,7 @@ class Isolation:
         """Call a handler. A commit hook that it adds and that raises doesn't keep the hooks after it from running."""
         thread = _this_thread()
         context = thread.new_context()
-        connection = thread.by_alias[self._using]
+        connection: Any = connections[self._using]
         first = len(connection.run_on_commit)
         thread.run(context, call, *arguments)
         hooks = connection.run_on_commit

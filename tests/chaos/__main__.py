@@ -143,7 +143,8 @@ def databases_for(arguments: argparse.Namespace) -> Iterator[tuple[str, str, Own
         with own_postgresql() as postgresql:
             # Only the gate makes deferred commits durable.
             postgresql.start(wal_writer_delay="10s", max_connections=200)
-            postgresql.query("CREATE DATABASE other")
+            with postgresql.connect() as connection:
+                connection.execute("CREATE DATABASE other")
             with postgresql.pooled() as pooled_url:
                 if pooled_url is None:
                     console.print("without a pooler: pgbouncer is not installed")
