@@ -174,7 +174,7 @@ class SlowLine:
 @pytest.fixture
 def slow_line(r, lightbus) -> Iterator[None]:
     with closing(SlowLine(r.connection_pool.connection_kwargs["port"])) as line:
-        lightbus(URL=line.url, REDIS_TIMEOUT=0.6)
+        lightbus(URL=line.url, REDIS_TIMEOUT=1.5)
         yield
 
 
