@@ -32,10 +32,18 @@ class SilentProxy:
         try:
             yield
         finally:
-            self._loop.call_soon_threadsafe(server.close)
-            self._loop.call_soon_threadsafe(self._abort, self._writers)
+            asyncio.run_coroutine_threadsafe(self._end(server), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             thread.join()
+            self._loop.close()
+
+    async def _end(self, server: asyncio.Server) -> None:
+        server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        self._abort(self._writers)
 
     def silence(self) -> None:
         """From now on, nothing is passed on on the connections that are open; new ones work."""
@@ -61,12 +69,13 @@ class SilentProxy:
             self._silent.discard(each)
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            if writer not in self._silent:
-                writer.write(data)
-                await writer.drain()
-        if writer not in self._silent and writer.can_write_eof():
-            writer.write_eof()
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                if writer not in self._silent:
+                    writer.write(data)
+                    await writer.drain()
+            if writer not in self._silent and writer.can_write_eof():
+                writer.write_eof()
 
     @staticmethod
     def _abort(writers: set[asyncio.StreamWriter]) -> None:
