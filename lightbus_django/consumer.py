@@ -187,7 +187,7 @@ class Consumer:
         self.inbox.give_back()
 
     def renew(self, now: float | None = None) -> None:
-        """Start the clock anew of what waits here, and of the event in hand unless it exceeds the timeout. Show up."""
+        """Renew the leases of what waits here, and of the event in hand unless it exceeds the timeout. Show up."""
         self.leases.renew(time.monotonic() if now is None else now)
 
     # --- Where events come from ---------------------------------------------------------------

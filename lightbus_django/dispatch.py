@@ -31,7 +31,7 @@ GRACE = timedelta(seconds=10)
 """How long somebody has for publishing the rows that are theirs, before a relay takes them."""
 
 SETTLE_EVERY = 1000
-"""After so many notes the one who made the last settles them, lest they pile up where no relay runs."""
+"""Every so many notes, the publishing process marks the rows itself; notes don't pile up where no relay runs."""
 
 
 class Staged(NamedTuple):
@@ -172,7 +172,7 @@ def _put_off_refused(events: Sequence[Staged], results: Sequence[object], using:
 
 
 def put_off(using: str, key: UUID, event_name: str, error: Exception) -> None:
-    """Let a row that can't be published wait, lest it holds up those behind it."""
+    """Let a row that can't be published wait, so that it doesn't hold up those behind it."""
     logger.error("outbox: %s %s can't be published yet: %s", event_name, key, error)
     later = timezone.now() + 6 * GRACE
     text = storable(str(error), OutboxEvent._meta.get_field("error"), using)

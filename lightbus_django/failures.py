@@ -154,7 +154,7 @@ class Failures:
         is_final = isinstance(error, (UnreadableEvent, TransactionEnded))
         if failed.attempts < self.settings.max_attempts and not is_final:
             delay = min(self.settings.retry_backoff * 2 ** (failed.attempts - 1), self.settings.retry_backoff_max)
-            # Jitter, lest what failed together fails together again.
+            # Jitter, so that events that failed together are not all retried together.
             failed.next_attempt_at = timezone.now() + timedelta(seconds=delay * random.uniform(0.5, 1))
 
     def _storable(self, text: str, name: str, length: int = MAX_ERROR) -> str:

@@ -126,7 +126,7 @@ class Member:
         self._line.send([*self._acknowledgements(acknowledge), touch], entry.stream)
 
     def renew(self, stream: str, stream_ids: Sequence[str]) -> list[str]:
-        """Start the clock of entries anew, of those that are still this consumer's; return these."""
+        """Reset the idle time of the entries that are still this consumer's; return these."""
         touched = self.transport.run(TOUCH, stream, self.group, self.name, self.name, 0, -1, *stream_ids)
         return [stream_id.decode() for stream_id in touched]
 

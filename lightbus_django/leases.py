@@ -54,7 +54,7 @@ class Leases:
             self.are_released = False
 
     def renew(self, now: float) -> None:
-        """Start the clock anew of what is held, but not of what is in hand if that exceeds the timeout; and show up.
+        """Renew what is held, except for what is in hand if that exceeds the timeout; and show up.
 
         If the database does not answer, all is released. `now` is the time on the monotonic clock, in seconds.
         """

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from .exceptions import GroupMissing
@@ -69,31 +69,13 @@ class Reading:
 
     def look_back(self, in_hand: Collection[tuple[str, str]]) -> list[Entry]:
         """Acknowledge what is settled, and return what was delivered before, oldest first, less what is in hand."""
-        self.flush()
-        self._asked_for = self.count
-        with self._taking_back():
-            entries = [
-                entry
-                for stream in self.streams
-                for entry in self.member.outstanding(stream, self.count + len(in_hand))
-                if (entry.stream, entry.stream_id) not in in_hand
-            ]
-        self._sent.clear()
-        self._adapt(entries)
-        return entries
+        count = self.count + len(in_hand)
+        entries = self._claim(lambda stream: self.member.outstanding(stream, count))
+        return [entry for entry in entries if (entry.stream, entry.stream_id) not in in_hand]
 
     def reclaim(self) -> list[Entry]:
         """Acknowledge what is settled, and return what exceeds the timeout elsewhere, a batch of each stream."""
-        self.flush()
-        self._asked_for = self.count
-        with self._taking_back():
-            entries = [
-                entry
-                for stream in self.streams
-                for entry in self.member.reclaim(stream, idle=self.timeout, count=self.count)
-            ]
-        self._sent.clear()
-        self._adapt(entries)
+        entries = self._claim(lambda stream: self.member.reclaim(stream, idle=self.timeout, count=self.count))
         if entries:
             group, count = self.member.group, len(entries)
             logger.info("%s: reclaimed %d events from processes that exceeded the timeout", group, count)
@@ -150,6 +132,15 @@ class Reading:
             self.count = min(2 * self.count, self.max_count)
         if size:
             self.count = max(1, min(self.count, READ_BYTES * len(sample) // (size * len(self.streams))))
+
+    def _claim(self, claim: Callable[[str], list[Entry]]) -> list[Entry]:
+        self.flush()
+        self._asked_for = self.count
+        with self._taking_back():
+            entries = [entry for stream in self.streams for entry in claim(stream)]
+        self._sent.clear()
+        self._adapt(entries)
+        return entries
 
     def _send_settled(self) -> None:
         for stream, stream_ids in self._settled.items():

@@ -1,6 +1,6 @@
 """What Redis does for us in one step, in Lua."""
 
-# XCLAIM takes entries from whoever has them, and drops those that were trimmed without a word; TOUCH leaves both alone.
+# XCLAIM takes entries from other consumers, and silently drops those that were trimmed; TOUCH leaves both alone.
 TOUCH = """
 local touched = {}
 for i = 6, #ARGV do

@@ -33,7 +33,7 @@ class StaleGroups:
             # A listener that waits for events of a quiet stream may not have asked for long.
             if group.unread_for() > self._stale_after and (group.pending or group.lag != 0):
                 logger.warning(
-                    "nobody has read the group %s of %s for %s; for its sake %s events are kept. If its "
+                    "nobody has read the group %s of %s for %s; %s events are kept because of it. If its "
                     "listener is gone for good: manage.py lightbus_retire %s",
                     group.name,
                     stream,

@@ -135,7 +135,7 @@ class Transport:
                     lambda: exchange(connection, commands, replies), lambda error: connection.disconnect()
                 )
             except BaseException:
-                connection.disconnect()  # lest who comes next gets the replies to these
+                connection.disconnect()  # or the next user gets the replies to these
                 raise
             finally:
                 pool.release(connection)

@@ -410,6 +410,27 @@ def test_handlers_whose_transactions_cannot_be_serialized_are_made_again(level, 
     assert not FailedEvent.objects.exists()
 
 
+@contextlib.contextmanager
+def key_held(event_id, group):
+    """Let another process have a key in a transaction that stays open for the block, and is rolled back."""
+    held, release = threading.Event(), threading.Event()
+
+    def hang():
+        with transaction.atomic():
+            baker.make(ProcessedEvent, event_id=event_id, consumer_group=group)
+            held.set()
+            release.wait(60)
+            transaction.set_rollback(True)
+
+    thread = in_thread(hang)
+    assert held.wait(10)
+    try:
+        yield
+    finally:
+        release.set()
+        thread.join(30)
+
+
 @of_servers
 class TestAnEventThatCanNotGetThrough:
     """Somebody holds a row that it wants, and others get through: it is set aside, and they pass."""
@@ -506,23 +527,11 @@ class TestAnEventThatCanNotGetThrough:
         fire_orders(4)
         ((_, entries),) = r.xreadgroup(consumer.group, "dead", {KEY: ">"})
         r.xclaim(KEY, consumer.group, "dead", 0, [key for key, _ in entries], idle=3_600_000, justid=True)
-        held, release = threading.Event(), threading.Event()
-
-        def hang():
-            with transaction.atomic():
-                baker.make(ProcessedEvent, event_id=entries[2][1]["id"], consumer_group=consumer.group)
-                held.set()
-                release.wait(60)
-                transaction.set_rollback(True)
-
-        thread = in_thread(hang)
-        assert held.wait(10)
         consumer._reclaim_at = 0.0
-        eventually(lambda: consumer.step(block=0) and len(handled()) == 3)
-        assert handled() == [(number, "attempt 2") for number in (0, 1, 3)]
-        assert "is set aside for 1 s" in caplog.text
-        release.set()
-        thread.join(30)
+        with key_held(entries[2][1]["id"], consumer.group):
+            eventually(lambda: consumer.step(block=0) and len(handled()) == 3)
+            assert handled() == [(number, "attempt 2") for number in (0, 1, 3)]
+            assert "is set aside for 1 s" in caplog.text
         drain(consumer)
         assert handled() == [(number, "attempt 2") for number in range(4)]
         assert set(timeouts) == {"0"}
@@ -538,22 +547,10 @@ class TestAnEventThatCanNotGetThrough:
         ((_, entries),) = r.xreadgroup(consumer.group, "hangs", {KEY: ">"})
         for (stream_id, _), deliveries in zip(entries, (7, 1), strict=True):
             r.xclaim(KEY, consumer.group, "hangs", 0, [stream_id], idle=3_600_000, retrycount=deliveries, justid=True)
-        held, release = threading.Event(), threading.Event()
-
-        def hang():
-            with transaction.atomic():
-                baker.make(ProcessedEvent, event_id=entries[0][1]["id"], consumer_group=consumer.group)
-                held.set()
-                release.wait(60)
-                transaction.set_rollback(True)
-
-        thread = in_thread(hang)
-        assert held.wait(10)
         consumer._reclaim_at = 0.0
-        eventually(lambda: consumer.step(block=0) and len(handled()) == 1)
-        assert not FailedEvent.objects.exists()
-        release.set()
-        thread.join(30)
+        with key_held(entries[0][1]["id"], consumer.group):
+            eventually(lambda: consumer.step(block=0) and len(handled()) == 1)
+            assert not FailedEvent.objects.exists()
         drain(consumer)
         assert FailedEvent.objects.get().is_dead_letter
 
