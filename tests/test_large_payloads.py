@@ -6,6 +6,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from urllib.parse import urlsplit
 
 import pytest
 from django.db import transaction
@@ -133,13 +134,14 @@ class TestPublishing:
 class SlowLine:
     """A way to the server on which a few MB a second pass."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, url: str) -> None:
+        self._port = urlsplit(url).port
         self._listener = socket.socket()
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
         self._listener.bind((LOOPBACK, 0))
         self._listener.listen()
-        self.url = f"redis://{LOOPBACK}:{self._listener.getsockname()[1]}/0"
+        port = self._listener.getsockname()[1]
+        self.url = urlsplit(url)._replace(netloc=f"{LOOPBACK}:{port}").geturl()
         self._sockets: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
@@ -172,8 +174,8 @@ class SlowLine:
 
 
 @pytest.fixture
-def slow_line(r, lightbus) -> Iterator[None]:
-    with closing(SlowLine(r.connection_pool.connection_kwargs["port"])) as line:
+def slow_line(lightbus_url, lightbus) -> Iterator[None]:
+    with closing(SlowLine(lightbus_url)) as line:
         lightbus(URL=line.url, REDIS_TIMEOUT=1.5)
         yield
 
