@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from .events.message import EventMessage
 from .exceptions import (
     BusError,
     BusUnavailable,
@@ -12,20 +13,10 @@ from .exceptions import (
     LightbusError,
     UnreadableEvent,
 )
-from .listeners import listens_to
-from .messages import EventMessage
+from .listening.registry import listens_to
 
 if TYPE_CHECKING:
-    from .publishing import (
-        afire,
-        afire_many,
-        aon_commit,
-        aon_commit_many,
-        fire,
-        fire_many,
-        on_commit,
-        on_commit_many,
-    )
+    from .firing.api import afire, afire_many, aon_commit, aon_commit_many, fire, fire_many, on_commit, on_commit_many
 
 __version__ = "0.1.0"
 
@@ -50,7 +41,7 @@ __all__ = [
     "on_commit_many",
 ]
 
-_PUBLISHING = {
+_FIRING = {
     "afire",
     "afire_many",
     "aon_commit",
@@ -64,8 +55,8 @@ _PUBLISHING = {
 
 def __getattr__(name: str) -> Any:
     # Models can't be imported before Django's apps are loaded, but this package can.
-    if name in _PUBLISHING:
-        from . import publishing
+    if name in _FIRING:
+        from .firing import api as publishing
 
         return getattr(publishing, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,12 +9,12 @@ from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
 from django.db import connections, router
 
+from .bus.client import Transport
 from .conf import find_problems, get_settings, is_random
-from .database import check_autocommit
+from .database.connections import check_autocommit
 from .exceptions import ConfigurationError
-from .listeners import registry
+from .listening.registry import registry
 from .models import ProcessedEvent
-from .transport import Transport
 
 
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:

@@ -5,31 +5,22 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from django.conf import settings as django_settings
 from django.core.exceptions import EmptyResultSet
 from django.db import connections, models, router, transaction
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from .database.bulk_insert import inserting
+from .database.connections import named_by_listeners
+from .database.indexes import NotNullIndex
+from .database.text import storable
+from .events.codec import decode, load_fields
+from .events.ids import uuid7
+from .events.message import EventMessage
+from .events.names import MAX_NAME_LENGTH
 from .exceptions import TransactionEnded
-from .ids import uuid7
-from .indexes import NotNullIndex
-from .inserts import inserting
-from .listeners import registry
-from .messages import MAX_NAME_LENGTH, EventMessage, decode, load_fields
-from .texts import storable
 
 KEY_LENGTH = 80
-
-
-def as_aware(time: datetime) -> datetime:
-    """Return a time of the database as an aware one."""
-    return time if timezone.is_aware(time) else timezone.make_aware(time)
-
-
-def as_stored(time: datetime) -> datetime:
-    """Return an aware time as the database has it: a naive one where USE_TZ is off."""
-    return time if django_settings.USE_TZ else timezone.make_naive(time)
 
 
 class ProcessedEvent(models.Model):
@@ -306,7 +297,7 @@ def is_written(alias: str) -> bool:
     if not router.allow_migrate_model(alias, OutboxEvent):
         return False
     is_routed = router.db_for_write(OutboxEvent, instance=_row_in(alias)) == alias
-    return is_routed or any(listener.using == alias for listener in registry)
+    return is_routed or named_by_listeners[alias] > 0
 
 
 @lru_cache

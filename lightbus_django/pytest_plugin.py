@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from . import sandbox
+from .bus import sandbox
 
 
 def pytest_configure(config: pytest.Config) -> None:

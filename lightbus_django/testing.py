@@ -10,9 +10,9 @@ from contextlib import ExitStack
 from django.conf import settings
 from django.test.utils import TestContextDecorator, override_settings
 
-from . import sandbox
+from .bus import sandbox
+from .bus.sandbox import fired
 from .embedded import embedded_server
-from .sandbox import fired
 
 __all__ = ["EventTestMixin", "fired", "real_bus"]
 

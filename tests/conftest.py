@@ -8,13 +8,14 @@ import pytest
 import redis
 from django.db import connections
 
+from lightbus_django.bus.client import Transport, get_transport
 from lightbus_django.conf import get_settings
-from lightbus_django.consumer import Consumer
 from lightbus_django.embedded import embedded_server
-from lightbus_django.housekeeping import Housekeeping
-from lightbus_django.listeners import Listener, Registry, registry
+from lightbus_django.listening.consumer import Consumer
+from lightbus_django.listening.listener import Listener
+from lightbus_django.listening.registry import Registry, registry
+from lightbus_django.running.housekeeping import Housekeeping
 from lightbus_django.testing import real_bus
-from lightbus_django.transport import Transport, get_transport
 
 from .waiting import eventually as eventually
 
@@ -53,9 +54,9 @@ def lightbus(settings, lightbus_url: str) -> Callable[..., None]:
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch) -> None:
     """What is measured against the clock is not to depend on the machine; tests of it set their own times."""
-    monkeypatch.setattr("lightbus_django.transactions.WINDOW", 600)
-    monkeypatch.setattr("lightbus_django.transactions.SLOW", 600)
-    monkeypatch.setattr("lightbus_django.consumer.WINDOW", 600)
+    monkeypatch.setattr("lightbus_django.listening.commit_gate.WINDOW", 600)
+    monkeypatch.setattr("lightbus_django.listening.commit_gate.SLOW", 600)
+    monkeypatch.setattr("lightbus_django.listening.consumer.WINDOW", 600)
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from django.core.management import CommandError, call_command
 from django.utils import timezone
 from model_bakery import baker
 
-from lightbus_django import fire, listens_to, streams
+from lightbus_django import fire, listens_to
+from lightbus_django.bus import streams
 from lightbus_django.models import ConsumerGroup, FailedEvent, ProcessedEvent
 
 from .conftest import drain

@@ -9,7 +9,7 @@ from django.urls import reverse
 from django.utils import timezone
 from model_bakery import baker
 
-from lightbus_django.messages import dump_fields
+from lightbus_django.events.codec import dump_fields
 from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent
 
 pytestmark = pytest.mark.django_db
@@ -78,7 +78,7 @@ def test_filters_by_listener_event_and_date(admin_client):
 
 
 def test_an_event_is_found_by_its_id_whatever_that_is(admin_client):
-    from lightbus_django.ids import event_key
+    from lightbus_django.events.ids import event_key
 
     baker.make(ProcessedEvent, event_id="one")
     baker.make(ProcessedEvent, event_id=event_key("An Id Of Theirs"))

@@ -8,7 +8,7 @@ import pytest
 from django.utils import timezone
 from model_bakery import baker
 
-from lightbus_django.messages import dump_fields
+from lightbus_django.events.codec import dump_fields
 from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent
 
 from .conftest import eventually

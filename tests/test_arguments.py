@@ -9,7 +9,7 @@ from django.core.checks import run_checks
 from django.core.management import call_command
 
 from lightbus_django import ConfigurationError, EventMessage, fire, listens_to
-from lightbus_django.listeners import registry
+from lightbus_django.listening.registry import registry
 from tests.app.models import Effect
 
 pytestmark = pytest.mark.usefixtures("listeners")

@@ -5,9 +5,9 @@ from django.db import transaction
 
 from lightbus_django import ConfigurationError, fire, listens_to
 from lightbus_django.conf import get_settings
-from lightbus_django.listeners import registry
+from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, ProcessedEvent
-from lightbus_django.worker import Worker
+from lightbus_django.running.worker import Worker
 from tests.app.models import Effect
 
 from .conftest import drain

@@ -7,11 +7,11 @@ import pytest
 from django.db import DatabaseError, connection, connections, transaction
 
 from lightbus_django import listens_to, on_commit
-from lightbus_django.batches import BatchInbox
 from lightbus_django.conf import get_settings
 from lightbus_django.exceptions import LightbusError
-from lightbus_django.inbox import Inbox
-from lightbus_django.listeners import registry
+from lightbus_django.listening.batch_inbox import BatchInbox
+from lightbus_django.listening.inbox import Inbox
+from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent
 from tests.app.models import Effect
 

@@ -7,8 +7,8 @@ from django.test import override_settings
 
 from lightbus_django import ConfigurationError, listens_to
 from lightbus_django.conf import get_settings
-from lightbus_django.listeners import registry
-from lightbus_django.worker import Worker
+from lightbus_django.listening.registry import registry
+from lightbus_django.running.worker import Worker
 
 
 def check(lightbus, *, debug=True):

@@ -8,7 +8,8 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
-from lightbus_django import fire, listens_to, on_commit, streams
+from lightbus_django import fire, listens_to, on_commit
+from lightbus_django.bus import streams
 from lightbus_django.models import OutboxEvent, ProcessedEvent
 from tests.app.models import Effect
 

@@ -6,9 +6,9 @@ import pytest
 from django.core.management import call_command
 from django.test import override_settings
 
+from lightbus_django.bus.client import Transport
 from lightbus_django.conf import find_problems, format_name, get_settings, is_random
 from lightbus_django.exceptions import ConfigurationError
-from lightbus_django.transport import Transport
 
 
 def test_settings_follow_override_settings():

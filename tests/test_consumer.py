@@ -8,10 +8,10 @@ import pytest
 from django.db import OperationalError, connection
 
 from lightbus_django import BusError, BusUnavailable, fire, fire_many, listens_to
+from lightbus_django.bus.consumer_group import Entry, Member
 from lightbus_django.exceptions import DatabaseUnavailable
-from lightbus_django.failures import Delivery
-from lightbus_django.groups import Entry, Member
-from lightbus_django.listeners import registry
+from lightbus_django.listening.delivery import Delivery
+from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, ProcessedEvent
 from tests.app.models import Child, Effect
 
@@ -589,7 +589,7 @@ class TestInfrastructure:
     def test_what_is_settled_is_acknowledged_before_retries_and_what_is_left_of_a_batch(
         self, r, listeners, consume, monkeypatch
     ):
-        monkeypatch.setattr("lightbus_django.transactions.WINDOW", -1)
+        monkeypatch.setattr("lightbus_django.listening.commit_gate.WINDOW", -1)
         seen = []
 
         @listens_to("shop.order_placed")
@@ -727,7 +727,7 @@ def test_a_group_of_somebody_elses_may_have_any_name(r, record, consume):
 
 
 def test_slow_events_without_keys_are_acknowledged_as_they_are_handled(r, listeners, consume, monkeypatch):
-    monkeypatch.setattr("lightbus_django.transactions.WINDOW", 0.1)
+    monkeypatch.setattr("lightbus_django.listening.commit_gate.WINDOW", 0.1)
 
     @listens_to("shop.order_placed", listener_name="record", idempotent=False)
     def record(event, number):

@@ -11,11 +11,12 @@ from model_bakery import baker
 
 from lightbus_django import fire, listens_to
 from lightbus_django.conf import get_settings
-from lightbus_django.database import fetch, is_transient
+from lightbus_django.database.connections import fetch
+from lightbus_django.database.errors import is_transient
 from lightbus_django.exceptions import DatabaseUnavailable
-from lightbus_django.listeners import registry
+from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, ProcessedEvent
-from lightbus_django.worker import Worker
+from lightbus_django.running.worker import Worker
 from tests.app.models import Effect, Parent
 
 from .conftest import drain, eventually
@@ -475,8 +476,8 @@ class TestAnEventThatCanNotGetThrough:
 
     def test_nor_do_many_of_them_hold_up_what_comes_behind_for_long(self, r, row, listen, consume, monkeypatch):
         """Though no other transaction succeeds meanwhile, for nothing else is read: recording the failure does."""
-        monkeypatch.setattr("lightbus_django.consumer.MAX_ASIDE", 3)
-        monkeypatch.setattr("lightbus_django.troubles.PATIENCE", 0.5)
+        monkeypatch.setattr("lightbus_django.listening.consumer.MAX_ASIDE", 3)
+        monkeypatch.setattr("lightbus_django.listening.contention.PATIENCE", 0.5)
         listen(before=lambda number: number < 5 and Parent.objects.select_for_update(nowait=True).get())
         consumer = consume()
         for number in range(7):
@@ -487,7 +488,7 @@ class TestAnEventThatCanNotGetThrough:
 
     @pytest.mark.parametrize("batch", [False, True])
     def test_one_whose_handler_closes_its_connection_says_so(self, batch, r, listeners, consume, monkeypatch, caplog):
-        monkeypatch.setattr("lightbus_django.troubles.PATIENCE", 0.5)
+        monkeypatch.setattr("lightbus_django.listening.contention.PATIENCE", 0.5)
 
         @listens_to("shop.order_placed", start="beginning", batch=batch)
         def record(events, **kwargs):
@@ -568,7 +569,7 @@ class TestAnEventThatCanNotGetThrough:
         assert handled() == at_first(4)
 
     def test_what_is_new_waits_while_many_are_aside(self, r, row, listen, consume, monkeypatch):
-        monkeypatch.setattr("lightbus_django.consumer.MAX_ASIDE", 3)
+        monkeypatch.setattr("lightbus_django.listening.consumer.MAX_ASIDE", 3)
         calls = []
 
         def want(number):

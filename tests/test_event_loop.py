@@ -11,12 +11,12 @@ from django.db import connection
 from django.utils import timezone
 
 from lightbus_django import fire, listens_to
-from lightbus_django.batches import BatchInbox
 from lightbus_django.conf import get_settings
-from lightbus_django.inbox import Inbox
-from lightbus_django.listeners import registry
+from lightbus_django.listening.batch_inbox import BatchInbox
+from lightbus_django.listening.inbox import Inbox
+from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, ProcessedEvent
-from lightbus_django.worker import Worker
+from lightbus_django.running.worker import Worker
 from tests.app.models import Effect
 
 from .conftest import eventually

@@ -8,11 +8,12 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
-from lightbus_django import BusUnavailable, fire, listens_to, on_commit, streams
+from lightbus_django import BusUnavailable, fire, listens_to, on_commit
+from lightbus_django.bus import streams
+from lightbus_django.bus.client import Transport
 from lightbus_django.conf import get_settings
-from lightbus_django.listeners import Registry
+from lightbus_django.listening.registry import Registry
 from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent
-from lightbus_django.transport import Transport
 from tests.app.models import Effect
 
 from .servers import Server, redis_server, valkey

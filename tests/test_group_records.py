@@ -7,7 +7,9 @@ from django.core.management import call_command
 from django.db import InterfaceError, OperationalError, ProgrammingError, connection
 from django.utils import timezone
 
-from lightbus_django import fire, group_records, listens_to, streams
+from lightbus_django import fire, listens_to
+from lightbus_django.bus import streams
+from lightbus_django.listening import group_records
 from lightbus_django.models import ConsumerGroup, FailedEvent, OutboxEvent, ProcessedEvent
 from tests.app.models import Effect
 

@@ -141,7 +141,7 @@ def test_a_default_database_that_is_none(housekeeping, monkeypatch, settings):
     baker.make(OutboxEvent, _using="other", event_name="shop.order_placed", payload="{}", due_at=timezone.now())
     some = ConnectionHandler({"default": {}, "other": connections["other"].settings_dict})
     with closing(some["other"]):
-        monkeypatch.setattr("lightbus_django.housekeeping.connections", some)
+        monkeypatch.setattr("lightbus_django.running.housekeeping.connections", some)
         housekeeping().relay()
     assert OutboxEvent.objects.using("other").get().due_at is None
 

@@ -7,9 +7,11 @@ from django.core.management import call_command
 from django.utils import timezone
 from model_bakery import baker
 
-from lightbus_django import EventMessage, fire, listens_to, on_commit, pruning, streams
+from lightbus_django import EventMessage, fire, listens_to, on_commit
+from lightbus_django.bus import streams
 from lightbus_django.conf import get_settings
 from lightbus_django.models import OutboxEvent, ProcessedEvent
+from lightbus_django.running import pruning
 from tests.app.models import Effect
 
 from .conftest import drain

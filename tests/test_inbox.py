@@ -10,13 +10,14 @@ from django.db import Error, IntegrityError, connection, connections, transactio
 from django.utils import timezone
 
 from lightbus_django import BusUnavailable, fire, listens_to, on_commit
+from lightbus_django.bus.consumer_group import Entry
 from lightbus_django.conf import get_settings
+from lightbus_django.events.codec import encode, encode_payload, load_fields
+from lightbus_django.events.message import new_message
 from lightbus_django.exceptions import DatabaseUnavailable
-from lightbus_django.failures import Delivery
-from lightbus_django.groups import Entry
-from lightbus_django.inbox import Inbox
-from lightbus_django.listeners import registry
-from lightbus_django.messages import encode, encode_payload, load_fields, new_message
+from lightbus_django.listening.delivery import Delivery
+from lightbus_django.listening.inbox import Inbox
+from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent
 from tests.app.models import Child, Effect
 
@@ -73,7 +74,7 @@ def test_duplicates_are_left_alone_wherever_they_stand():
 
 
 def test_what_takes_long_is_settled_before_the_rest_is_handled(monkeypatch):
-    monkeypatch.setattr("lightbus_django.transactions.WINDOW", -1)
+    monkeypatch.setattr("lightbus_django.listening.commit_gate.WINDOW", -1)
 
     @listens_to("shop.order_placed")
     def handler(event, number):

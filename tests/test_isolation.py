@@ -13,12 +13,12 @@ from django.urls import get_script_prefix, get_urlconf, set_script_prefix, set_u
 from django.utils import timezone, translation
 
 from lightbus_django import listens_to, on_commit
-from lightbus_django.batches import BatchInbox
 from lightbus_django.conf import get_settings
-from lightbus_django.inbox import Inbox
-from lightbus_django.listeners import registry
+from lightbus_django.database.rollback_detector import RollbackDetector
+from lightbus_django.listening.batch_inbox import BatchInbox
+from lightbus_django.listening.inbox import Inbox
+from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent
-from lightbus_django.witness import RollbackDetector
 from tests.app.models import Effect
 
 from .test_inbox import deliver, handle_all

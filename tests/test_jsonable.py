@@ -17,9 +17,10 @@ from django.utils.safestring import SafeString, mark_safe
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightbus_django.arguments import Arguments
+from lightbus_django.events.codec import decode, encode, encode_payload
+from lightbus_django.events.message import new_message
 from lightbus_django.exceptions import InvalidPayload
-from lightbus_django.messages import decode, encode, encode_payload, new_message
+from lightbus_django.listening.arguments import Arguments
 
 LOCAL_MEAN_TIME = timezone(timedelta(minutes=53, seconds=28))
 PRAGUE = ZoneInfo("Europe/Prague")

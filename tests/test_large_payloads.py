@@ -13,16 +13,16 @@ from django.db import transaction
 from django.utils import timezone
 
 from lightbus_django import fire, fire_many, listens_to, on_commit
-from lightbus_django import outbox as outbox_module
-from lightbus_django import publishing as publishing_module
-from lightbus_django import reading as reading_module
-from lightbus_django import relay as relay_module
-from lightbus_django.chunks import chunks
+from lightbus_django.bus.client import Transport, get_transport
 from lightbus_django.conf import get_settings
-from lightbus_django.dispatch import GRACE
+from lightbus_django.events.chunks import chunks
+from lightbus_django.firing import api as publishing_module
+from lightbus_django.firing import outbox as outbox_module
+from lightbus_django.firing import relay as relay_module
+from lightbus_django.firing.publisher import GRACE
+from lightbus_django.firing.relay import republish
+from lightbus_django.listening import reader as reading_module
 from lightbus_django.models import OutboxEvent
-from lightbus_django.relay import republish
-from lightbus_django.transport import Transport, get_transport
 from tests.app.models import Effect
 
 from .conftest import drain

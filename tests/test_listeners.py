@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from lightbus_django import ConfigurationError, EventMessage, InvalidEventName, UnreadableEvent, listens_to
-from lightbus_django.listeners import registry
+from lightbus_django.listening.registry import registry
 
 pytestmark = pytest.mark.usefixtures("listeners")
 

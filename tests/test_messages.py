@@ -14,18 +14,11 @@ from django.utils.safestring import mark_safe
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightbus_django.events.codec import decode, dump_fields, encode, encode_payload, load_fields
+from lightbus_django.events.ids import event_key, uuid7
+from lightbus_django.events.message import new_message
+from lightbus_django.events.names import split_name, stream_key
 from lightbus_django.exceptions import InvalidEventName, InvalidPayload, UnreadableEvent
-from lightbus_django.ids import event_key, uuid7
-from lightbus_django.messages import (
-    decode,
-    dump_fields,
-    encode,
-    encode_payload,
-    load_fields,
-    new_message,
-    split_name,
-    stream_key,
-)
 
 
 class Point(NamedTuple):

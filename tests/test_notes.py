@@ -9,9 +9,12 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from redis.crc import key_slot
 
-from lightbus_django import dispatch, notes, on_commit, relay
-from lightbus_django import outbox as outbox_module
-from lightbus_django.dispatch import GRACE
+from lightbus_django import on_commit
+from lightbus_django.bus import confirmations as notes
+from lightbus_django.firing import outbox as outbox_module
+from lightbus_django.firing import publisher as dispatch
+from lightbus_django.firing import relay
+from lightbus_django.firing.publisher import GRACE
 from lightbus_django.models import OutboxEvent
 from tests.app.models import Effect
 from tests.servers import Server
@@ -315,7 +318,7 @@ def test_the_row_is_as_the_model_would_have_it(r):
 def test_a_row_that_can_t_be_written_breaks_the_transaction(r, monkeypatch):
     """As an error of the ORM's does: what was written before can't be committed by mistake."""
     existing = OutboxEvent.objects.create(event_name="shop.order_placed", payload="{}", due_at=None)
-    monkeypatch.setattr("lightbus_django.messages.uuid7", lambda: existing.id)
+    monkeypatch.setattr("lightbus_django.events.message.uuid7", lambda: existing.id)
     with transaction.atomic():
         Effect.objects.create(name="before")
         with suppress(Exception):

@@ -8,8 +8,8 @@ from asgiref.sync import async_to_sync
 from django.db import IntegrityError, connection, transaction
 
 from lightbus_django import InvalidEventName, InvalidPayload, aon_commit_many, on_commit, on_commit_many
-from lightbus_django import outbox as outbox_module
-from lightbus_django.ids import uuid7
+from lightbus_django.events.ids import uuid7
+from lightbus_django.firing import outbox as outbox_module
 from lightbus_django.models import OutboxEvent
 from tests.app.models import Effect
 
@@ -82,7 +82,7 @@ def test_outside_of_a_transaction_writes_all_or_none(r, monkeypatch):
     assert numbers(r) == [0, 1, 2]
     monkeypatch.setattr(outbox_module, "INSERT_SIZE", 2)
     ids = iter([uuid7(), uuid7(), UUID(event.id)])
-    monkeypatch.setattr("lightbus_django.messages.uuid7", lambda: next(ids))
+    monkeypatch.setattr("lightbus_django.events.message.uuid7", lambda: next(ids))
     with pytest.raises(IntegrityError):
         on_commit_many(orders(5, 6, 7))
     assert OutboxEvent.objects.count() == 3

@@ -11,10 +11,10 @@ from model_bakery import baker
 
 from lightbus_django import fire, listens_to
 from lightbus_django.conf import get_settings
-from lightbus_django.listeners import registry
-from lightbus_django.messages import dump_fields
+from lightbus_django.events.codec import dump_fields
+from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, OutboxEvent
-from lightbus_django.worker import Worker
+from lightbus_django.running.worker import Worker
 from tests.app.models import Effect
 
 from .conftest import eventually
@@ -112,7 +112,7 @@ def test_what_is_left_or_due_is_done_and_a_stop_is_clean(away, r, manage, lightb
 
 
 def test_retries_and_trimming_go_on(away, r, lightbus, record, point_to, work, monkeypatch):
-    monkeypatch.setattr("lightbus_django.jobs.STUCK_AFTER", 1)
+    monkeypatch.setattr("lightbus_django.running.jobs.STUCK_AFTER", 1)
     lightbus(STREAM_RETENTION=0)
     for number in range(300):
         fire("shop.order_placed", number=number)
@@ -125,8 +125,8 @@ def test_retries_and_trimming_go_on(away, r, lightbus, record, point_to, work, m
 
 
 def test_one_that_hangs_is_named_for_as_long_as_it_does(r, point_to, work, caplog, monkeypatch):
-    monkeypatch.setattr("lightbus_django.jobs.STUCK_AFTER", 0.2)
-    monkeypatch.setattr("lightbus_django.jobs.REMIND_EVERY", 0.2)
+    monkeypatch.setattr("lightbus_django.running.jobs.STUCK_AFTER", 0.2)
+    monkeypatch.setattr("lightbus_django.running.jobs.REMIND_EVERY", 0.2)
     pytest.importorskip("psycopg")
     with silent_port() as port:
         point_to(port)
@@ -149,7 +149,7 @@ def test_one_that_refuses_is_named_once(r, point_to, work, caplog):
 
 
 def test_a_burst_leaves_it_out(away, r, record, point_to, monkeypatch, caplog):
-    monkeypatch.setattr("lightbus_django.worker.LOOK_TIMEOUT", 2)
+    monkeypatch.setattr("lightbus_django.running.worker.LOOK_TIMEOUT", 2)
     row = leave_in_the_outbox()
     fire("shop.order_placed", number=2)
     point_to(away)
@@ -165,7 +165,7 @@ def test_one_without_our_tables_is_looked_at_rarely_and_one_to_which_the_router_
     r, listeners, housekeeping, settings, monkeypatch
 ):
     looks = []
-    monkeypatch.setattr("lightbus_django.maintenance.has_outbox", lambda alias: looks.append(alias) and False)
+    monkeypatch.setattr("lightbus_django.running.database_jobs.has_outbox", lambda alias: looks.append(alias) and False)
     keeper = housekeeping()
     looks.clear()
     for second in range(601):
@@ -193,7 +193,7 @@ def test_one_of_ours_that_hangs_holds_up_neither_the_relay_nor_the_retries_of_an
     postgresql, r, record, point_to, work, caplog, monkeypatch
 ):
     """It has an outbox and a listener, and stops to answer in the midst of it."""
-    monkeypatch.setattr("lightbus_django.jobs.STUCK_AFTER", 1)
+    monkeypatch.setattr("lightbus_django.running.jobs.STUCK_AFTER", 1)
 
     @listens_to("shop.parcel_delivered", using="other", start="beginning")
     def elsewhere(event): ...
@@ -204,6 +204,7 @@ def test_one_of_ours_that_hangs_holds_up_neither_the_relay_nor_the_retries_of_an
         with work() as results:
             postgresql.query(LEFT_IN_THE_OUTBOX)
             eventually(lambda: "left in the outbox of 'other'" in caplog.text)
+            eventually(lambda: postgresql.query("SELECT 1 FROM lightbus_django_consumergroup"))
             proxy.drop()
             leave_in_the_outbox()
             leave_a_retry(r)

@@ -12,13 +12,13 @@ from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connection, connections, transaction
 
 from lightbus_django import BusUnavailable, fire, listens_to, on_commit
+from lightbus_django.bus.client import Transport
 from lightbus_django.conf import get_settings
 from lightbus_django.exceptions import BusForbidden, DatabaseUnavailable
-from lightbus_django.listeners import Registry, registry
+from lightbus_django.listening.registry import Registry, registry
 from lightbus_django.models import OutboxEvent, ProcessedEvent
-from lightbus_django.outages import COMPLAIN_INTERVAL, PATIENCE, Outage, advice
-from lightbus_django.transport import Transport
-from lightbus_django.worker import Worker
+from lightbus_django.running.outages import COMPLAIN_INTERVAL, PATIENCE, Outage, advice
+from lightbus_django.running.worker import Worker
 from tests.app.models import Effect
 
 from .conftest import eventually
@@ -133,8 +133,8 @@ def test_says_what_to_do() -> None:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, listeners: Registry, r: redis.Redis) -> Iterator[Callable[[], None]]:
     """Run a worker that has little patience in a thread."""
-    monkeypatch.setattr("lightbus_django.outages.PATIENCE", 0.2)
-    monkeypatch.setattr("lightbus_django.outages.ASK_INTERVAL", 0.1)
+    monkeypatch.setattr("lightbus_django.running.outages.PATIENCE", 0.2)
+    monkeypatch.setattr("lightbus_django.running.outages.ASK_INTERVAL", 0.1)
     running = []
 
     def start() -> None:

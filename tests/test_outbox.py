@@ -7,9 +7,9 @@ from django.db import connection, transaction
 from django.test import TestCase
 
 from lightbus_django import on_commit
-from lightbus_django.dispatch import GRACE
+from lightbus_django.bus.client import Transport
+from lightbus_django.firing.publisher import GRACE
 from lightbus_django.models import OutboxEvent
-from lightbus_django.transport import Transport
 from tests.app.models import Effect
 
 from .test_publishing import KEY, numbers, waiting

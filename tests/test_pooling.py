@@ -8,10 +8,10 @@ from django.db import connection, connections
 
 from lightbus_django import fire, listens_to
 from lightbus_django.conf import get_settings
-from lightbus_django.listeners import registry
+from lightbus_django.database.connections import release_connections
+from lightbus_django.listening.registry import registry
 from lightbus_django.models import ProcessedEvent
-from lightbus_django.pooling import release_connections
-from lightbus_django.worker import Worker
+from lightbus_django.running.worker import Worker
 from tests.app.models import Effect
 
 from .conftest import drain, eventually

@@ -9,10 +9,10 @@ import pytest
 import redis
 
 from lightbus_django import fire, listens_to
+from lightbus_django.bus.client import Transport
 from lightbus_django.conf import get_settings
-from lightbus_django.consumer import Consumer
-from lightbus_django.listeners import Registry, registry
-from lightbus_django.transport import Transport
+from lightbus_django.listening.consumer import Consumer
+from lightbus_django.listening.registry import Registry, registry
 from tests.app.models import Effect
 
 from .conftest import drain

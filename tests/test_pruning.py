@@ -8,8 +8,9 @@ from django.db import OperationalError, connection
 from django.utils import timezone
 from model_bakery import baker
 
-from lightbus_django import fire, listens_to, on_commit, pruning
+from lightbus_django import fire, listens_to, on_commit
 from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent
+from lightbus_django.running import pruning
 from tests.app.models import Effect
 
 from .conftest import drain

@@ -6,10 +6,12 @@ import pytest
 from django.db import transaction
 from django.utils import timezone
 
-from lightbus_django import dispatch, notes, on_commit
-from lightbus_django.dispatch import GRACE
+from lightbus_django import on_commit
+from lightbus_django.bus import confirmations as notes
+from lightbus_django.events.times import fired_at, stream_time
+from lightbus_django.firing import publisher as dispatch
+from lightbus_django.firing.publisher import GRACE
 from lightbus_django.models import OutboxEvent
-from lightbus_django.times import fired_at, stream_time
 
 from .conftest import eventually
 from .test_notes import NOTES, grow_old, place_orders

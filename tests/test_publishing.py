@@ -28,12 +28,12 @@ from lightbus_django import (
     fire_many,
     on_commit,
 )
+from lightbus_django.bus.client import PAUSE, Transport, get_transport
+from lightbus_django.bus.wire import exchange
 from lightbus_django.conf import get_settings
-from lightbus_django.ids import uuid7
+from lightbus_django.events.ids import uuid7
+from lightbus_django.firing.relay import GRACE
 from lightbus_django.models import OutboxEvent
-from lightbus_django.relay import GRACE
-from lightbus_django.transport import PAUSE, Transport, get_transport
-from lightbus_django.wire import exchange
 from tests.app.models import Effect
 
 KEY = "shop.*:stream"

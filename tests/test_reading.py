@@ -6,10 +6,11 @@ from contextlib import suppress
 
 import pytest
 
-from lightbus_django import BusUnavailable, consumer, fire, fire_many, listens_to
-from lightbus_django.groups import Member
-from lightbus_django.reading import Reading
-from lightbus_django.transport import Transport
+from lightbus_django import BusUnavailable, fire, fire_many, listens_to
+from lightbus_django.bus.client import Transport
+from lightbus_django.bus.consumer_group import Member
+from lightbus_django.listening import consumer
+from lightbus_django.listening.reader import Reading
 from tests.app.models import Effect
 
 from .conftest import drain, eventually

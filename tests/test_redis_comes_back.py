@@ -8,12 +8,12 @@ from django.db import transaction
 from django.utils import timezone
 
 from lightbus_django import on_commit
-from lightbus_django import relay as relay_module
+from lightbus_django.bus.client import Transport, get_transport
 from lightbus_django.conf import get_settings
-from lightbus_django.dispatch import GRACE
+from lightbus_django.firing import relay as relay_module
+from lightbus_django.firing.publisher import GRACE
+from lightbus_django.firing.relay import Relay
 from lightbus_django.models import OutboxEvent
-from lightbus_django.relay import Relay
-from lightbus_django.transport import Transport, get_transport
 
 from .servers import Server
 from .test_publishing import numbers, waiting

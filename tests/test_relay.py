@@ -10,12 +10,12 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from lightbus_django import on_commit
-from lightbus_django import outbox as outbox_module
-from lightbus_django import relay as relay_module
 from lightbus_django.conf import get_settings
-from lightbus_django.ids import uuid7
+from lightbus_django.events.ids import uuid7
+from lightbus_django.firing import outbox as outbox_module
+from lightbus_django.firing import relay as relay_module
+from lightbus_django.firing.relay import GRACE, Relay
 from lightbus_django.models import FailedEvent, OutboxEvent
-from lightbus_django.relay import GRACE, Relay
 from tests.test_publishing import KEY, NOWHERE, numbers, waiting
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])

@@ -7,14 +7,16 @@ from django.core.management import call_command
 from django.db import transaction
 from django.utils import timezone
 
-from lightbus_django import BusError, group_records, listens_to, on_commit, republished
+from lightbus_django import BusError, listens_to, on_commit
+from lightbus_django.bus import first_publications as republished
+from lightbus_django.bus.client import Transport
 from lightbus_django.conf import get_settings
-from lightbus_django.consumer import Consumer
-from lightbus_django.ids import uuid7
-from lightbus_django.listeners import registry
+from lightbus_django.events.ids import uuid7
+from lightbus_django.events.times import stream_time
+from lightbus_django.listening import group_records
+from lightbus_django.listening.consumer import Consumer
+from lightbus_django.listening.registry import registry
 from lightbus_django.models import ConsumerGroup, OutboxEvent, ProcessedEvent
-from lightbus_django.times import stream_time
-from lightbus_django.transport import Transport
 from tests.app.models import Effect
 
 from .conftest import drain, eventually

@@ -7,12 +7,13 @@ from contextlib import closing
 import pytest
 from django.core.management import CommandError, call_command
 
-from lightbus_django import fire, listens_to, streams
+from lightbus_django import fire, listens_to
+from lightbus_django.bus import streams
+from lightbus_django.bus.client import Transport
 from lightbus_django.conf import get_settings
-from lightbus_django.consumer import Consumer
-from lightbus_django.listeners import registry
-from lightbus_django.transport import Transport
-from lightbus_django.worker import Worker
+from lightbus_django.listening.consumer import Consumer
+from lightbus_django.listening.registry import registry
+from lightbus_django.running.worker import Worker
 
 from .conftest import eventually
 from .servers import Server, redis_server, valkey
@@ -51,9 +52,9 @@ def work():
 
 
 def hurry(monkeypatch):
-    monkeypatch.setattr("lightbus_django.leases.SHOW_UP_INTERVAL", 0.2)
-    monkeypatch.setattr("lightbus_django.worker.SHOW_UP_INTERVAL", 0.2)
-    monkeypatch.setattr("lightbus_django.streams.RETIRE_AFTER", 3.0)
+    monkeypatch.setattr("lightbus_django.listening.leases.SHOW_UP_INTERVAL", 0.2)
+    monkeypatch.setattr("lightbus_django.running.worker.SHOW_UP_INTERVAL", 0.2)
+    monkeypatch.setattr("lightbus_django.bus.streams.RETIRE_AFTER", 3.0)
 
 
 def idle(client):

@@ -8,7 +8,7 @@ from django.utils import timezone
 from model_bakery import baker
 
 from lightbus_django import ConfigurationError, aon_commit, fire, listens_to, on_commit
-from lightbus_django.messages import dump_fields
+from lightbus_django.events.codec import dump_fields
 from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent, is_written
 
 from .conftest import drain

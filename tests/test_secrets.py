@@ -17,9 +17,9 @@ from django.views.decorators.debug import sensitive_variables
 from lightbus_django import LightbusError, fire, listens_to, on_commit
 from lightbus_django.checks import check_settings
 from lightbus_django.conf import get_settings
-from lightbus_django.listeners import registry
+from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, OutboxEvent
-from lightbus_django.worker import Worker
+from lightbus_django.running.worker import Worker
 
 from .conftest import eventually
 from .servers import LOOPBACK, Server

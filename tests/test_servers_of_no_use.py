@@ -14,12 +14,12 @@ from django.core.management import CommandError, call_command
 from django.db import transaction
 
 from lightbus_django import BusError, LightbusError, fire, listens_to, on_commit
+from lightbus_django.bus.client import Transport
+from lightbus_django.bus.errors import translate
 from lightbus_django.conf import find_problems, get_settings
-from lightbus_django.listeners import Registry, registry
+from lightbus_django.listening.registry import Registry, registry
 from lightbus_django.models import OutboxEvent
-from lightbus_django.redis_errors import translate
-from lightbus_django.transport import Transport
-from lightbus_django.worker import Worker
+from lightbus_django.running.worker import Worker
 
 from .conftest import eventually
 from .servers import LOOPBACK, Server, redis_server

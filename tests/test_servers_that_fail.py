@@ -13,12 +13,13 @@ import pytest
 from django.db import transaction
 
 from lightbus_django import BusUnavailable, fire, listens_to, on_commit
+from lightbus_django.bus.client import Transport
 from lightbus_django.conf import get_settings
-from lightbus_django.listeners import registry
-from lightbus_django.messages import encode, encode_payload, new_message
+from lightbus_django.events.codec import encode, encode_payload
+from lightbus_django.events.message import new_message
+from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, OutboxEvent
-from lightbus_django.transport import Transport
-from lightbus_django.worker import Worker
+from lightbus_django.running.worker import Worker
 from tests.app.models import Effect
 
 from .conftest import eventually

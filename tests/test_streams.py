@@ -3,7 +3,8 @@
 import pytest
 from django.utils import timezone
 
-from lightbus_django import fire, listens_to, on_commit, streams
+from lightbus_django import fire, listens_to, on_commit
+from lightbus_django.bus import streams
 from lightbus_django.models import OutboxEvent
 from tests.app.models import Effect
 

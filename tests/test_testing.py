@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from lightbus_django import sandbox
+from lightbus_django.bus import sandbox
 
 from .conftest import ROOT
 
@@ -26,7 +26,7 @@ from django.db import transaction
 from django.test import TestCase
 
 from lightbus_django import ConfigurationError, afire, afire_many, aon_commit, fire, fire_many, listens_to, on_commit
-from lightbus_django.listeners import registry
+from lightbus_django.listening.registry import registry
 from lightbus_django.models import OutboxEvent, ProcessedEvent
 from lightbus_django.testing import EventTestMixin, fired, real_bus
 

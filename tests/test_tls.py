@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from lightbus_django import BusUnavailable, fire, listens_to
+from lightbus_django.bus.client import Transport
 from lightbus_django.conf import find_problems, get_settings
-from lightbus_django.listeners import registry
-from lightbus_django.transport import Transport
-from lightbus_django.worker import Worker
+from lightbus_django.listening.registry import registry
+from lightbus_django.running.worker import Worker
 from tests.app.models import Effect
 
 from .servers import Server, free_port, redis_server

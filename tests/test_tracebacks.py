@@ -15,8 +15,8 @@ from django.template import Context, Template
 
 from lightbus_django import fire, listens_to
 from lightbus_django.exceptions import TransactionEnded
+from lightbus_django.listening.tracebacks import locate
 from lightbus_django.models import FailedEvent
-from lightbus_django.tracebacks import locate
 from tests.app.models import Effect
 
 from .conftest import drain

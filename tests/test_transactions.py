@@ -10,14 +10,14 @@ from django.utils import timezone
 from model_bakery import baker
 
 from lightbus_django import BusUnavailable, listens_to
-from lightbus_django.batches import BatchInbox
 from lightbus_django.conf import get_settings
-from lightbus_django.consumer import ASIDE
 from lightbus_django.exceptions import DatabaseUnavailable, EventContended, SequenceBehind
-from lightbus_django.failures import Failures
-from lightbus_django.handling import Handling
-from lightbus_django.inbox import Inbox
-from lightbus_django.listeners import registry
+from lightbus_django.listening.attempts import Handling
+from lightbus_django.listening.batch_inbox import BatchInbox
+from lightbus_django.listening.consumer import ASIDE
+from lightbus_django.listening.failures import Failures
+from lightbus_django.listening.inbox import Inbox
+from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, ProcessedEvent
 from tests.app.models import Child, Effect
 
@@ -199,7 +199,7 @@ class TestWhatIsScopedToATransaction:
 
 class TestTheKey:
     def test_that_can_t_be_inserted_with_a_failure_leaves_the_event(self, monkeypatch):
-        from lightbus_django.keys import AlreadyHandled, Keys
+        from lightbus_django.listening.keys import AlreadyHandled, Keys
 
         @listens_to("shop.order_placed")
         def handler(event, number):
@@ -240,7 +240,7 @@ class TestTheKey:
         assert effects() == [1, 2]
 
     def test_that_is_neither_inserted_nor_there_is_an_error(self, monkeypatch):
-        from lightbus_django.keys import AlreadyHandled, Keys
+        from lightbus_django.listening.keys import AlreadyHandled, Keys
 
         @listens_to("shop.order_placed")
         def handler(event, number):
@@ -430,7 +430,7 @@ class TestTroubleOfOneEvent:
         assert calls.count(1) < 20
 
     def test_is_nobodys_fault_while_no_other_one_succeeds(self, monkeypatch):
-        monkeypatch.setattr("lightbus_django.troubles.PATIENCE", 0.1)
+        monkeypatch.setattr("lightbus_django.listening.contention.PATIENCE", 0.1)
         Effect.objects.create(number=-1)
         self.listen(lambda: execute(LOCK))
         box = inbox()
@@ -539,11 +539,11 @@ class TestDeferredCommits:
         assert not self.handle(lambda: transaction.on_commit(lambda: None))
 
     def test_not_if_the_handler_is_slow(self, monkeypatch):
-        monkeypatch.setattr("lightbus_django.transactions.SLOW", 0.01)
+        monkeypatch.setattr("lightbus_django.listening.commit_gate.SLOW", 0.01)
         assert not self.handle(lambda: time.sleep(0.02))
 
     def test_not_after_a_while(self, monkeypatch):
-        monkeypatch.setattr("lightbus_django.transactions.WINDOW", 0)
+        monkeypatch.setattr("lightbus_django.listening.commit_gate.WINDOW", 0)
         assert not self.handle(count=1)
 
     @pytest.mark.parametrize("way", ["SET LOCAL", "SET"])

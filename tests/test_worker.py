@@ -14,10 +14,10 @@ from django.test.utils import CaptureQueriesContext
 
 from lightbus_django import fire, listens_to, on_commit
 from lightbus_django.conf import get_settings
-from lightbus_django.consumer import Consumer
-from lightbus_django.listeners import registry
+from lightbus_django.listening.consumer import Consumer
+from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, OutboxEvent
-from lightbus_django.worker import Worker
+from lightbus_django.running.worker import Worker
 from tests.app.models import Effect
 
 from .conftest import eventually
@@ -77,7 +77,7 @@ class TestBurst:
         assert r.xpending("shop.*:stream", "price-monitor-place")["pending"] == 0
 
     def test_asks_the_databases_now_and_then_not_after_each_batch(self, r, listeners, lightbus, monkeypatch):
-        monkeypatch.setattr("lightbus_django.worker.ASK_INTERVAL", 600, raising=False)
+        monkeypatch.setattr("lightbus_django.running.worker.ASK_INTERVAL", 600, raising=False)
         lightbus(BATCH_SIZE=10)
         handled = []
 
@@ -155,7 +155,7 @@ def test_a_thread_that_dies_ends_the_worker(r, listeners, monkeypatch):
 
 
 def test_says_so_when_the_tables_are_missing(listeners, monkeypatch):
-    monkeypatch.setattr("lightbus_django.maintenance.has_outbox", lambda alias: False)
+    monkeypatch.setattr("lightbus_django.running.database_jobs.has_outbox", lambda alias: False)
     with pytest.raises(CommandError, match=r"run manage\.py migrate"):
         burst()
 

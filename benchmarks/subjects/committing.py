@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from benchmarks.models import Price
 from lightbus_django import on_commit
-from lightbus_django.ids import uuid7
+from lightbus_django.events.ids import uuid7
 from lightbus_django.models import OutboxEvent
 
 from .events import EVENT, STREAM, connect, encode_value, fields_of, payload

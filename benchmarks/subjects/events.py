@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 import redis
 
-from lightbus_django.ids import uuid7
+from lightbus_django.events.ids import uuid7
 
 API_NAME, EVENT_NAME = "prices", "changed"
 EVENT = f"{API_NAME}.{EVENT_NAME}"

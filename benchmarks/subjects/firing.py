@@ -1,7 +1,7 @@
 """Firing without a database. The first event opens the connection and is not timed."""
 
 from lightbus_django import fire, fire_many
-from lightbus_django.ids import uuid7
+from lightbus_django.events.ids import uuid7
 
 from .events import EVENT, STREAM, connect, fields_of, payload
 from .stopwatch import Stopwatch

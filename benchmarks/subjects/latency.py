@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.cores import on_core_of
 from lightbus_django import fire
-from lightbus_django.ids import uuid7
+from lightbus_django.events.ids import uuid7
 
 from . import Miscounted
 from . import ours as lightbus

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+from lightbus_django.bus.client import Transport
 from lightbus_django.conf import get_settings
-from lightbus_django.consumer import Consumer
-from lightbus_django.housekeeping import Housekeeping
-from lightbus_django.listeners import Listener, registry
+from lightbus_django.listening.consumer import Consumer
+from lightbus_django.listening.listener import Listener
+from lightbus_django.listening.registry import registry
 from lightbus_django.models import OutboxEvent
-from lightbus_django.transport import Transport
-from lightbus_django.worker import Worker
+from lightbus_django.running.housekeeping import Housekeeping
+from lightbus_django.running.worker import Worker
 
 from . import Miscounted
 from .events import EVENT

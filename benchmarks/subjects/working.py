@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from lightbus_django import listens_to
-from lightbus_django.worker import Worker
+from lightbus_django.running.worker import Worker
 
 from . import Miscounted
 from . import ours as lightbus

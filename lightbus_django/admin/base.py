@@ -12,7 +12,7 @@ from django.http import HttpRequest
 from django.utils.functional import cached_property
 from django.utils.translation import gettext_lazy as _
 
-from lightbus_django.ids import event_key
+from lightbus_django.events.ids import event_key
 
 COUNT_LIMIT = 10_000
 """Rows that a page counts, and that can be paged through."""

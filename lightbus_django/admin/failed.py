@@ -8,7 +8,7 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from lightbus_django.messages import load_fields
+from lightbus_django.events.codec import load_fields
 from lightbus_django.models import FailedEvent, FailedEventQuerySet
 
 from .base import EventAdmin, LatestValuesFilter

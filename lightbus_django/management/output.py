@@ -13,7 +13,8 @@ from django.utils.dateparse import parse_datetime
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lightbus_django.models import as_stored, has_outbox, is_written
+from lightbus_django.events.times import as_stored
+from lightbus_django.models import has_outbox, is_written
 
 
 def database(text: str) -> str:

@@ -1,6 +1,6 @@
 from django.db import migrations, models
 
-from lightbus_django.indexes import NotNullIndex
+from lightbus_django.database.indexes import NotNullIndex
 
 
 class Migration(migrations.Migration):

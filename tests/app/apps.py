@@ -9,7 +9,7 @@ class TestsConfig(AppConfig):
     label = "tests"
 
     def ready(self) -> None:
-        from . import kill_points
-
         if point := os.environ.get("KILL_AT"):
+            from . import kill_points
+
             kill_points.arm(point, signal.Signals[os.environ.get("KILL_WITH", "SIGKILL")])

@@ -10,11 +10,11 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lightbus_django.groups import Member
-from lightbus_django.inbox import Inbox
-from lightbus_django.listeners import Listener
-from lightbus_django.notes import Notes
-from lightbus_django.transport import Transport
+from lightbus_django.bus.client import Transport
+from lightbus_django.bus.confirmations import Notes
+from lightbus_django.bus.consumer_group import Member
+from lightbus_django.listening.inbox import Inbox
+from lightbus_django.listening.listener import Listener
 
 
 class Point(NamedTuple):

@@ -15,8 +15,10 @@ SABOTAGES = {
 
 
 def sabotage(kind: str) -> None:
-    from lightbus_django import outbox, streams, transactions
-    from lightbus_django.consumer import Consumer
+    from lightbus_django.bus import streams
+    from lightbus_django.database import transactions
+    from lightbus_django.firing import outbox
+    from lightbus_django.listening.consumer import Consumer
 
     if kind == "acknowledgement":
         sort = Consumer._sort

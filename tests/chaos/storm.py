@@ -12,8 +12,8 @@ from pathlib import Path
 
 from django.db import DatabaseError, connection
 
+from lightbus_django.bus.client import PAUSE
 from lightbus_django.conf import Settings
-from lightbus_django.transport import PAUSE
 from tests.own_postgresql import OwnPostgreSQL
 from tests.silent_proxy import SilentProxy
 

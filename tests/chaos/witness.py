@@ -5,8 +5,9 @@ from uuid import UUID
 
 import redis
 
-from lightbus_django.messages import decode, stream_key
-from lightbus_django.outbox import GRACE
+from lightbus_django.events.codec import decode
+from lightbus_django.events.names import stream_key
+from lightbus_django.firing.outbox import GRACE
 
 from .listeners import FOLLOWED, HAPPENED
 

@@ -13,8 +13,8 @@ from django.apps import apps
 from django.db import connections
 
 from lightbus_django.conf import Settings, get_settings
-from lightbus_django.listeners import registry
-from lightbus_django.worker import Worker
+from lightbus_django.listening.registry import registry
+from lightbus_django.running.worker import Worker
 
 HERE = Path(__file__).resolve().parent
 GUIDE = HERE.parent.parent / "docs" / "guide.md"

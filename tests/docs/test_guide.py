@@ -15,16 +15,10 @@ from django.core.management import CommandError, call_command
 from django.db import ConnectionHandler, connection, transaction
 from django.utils import timezone
 
-from lightbus_django import (
-    EventMessage,
-    aon_commit,
-    fire,
-    listens_to,
-    on_commit,
-    sandbox,
-)
+from lightbus_django import EventMessage, aon_commit, fire, listens_to, on_commit
+from lightbus_django.bus import sandbox
 from lightbus_django.conf import find_problems
-from lightbus_django.listeners import registry
+from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent
 from lightbus_django.testing import real_bus
 

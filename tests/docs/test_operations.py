@@ -13,15 +13,18 @@ import redis
 from django.core.management import call_command, load_command_class
 
 import lightbus_django
-from lightbus_django import BusError, BusUnavailable, dispatch, fire, listens_to, on_commit, republished, streams
+from lightbus_django import BusError, BusUnavailable, fire, listens_to, on_commit
+from lightbus_django.bus import first_publications as republished
+from lightbus_django.bus import streams
+from lightbus_django.bus.client import Transport
+from lightbus_django.bus.consumer_group import Member
 from lightbus_django.conf import get_settings
-from lightbus_django.groups import Member
-from lightbus_django.ids import uuid7
-from lightbus_django.listeners import registry
+from lightbus_django.events.ids import uuid7
+from lightbus_django.firing import publisher as dispatch
+from lightbus_django.listening.reader import Reading
+from lightbus_django.listening.registry import registry
 from lightbus_django.models import OutboxEvent
-from lightbus_django.reading import Reading
-from lightbus_django.transport import Transport
-from lightbus_django.worker import Worker
+from lightbus_django.running.worker import Worker
 from tests.app.models import Effect
 from tests.conftest import ROOT
 from tests.servers import Server, redis_server, valkey

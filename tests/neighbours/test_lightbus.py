@@ -17,10 +17,10 @@ from django.db import transaction
 from django.utils import timezone
 
 from lightbus_django import EventMessage, fire, listens_to, on_commit
+from lightbus_django.bus.consumer_group import Member
 from lightbus_django.conf import get_settings
-from lightbus_django.groups import Member
+from lightbus_django.firing.relay import GRACE, Relay
 from lightbus_django.models import FailedEvent, ProcessedEvent
-from lightbus_django.relay import GRACE, Relay
 from tests.conftest import drain
 
 from .bus_service.samples import ON_THE_BUS, VALUES, Details, Money, Size

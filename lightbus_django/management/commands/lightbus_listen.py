@@ -7,13 +7,13 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError
 
 from lightbus_django.conf import format_name, get_settings, is_random
-from lightbus_django.database import one_line
+from lightbus_django.database.errors import one_line
 from lightbus_django.exceptions import LightbusError
-from lightbus_django.greenlets import check_threads
-from lightbus_django.listeners import registry
-from lightbus_django.outages import advice
-from lightbus_django.processes import run_processes, stop_with_parent
-from lightbus_django.worker import Worker
+from lightbus_django.listening.registry import registry
+from lightbus_django.running.greenlets import check_threads
+from lightbus_django.running.outages import advice
+from lightbus_django.running.supervisor import run_processes, stop_with_parent
+from lightbus_django.running.worker import Worker
 
 logger = logging.getLogger("lightbus_django")
 

@@ -4,12 +4,12 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import router
 
+from lightbus_django.bus.client import get_transport
 from lightbus_django.conf import get_settings
 from lightbus_django.exceptions import LightbusError
 from lightbus_django.management.output import database, progress
 from lightbus_django.models import OutboxEvent
-from lightbus_django.pruning import cutoffs_at, prune
-from lightbus_django.transport import get_transport
+from lightbus_django.running.pruning import cutoffs_at, prune
 
 
 class Command(BaseCommand):

@@ -5,12 +5,12 @@ from django.db import router
 from django.db.models import Count
 from django.utils import timezone
 
+from lightbus_django.bus.client import get_transport
 from lightbus_django.conf import get_settings
 from lightbus_django.exceptions import LightbusError
+from lightbus_django.firing.relay import republish
 from lightbus_django.management.output import database, point_in_time, progress
 from lightbus_django.models import OutboxEvent
-from lightbus_django.relay import republish
-from lightbus_django.transport import get_transport
 
 
 class Command(BaseCommand):

@@ -9,12 +9,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lightbus_django import streams
-from lightbus_django.abandoned import databases, find_abandoned, forget, last_seen, retries
+from lightbus_django.bus import streams
+from lightbus_django.bus.client import get_transport
 from lightbus_django.conf import get_settings
-from lightbus_django.database import one_line
+from lightbus_django.database.errors import one_line
 from lightbus_django.exceptions import LightbusError
-from lightbus_django.transport import get_transport
+from lightbus_django.running.abandoned import databases, find_abandoned, forget, last_seen, retries
 
 
 class Command(BaseCommand):

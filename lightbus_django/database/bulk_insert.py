@@ -1,0 +1,80 @@
+"""Rows inserted as tuples.
+
+An instance of a model for each row, and Django's compiler for each statement, take twice as long as the database.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import chain
+from typing import Any
+
+from django.core.management.color import no_style
+from django.db import IntegrityError, connections, models
+
+from lightbus_django.exceptions import SequenceBehind
+
+UNLESS_THERE = " ON CONFLICT (event_id, consumer_group) DO NOTHING"
+"""The target is named, for without it another conflict, such as that of a sequence that is behind, looks like a key."""
+
+
+def insert(model: type[models.Model], using: str, names: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
+    """Insert rows with as few statements as the database allows. No signals are sent, no defaults filled in.
+
+    Args:
+        names: the fields that the tuples hold, in order.
+        rows: values as the driver takes them.
+    """
+    if not rows:
+        return
+    connection: Any = connections[using]
+    size = 1
+    if len(rows) > 1:
+        size = connection.ops.bulk_batch_size([model._meta.get_field(name) for name in names], rows)
+    with inserting(model, using), connection.cursor() as cursor:
+        for first in range(0, len(rows), size):
+            chunk = rows[first : first + size]
+            cursor.execute(statement(model, using, names, len(chunk)), list(chain.from_iterable(chunk)))
+
+
+def insert_unless_there(model: type[models.Model], using: str, names: tuple[str, ...], row: tuple[Any, ...]) -> None:
+    """Insert a row unless its event has one in its consumer group; else as `insert`."""
+    is_mysql = connections[using].vendor == "mysql"  # whose own ways to ignore a conflict ignore more
+    sql = statement(model, using, names, 1)
+    try:
+        with inserting(model, using), connections[using].cursor() as cursor:
+            cursor.execute(sql if is_mysql else sql + UNLESS_THERE, row)
+    except IntegrityError:
+        if not is_mysql:
+            raise
+
+
+@contextmanager
+def inserting(model: type[models.Model], using: str) -> Iterator[None]:
+    """Raise SequenceBehind instead of the conflict of a primary key that the database has made itself."""
+    try:
+        yield
+    except IntegrityError as error:
+        if not isinstance(model._meta.pk, models.AutoField | models.BigAutoField):
+            raise
+        diagnosis: Any = getattr(error.__cause__, "diag", None)  # of PostgreSQL's drivers
+        key = f"({model._meta.pk.column})="
+        if getattr(diagnosis, "table_name", None) != model._meta.db_table or key not in (
+            diagnosis.message_detail or ""
+        ):
+            raise
+        statements = connections[using].ops.sequence_reset_sql(no_style(), [model])
+        raise SequenceBehind(
+            f"database {using!r}: the sequence of {model._meta.db_table} is behind its rows, as after a restore, so no "
+            f"row can be inserted. No event is lost. Execute this, and all goes on by itself: {' '.join(statements)}"
+        ) from error
+
+
+@lru_cache(maxsize=256)
+def statement(model: type[models.Model], using: str, names: tuple[str, ...], count: int) -> str:
+    """Return the SQL that inserts so many rows of these fields."""
+    ops: Any = connections[using].ops
+    fields: Any = [model._meta.get_field(name) for name in names]
+    columns = ", ".join(ops.quote_name(field.column) for field in fields)
+    rows = ops.bulk_insert_sql(fields, [["%s"] * len(fields)] * count)
+    return f"INSERT INTO {ops.quote_name(model._meta.db_table)} ({columns}) {rows}"

@@ -1,0 +1,85 @@
+"""What is told of an error: its text, its traceback, and its place in the user's code."""
+
+import os
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import asgiref
+import django
+
+from lightbus_django.exceptions import UnreadableEvent
+
+MAX_IN_LOG = 1000
+"""Characters of an error's text in a line of the log."""
+
+_INSTALLED = {"site-packages", "dist-packages"}
+
+
+def _directories(*paths: str | Path) -> tuple[str, ...]:
+    return tuple({f"{path}{os.sep}" for path in paths})
+
+
+_STANDARD_LIBRARY = _directories(
+    Path(os.__file__).parent, sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")
+)
+_CALLERS = _directories(Path(__file__).parent, Path(asgiref.__file__).parent)
+_DJANGO = _directories(Path(django.__file__).parent)
+
+
+def describe(error: BaseException) -> str:
+    """Return type and text of an error; that may be a megabyte, or not to be had."""
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"
+    except BaseException:  # its __str__() may raise anything
+        return f"{name}: its text can't be had"
+
+
+def format_traceback(error: BaseException) -> str:
+    """Return the traceback of an error, and of those that it came from."""
+    try:
+        return "".join(traceback.format_exception(error))
+    except BaseException:  # as `describe`
+        return describe(error)
+
+
+def locate(error: BaseException) -> str:
+    """Return an error's type and place; its text may quote the payload, which is not for the log."""
+    if isinstance(error, UnreadableEvent):
+        return str(error)[:MAX_IN_LOG]
+    places = [
+        (frame.f_code.co_filename, line)
+        for origin in _origins(error)
+        for frame, line in traceback.walk_tb(origin.__traceback__)
+    ]
+    own = [place for place in places if not _is_library(place[0])]
+    if not own:  # the handler may be in an installed package
+        own = [place for place in places if not _calls_handlers(place[0])][:1]
+        own = [place for place in own if not place[0].startswith(_DJANGO)]
+    return "".join([type(error).__name__, *(f" at {filename}:{line}" for filename, line in own[-1:])])
+
+
+def _origins(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, then what it was raised from."""
+    seen = set()
+    origin: BaseException | None = error
+    while origin is not None and id(origin) not in seen:
+        yield origin
+        seen.add(id(origin))
+        origin = origin.exceptions[0] if isinstance(origin, BaseExceptionGroup) else origin.__cause__
+
+
+def _is_library(filename: str) -> bool:
+    return _is_installed(filename) or filename.startswith(_DJANGO) or _calls_handlers(filename)
+
+
+def _calls_handlers(filename: str) -> bool:
+    # What was compiled from a string has a name such as "<string>".
+    is_standard = filename.startswith(_STANDARD_LIBRARY) and not _is_installed(filename)
+    return is_standard or filename.startswith(("<", *_CALLERS))
+
+
+def _is_installed(filename: str) -> bool:
+    return not _INSTALLED.isdisjoint(Path(filename).parts)
