@@ -9,7 +9,7 @@ from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
 from django.db import connections, router
 
-from .bus.client import Transport
+from .bus.client import RedisClient
 from .conf import find_problems, get_settings, is_random
 from .database.connections import check_autocommit
 from .exceptions import ConfigurationError
@@ -30,7 +30,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
     if messages:
         return messages
     try:
-        Transport(get_settings().url, timeout=1)
+        RedisClient(get_settings().url, timeout=1)
     except ConfigurationError as error:
         return [Error(str(error), id="lightbus_django.E004")]
     if is_random(raw["SERVICE_NAME"]):

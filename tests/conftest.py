@@ -8,7 +8,7 @@ import pytest
 import redis
 from django.db import connections
 
-from lightbus_django.bus.client import Transport, get_transport
+from lightbus_django.bus.client import RedisClient, get_client
 from lightbus_django.conf import get_settings
 from lightbus_django.embedded import embedded_server
 from lightbus_django.listening.consumer import Consumer
@@ -44,7 +44,7 @@ def lightbus(settings, lightbus_url: str) -> Callable[..., None]:
     """Point LIGHTBUS at the tests' Redis; call it to change some of its keys."""
 
     def change(**keys: object) -> None:
-        get_transport.cache_clear()  # which server is down is for each test to find out
+        get_client.cache_clear()  # which server is down is for each test to find out
         settings.LIGHTBUS = {**settings.LIGHTBUS, **keys}
 
     change(URL=lightbus_url)
@@ -82,14 +82,14 @@ def listeners() -> Iterator[Registry]:
 
 
 @pytest.fixture
-def transport(lightbus_url: str, r: redis.Redis) -> Iterator[Transport]:
-    transport = Transport(lightbus_url, timeout=60, retries=0)
-    yield transport
-    transport.close()
+def redis_client(lightbus_url: str, r: redis.Redis) -> Iterator[RedisClient]:
+    redis_client = RedisClient(lightbus_url, timeout=60, retries=0)
+    yield redis_client
+    redis_client.close()
 
 
 @pytest.fixture
-def consume(transport: Transport) -> Callable[..., Consumer]:
+def consume(redis_client: RedisClient) -> Callable[..., Consumer]:
     """Make the consumer of a listener (by default the only one), a member of its group from now on."""
 
     def make(
@@ -107,7 +107,7 @@ def consume(transport: Transport) -> Callable[..., Consumer]:
             service_name=service_name,
             process_name=process_name,
             settings=get_settings(),
-            transport=transport,
+            client=redis_client,
             leave=leave,
         )
         if join:
@@ -118,9 +118,9 @@ def consume(transport: Transport) -> Callable[..., Consumer]:
 
 
 @pytest.fixture
-def housekeeping(transport: Transport) -> Callable[..., Housekeeping]:
+def housekeeping(redis_client: RedisClient) -> Callable[..., Housekeeping]:
     def make(*consumers: Consumer) -> Housekeeping:
-        return Housekeeping(consumers, service_name="price-monitor", settings=get_settings(), transport=transport)
+        return Housekeeping(consumers, service_name="price-monitor", settings=get_settings(), client=redis_client)
 
     return make
 
@@ -129,7 +129,7 @@ def drain(consumer: Consumer) -> None:
     """Step until nothing is left, and acknowledge."""
     while consumer.step(block=0):
         pass
-    consumer.reading.flush()
+    consumer.reader.flush()
 
 
 @pytest.fixture

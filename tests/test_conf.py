@@ -6,7 +6,7 @@ import pytest
 from django.core.management import call_command
 from django.test import override_settings
 
-from lightbus_django.bus.client import Transport
+from lightbus_django.bus.client import RedisClient
 from lightbus_django.conf import find_problems, format_name, get_settings, is_random
 from lightbus_django.exceptions import ConfigurationError
 
@@ -66,7 +66,7 @@ def test_a_password_that_breaks_the_url_is_not_repeated():
     assert "percent-encoded" in problem.message
     assert "sec" not in problem.message
     with pytest.raises(ConfigurationError, match="percent-encoded") as caught:
-        Transport(url, timeout=1)
+        RedisClient(url, timeout=1)
     assert caught.value.__cause__ is None
     with override_settings(LIGHTBUS={"SERVICE_NAME": "a", "URL": "redis://:secret@host"}):
         assert "secret" not in repr(get_settings())
@@ -102,4 +102,4 @@ def test_makemigrations_has_nothing_to_do(db):
 
 def test_an_option_of_the_url_that_redis_py_does_not_know_is_named():
     with pytest.raises(ConfigurationError, match="option that is not for it: 'nonsense'"):
-        Transport("redis://localhost/0?nonsense=1", timeout=1)
+        RedisClient("redis://localhost/0?nonsense=1", timeout=1)

@@ -9,8 +9,7 @@ import redis
 
 from lightbus_django.embedded import embedded_server
 from lightbus_django.exceptions import LightbusError
-
-from .conftest import ROOT, eventually
+from tests.conftest import ROOT, eventually
 
 
 def answers(url):

@@ -25,8 +25,7 @@ from lightbus_django.events.codec import NOOP, load_fields
 from lightbus_django.listening.delivery import Delivery
 from lightbus_django.models import FailedEvent, ProcessedEvent
 from tests.app.models import Effect
-
-from .conftest import drain
+from tests.conftest import drain
 
 KEY = "shop.*:stream"
 GROUP = "price-monitor-record"

@@ -20,9 +20,8 @@ from lightbus_django.conf import get_settings
 from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, OutboxEvent
 from lightbus_django.running.worker import Worker
-
-from .conftest import eventually
-from .servers import LOOPBACK, Server
+from tests.conftest import eventually
+from tests.servers import LOOPBACK, Server
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 

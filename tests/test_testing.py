@@ -11,8 +11,7 @@ import pytest
 import redis
 
 from lightbus_django.bus import sandbox
-
-from .conftest import ROOT
+from tests.conftest import ROOT
 
 PYTEST = """
 import asyncio, threading

@@ -9,8 +9,7 @@ from django.db import connection
 from lightbus_django import fire_many
 from lightbus_django.models import FailedEvent, ProcessedEvent
 from tests.app.models import Effect
-
-from .conftest import ROOT, eventually, process_environment
+from tests.conftest import ROOT, eventually, process_environment
 
 PREVIOUS = "40cdbf5"
 """The last commit in which events share a transaction."""

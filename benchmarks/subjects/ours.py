@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from lightbus_django.bus.client import Transport
+from lightbus_django.bus.client import RedisClient
 from lightbus_django.conf import get_settings
 from lightbus_django.listening.consumer import Consumer
 from lightbus_django.listening.listener import Listener
@@ -31,7 +31,7 @@ def consumer(handler: Callable[..., None], **options: Any) -> Consumer:
         service_name=settings.service_name,
         process_name=settings.process_name,
         settings=settings,
-        transport=_transport(),
+        client=_client(),
     )
 
 
@@ -61,7 +61,7 @@ def run(worker: Worker) -> None:
 
 def housekeeping() -> Housekeeping:
     settings = get_settings()
-    return Housekeeping([], service_name=settings.service_name, settings=settings, transport=_transport())
+    return Housekeeping([], service_name=settings.service_name, settings=settings, client=_client())
 
 
 def relay_all(housekeeping: Housekeeping) -> None:
@@ -72,6 +72,6 @@ def relay_all(housekeeping: Housekeeping) -> None:
         in_vain = 0 if housekeeping.relay() else in_vain + 1
 
 
-def _transport() -> Transport:
+def _client() -> RedisClient:
     settings = get_settings()
-    return Transport(settings.url, timeout=settings.redis_timeout + 1, retries=0)
+    return RedisClient(settings.url, timeout=settings.redis_timeout + 1, retries=0)

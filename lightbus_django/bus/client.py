@@ -34,7 +34,7 @@ MAX_CONNECTIONS = 10_000
 _WITHOUT_PASSWORD = "without any password"  # noqa: S105
 
 
-class Transport:
+class RedisClient:
     """One Redis server.
 
     Raises, from every method: BusUnavailable if Redis can't be reached in time or can't serve,
@@ -53,7 +53,7 @@ class Transport:
         self.url = url
         # Any, for redis-py's annotations speak of its asynchronous client in the same breath.
         try:
-            self._client: Any = redis.Redis.from_url(
+            self._redis_py: Any = redis.Redis.from_url(
                 url,
                 socket_timeout=timeout,
                 socket_connect_timeout=timeout,
@@ -62,8 +62,8 @@ class Transport:
                 # Timeouts are not tried again.
                 retry=Retry(NoBackoff(), retries, supported_errors=(redis.ConnectionError,)),
             )
-            self._client.connection_pool.make_connection()
-            options = self._client.connection_pool.connection_kwargs
+            self._redis_py.connection_pool.make_connection()
+            options = self._redis_py.connection_pool.connection_kwargs
             if options.get("protocol") != 2 or options.get("decode_responses"):  # which change the answers
                 raise TypeError("'protocol' or 'decode_responses'")
         except ValueError:
@@ -76,17 +76,17 @@ class Transport:
 
     def __str__(self) -> str:
         """The address, without user and password."""
-        where = self._client.connection_pool.connection_kwargs
+        where = self._redis_py.connection_pool.connection_kwargs
         if "path" in where:
             return f"unix://{where['path']}"
         scheme = self.url.partition("://")[0]
         return f"{scheme}://{where.get('host', 'localhost')}:{where.get('port', 6379)}/{where.get('db') or 0}"
 
     def close(self) -> None:
-        self._client.close()
+        self._redis_py.close()
 
     @property
-    def client(self) -> Any:
+    def redis_py(self) -> Any:
         """redis-py's client.
 
         Raises:
@@ -94,7 +94,7 @@ class Transport:
         """
         if keeps_events():
             raise ConfigurationError(NO_BUS)
-        return self._client
+        return self._redis_py
 
     # --- Publishing ---------------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ class Transport:
         By a connection of the pool: redis-py's commands and pipelines cost more than all else that an
         event takes, for options that are not used here.
         """
-        pool = self.client.connection_pool
+        pool = self.redis_py.connection_pool
         replies: list[Any] = []
         try:
             connection = pool.get_connection()
@@ -167,7 +167,7 @@ class Transport:
 
     def answers(self) -> bool:
         """Whether the server answers, be it with an error."""
-        return ask(self.client.connection_pool, "PING") is not None
+        return ask(self.redis_py.connection_pool, "PING") is not None
 
     # --- Errors -------------------------------------------------------------------------------
 
@@ -211,7 +211,7 @@ class Transport:
         if isinstance(error, redis.ReadOnlyError) or "READONLY" in text or text.startswith("UNBLOCKED"):
             # After a failover the address may stand for another server, which only a new connection reaches.
             # Those that other threads have in use are theirs to give up.
-            self.client.connection_pool.disconnect(inuse_connections=False)
+            self.redis_py.connection_pool.disconnect(inuse_connections=False)
         found = translate(error, str(self), what)
         is_refused = isinstance(found, BusUnsupported) or _WITHOUT_PASSWORD in text
         if is_refused and self._is_sentinel(with_password=_WITHOUT_PASSWORD not in text):
@@ -227,11 +227,11 @@ class Transport:
 
     def _is_sentinel(self, *, with_password: bool) -> bool:
         if self._role is None:
-            self._role = ask(self.client.connection_pool, "ROLE", with_password=with_password)
+            self._role = ask(self.redis_py.connection_pool, "ROLE", with_password=with_password)
         return isinstance(self._role, list) and self._role[:1] == [b"sentinel"]
 
 
 @lru_cache(maxsize=16)
-def get_transport(url: str, timeout: float) -> Transport:
-    """Return the process's Transport for `url`; `timeout` as Transport takes it."""
-    return Transport(url, timeout=timeout)
+def get_client(url: str, timeout: float) -> RedisClient:
+    """Return the process's RedisClient for `url`; `timeout` as RedisClient takes it."""
+    return RedisClient(url, timeout=timeout)

@@ -10,7 +10,7 @@ from uuid import UUID
 from lightbus_django.events.codec import Fields
 from lightbus_django.exceptions import BusError
 
-from .client import Transport
+from .client import RedisClient
 from .scripts import PUBLISH
 from .wire import flat
 
@@ -20,20 +20,20 @@ MAX_FIELDS = 3500
 ID_LENGTH = 16
 """Bytes of a note; what has more or less is somebody else's."""
 
-NOTES_SIZE = 1000
+CONFIRMATIONS_SIZE = 1000
 """How many notes are read at a time."""
 
 _TIME = re.compile(rb".{%d}\d{1,20}-\d{1,20}" % ID_LENGTH, re.DOTALL)
 
 
-class Notes:
+class Confirmations:
     """The notes that a service keeps of the outbox in one of its databases.
 
-    Its methods raise as those of Transport do.
+    Its methods raise as those of RedisClient do.
     """
 
-    def __init__(self, transport: Transport, service_name: str, using: str) -> None:
-        self._transport = transport
+    def __init__(self, client: RedisClient, service_name: str, using: str) -> None:
+        self._client = client
         self._owner = f"{service_name}:{using}"
 
     def key(self, stream: str) -> str:
@@ -58,34 +58,32 @@ class Notes:
             keys = stream, self.key(stream), self.times_key(stream)
             commands.append((b"EVAL", PUBLISH, len(keys), *keys, row_id.bytes, *flat(fields)))
         return [
-            self._transport.translate(reply, f"{stream} or {self.key(stream)}")
-            if isinstance(reply, Exception)
-            else reply
-            for stream, reply in zip(streams, self._transport.send(commands), strict=True)
+            self._client.translate(reply, f"{stream} or {self.key(stream)}") if isinstance(reply, Exception) else reply
+            for stream, reply in zip(streams, self._client.send(commands), strict=True)
         ]
 
     def read(self, stream: str) -> Mapping[UUID, str | None]:
         """Return rows that are noted, and the stream id of each row's event; None if the previous version noted it.
 
-        If they are fewer than NOTES_SIZE, they are all.
+        If they are fewer than CONFIRMATIONS_SIZE, they are all.
         """
         keys = self.key(stream), self.times_key(stream)
-        replies = self._transport.send([("SRANDMEMBER", key, NOTES_SIZE) for key in keys])
+        replies = self._client.send([("SRANDMEMBER", key, CONFIRMATIONS_SIZE) for key in keys])
         for key, reply in zip(keys, replies, strict=True):
             if isinstance(reply, Exception):
-                raise self._transport.translate(reply, key)
+                raise self._client.translate(reply, key)
         notes, times = replies
         with_times = {
             UUID(bytes=note[:ID_LENGTH]): note[ID_LENGTH:].decode() for note in times if _TIME.fullmatch(note)
         }
-        if len(times) >= NOTES_SIZE:
+        if len(times) >= CONFIRMATIONS_SIZE:
             return with_times
         return {UUID(bytes=note): None for note in notes if len(note) == ID_LENGTH} | with_times
 
     def remove(self, stream: str, stream_ids: Mapping[UUID, str | None]) -> None:
         """Forget the notes of these rows, which the database knows to be published."""
         times = [key.bytes + stream_id.encode() for key, stream_id in stream_ids.items() if stream_id]
-        with self._transport.errors(self.key(stream)):
-            self._transport.client.srem(self.key(stream), *[key.bytes for key in stream_ids])
+        with self._client.errors(self.key(stream)):
+            self._client.redis_py.srem(self.key(stream), *[key.bytes for key in stream_ids])
             if times:
-                self._transport.client.srem(self.times_key(stream), *times)
+                self._client.redis_py.srem(self.times_key(stream), *times)

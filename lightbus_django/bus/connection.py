@@ -6,28 +6,28 @@ from typing import Any
 
 import redis
 
-from .client import Transport
+from .client import RedisClient
 from .wire import packed
 
 
-class Line:
+class PipelinedConnection:
     """A connection that is kept, and on which replies are fetched when they are wanted.
 
     redis-py's client takes one from its pool for each command, and waits for the reply there and then.
     """
 
-    def __init__(self, transport: Transport) -> None:
-        self.transport = transport
+    def __init__(self, client: RedisClient) -> None:
+        self.client = client
         self._connection: Any = None
         self._sent = 0
         self._what = ""
 
     def send(self, commands: Sequence[Sequence[str | int]], what: str) -> None:
-        """Send commands in one go; `what` as Transport.errors takes it."""
+        """Send commands in one go; `what` as RedisClient.errors takes it."""
         self._what = what
         with self._errors():
             if self._connection is None:
-                self._connection = self.transport.client.connection_pool.get_connection()
+                self._connection = self.client.redis_py.connection_pool.get_connection()
             # redis-py would take a reply that was not read yet for that to its own PING.
             self._connection.send_packed_command([packed(commands)], check_health=not self._sent)
         self._sent += len(commands)
@@ -45,13 +45,13 @@ class Line:
         """Give the connection back; with the next command there will be another."""
         if self._connection is not None:
             self._connection.disconnect()
-            self.transport.client.connection_pool.release(self._connection)
+            self.client.redis_py.connection_pool.release(self._connection)
             self._connection = None
         self._sent = 0
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        with self.transport.errors(self._what):
+        with self.client.errors(self._what):
             try:
                 yield
             except BaseException:

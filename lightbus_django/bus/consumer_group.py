@@ -12,9 +12,9 @@ import msgspec
 from lightbus_django.events.codec import Fields
 from lightbus_django.exceptions import BusFull, GroupMissing
 
-from .client import Transport
-from .connection import Line
-from .scripts import CLAIM, JOIN, LEAVE, STANDING, TOUCH
+from .client import RedisClient
+from .connection import PipelinedConnection
+from .scripts import CLAIM, JOIN, LEAVE, PROGRESS, TOUCH
 
 NOBODY = "nobody"
 """The consumer to which a process hands its events back that will not come back under its name."""
@@ -40,7 +40,7 @@ class Entry(msgspec.Struct, frozen=True, eq=False):
     """Whether it was delivered before, so that this delivery is counted when its turn comes."""
 
 
-class Standing(NamedTuple):
+class GroupProgress(NamedTuple):
     """Where a group stands in a stream."""
 
     position: str
@@ -50,18 +50,18 @@ class Standing(NamedTuple):
     """How many entries were trimmed that it never read, as far as Redis can tell; None if it can't tell now."""
 
 
-class Member:
-    """One consumer of one group. Its methods raise as those of Transport do, and GroupMissing.
+class GroupConsumer:
+    """One consumer of one group. Its methods raise as those of RedisClient do, and GroupMissing.
 
-    Only `renew`, `show_up`, `acknowledge` and `hand_back` may be called by other threads, or between asking and
+    Only `renew`, `show_up`, `acknowledge` and `release` may be called by other threads, or between asking and
     receiving: the others speak on a connection of its own.
     """
 
-    def __init__(self, transport: Transport, group: str, name: str) -> None:
-        self.transport = transport
+    def __init__(self, client: RedisClient, group: str, name: str) -> None:
+        self.client = client
         self.group = group
         self.name = name
-        self._line = Line(transport)
+        self._connection = PipelinedConnection(client)
 
     def join(self, stream: str, start_id: str) -> bool:
         """Create group, stream and consumer where missing; return whether the group is new.
@@ -88,11 +88,11 @@ class Member:
         waiting = ("BLOCK", max(1, round(block * 1000))) if block else ()
         new = [">"] * len(streams)
         command = "XREADGROUP", "GROUP", self.group, self.name, "COUNT", count, *waiting, "STREAMS", *streams, *new
-        self._line.send([*self._acknowledgements(acknowledge), command], " ".join(streams))
+        self._connection.send([*self._acknowledgements(acknowledge), command], " ".join(streams))
 
     def receive(self) -> list[Entry]:
         """Return the new entries that were asked for."""
-        (reply,) = self._line.receive()
+        (reply,) = self._connection.receive()
         return [
             Entry(key, stream_id.decode(), _fields(flat))
             for stream, entries in reply or ()
@@ -102,15 +102,15 @@ class Member:
 
     def close(self) -> None:
         """Give up the connection; with the next command there will be another."""
-        self._line.close()
+        self._connection.close()
 
     def acknowledge(self, acknowledge: Mapping[str, Sequence[str]]) -> None:
         """Acknowledge stream ids, by stream."""
-        for reply in self.transport.send(self._acknowledgements(acknowledge)):
+        for reply in self.client.send(self._acknowledgements(acknowledge)):
             if isinstance(reply, Exception):
-                raise self.transport.translate(reply, " ".join(acknowledge))
+                raise self.client.translate(reply, " ".join(acknowledge))
 
-    def outstanding(self, stream: str, count: int) -> list[Entry]:
+    def own_pending(self, stream: str, count: int) -> list[Entry]:
         """Return the oldest entries that are pending for this consumer; this delivery of them is not counted."""
         return self._claim(stream, 0, count, self.name)
 
@@ -124,11 +124,11 @@ class Member:
         Doesn't wait for the answer: it reaches Redis though this process be killed at once.
         """
         touch = "EVAL", TOUCH, 1, entry.stream, self.group, self.name, self.name, 0, entry.deliveries, entry.stream_id
-        self._line.send([*self._acknowledgements(acknowledge), touch], entry.stream)
+        self._connection.send([*self._acknowledgements(acknowledge), touch], entry.stream)
 
     def renew(self, stream: str, stream_ids: Sequence[str]) -> list[str]:
         """Reset the idle time of the entries that are still this consumer's; return these."""
-        touched = self.transport.run(TOUCH, stream, self.group, self.name, self.name, 0, -1, *stream_ids)
+        touched = self.client.run(TOUCH, stream, self.group, self.name, self.name, 0, -1, *stream_ids)
         return [stream_id.decode() for stream_id in touched]
 
     def show_up(self, streams: Sequence[str]) -> None:
@@ -138,9 +138,9 @@ class Member:
         group is missing, the consumer's own thread will find out.
         """
         read = "XREADGROUP", "GROUP", self.group, self.name, "COUNT", 1, "STREAMS"
-        self.transport.send([(*read, stream, _BEHIND_ALL) for stream in streams])
+        self.client.send([(*read, stream, _BEHIND_ALL) for stream in streams])
 
-    def hand_back(
+    def release(
         self, stream: str, stream_ids: Sequence[str], *, idle: float, deliveries: int = -1, to: str | None = None
     ) -> None:
         """Let another process have outstanding entries at once.
@@ -151,19 +151,21 @@ class Member:
             to: another consumer under whose name they wait, if not this one's.
         """
         milliseconds = round(idle * 1000)
-        self.transport.run(TOUCH, stream, self.group, self.name, to or self.name, milliseconds, deliveries, *stream_ids)
+        self.client.run(TOUCH, stream, self.group, self.name, to or self.name, milliseconds, deliveries, *stream_ids)
 
-    def standing(self, stream: str, *, show_up: bool = False) -> Standing:
+    def progress(self, stream: str, *, show_up: bool = False) -> GroupProgress:
         """Return where the group stands; with `show_up`, become one of its consumers if need be."""
-        reply = self._run(STANDING, stream, self.group, self.name, int(show_up))
+        reply = self._run(PROGRESS, stream, self.group, self.name, int(show_up))
         if reply is None:
-            raise GroupMissing(f"Redis at {self.transport}: the group {self.group!r} of {stream!r} is gone")
+            raise GroupMissing(f"Redis at {self.client}: the group {self.group!r} of {stream!r} is gone")
         oldest, delivered, entries_read, last, length, entries_added, first = reply
         position = before(oldest.decode()) if oldest else delivered.decode()
         if entries_read is None or entries_added is None:
-            return Standing(position, None)
+            return GroupProgress(position, None)
         ids = (stream_id.decode() for stream_id in (delivered, first or b"0-0", last))
-        return Standing(position, _lost(*ids, entries_read=entries_read, length=length, entries_added=entries_added))
+        return GroupProgress(
+            position, _lost(*ids, entries_read=entries_read, length=length, entries_added=entries_added)
+        )
 
     def _claim(self, stream: str, idle: float, count: int, *consumer: str) -> list[Entry]:
         rows = self._run(CLAIM, stream, self.group, self.name, round(idle * 1000), count, *consumer)
@@ -179,8 +181,8 @@ class Member:
         return self._say([("EVAL", script, 1, stream, *args)], stream)
 
     def _say(self, commands: Sequence[Sequence[str | int]], what: str) -> Any:
-        self._line.send(commands, what)
-        (reply,) = self._line.receive()
+        self._connection.send(commands, what)
+        (reply,) = self._connection.receive()
         return reply
 
 

@@ -13,7 +13,7 @@ from uuid import UUID
 from lightbus_django.events.times import as_aware, stream_time
 from lightbus_django.exceptions import BusError, BusForbidden, BusUnavailable
 
-from .client import Transport
+from .client import RedisClient
 
 logger = logging.getLogger("lightbus_django")
 
@@ -23,7 +23,7 @@ def key(stream: str) -> str:
     return f"{{{stream}}}:republished"
 
 
-def record(transport: Transport, streams: Mapping[str, Mapping[UUID, datetime]], *, keep: float) -> dict[str, BusError]:
+def record(client: RedisClient, streams: Mapping[str, Mapping[UUID, datetime]], *, keep: float) -> dict[str, BusError]:
     """Record when events were published first, before they are published again.
 
     Args:
@@ -40,24 +40,24 @@ def record(transport: Transport, streams: Mapping[str, Mapping[UUID, datetime]],
         pairs = ((event_id.bytes, _milliseconds(time)) for event_id, time in events.items())
         commands.append(("HSET", key(stream), *chain.from_iterable(pairs)))
         commands.append(("EXPIRE", key(stream), math.ceil(keep)))
-    replies = transport.send(commands)
+    replies = client.send(commands)
     problems = {}
     for number, stream in enumerate(streams):
         for reply in replies[2 * number : 2 * number + 2]:
             if isinstance(reply, Exception):
-                problem = transport.translate(reply, key(stream))
+                problem = client.translate(reply, key(stream))
                 if isinstance(problem, BusUnavailable):
                     raise problem
                 problems[stream] = problem
     return problems
 
 
-def look_up(transport: Transport, stream: str, event_ids: Sequence[bytes]) -> list[datetime | None]:
+def look_up(client: RedisClient, stream: str, event_ids: Sequence[bytes]) -> list[datetime | None]:
     """Return when each event was published first, in UTC; None if it was not published again, as far as known."""
-    (reply,) = transport.send([("HMGET", key(stream), *event_ids)])
+    (reply,) = client.send([("HMGET", key(stream), *event_ids)])
     if not isinstance(reply, Exception):
         return [stream_time(value.decode()) if value is not None and value.isdigit() else None for value in reply]
-    problem = transport.translate(reply, key(stream))
+    problem = client.translate(reply, key(stream))
     if not isinstance(problem, BusForbidden):
         raise problem
     # A listener goes on where its Redis user has the rights that the previous version needed.

@@ -62,7 +62,7 @@ return created['err'] and 0 or 1
 
 # Redis before 7.2 takes a read that finds nothing for no sign of life; a consumer's look behind the last entry, at what
 # it has outstanding there, is one. The rows of all groups stay here: a hundred listeners would read a hundred each.
-STANDING = (
+PROGRESS = (
     _ROWS
     + _SHOW_UP
     + """

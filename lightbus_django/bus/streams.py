@@ -9,7 +9,7 @@ from typing import NamedTuple
 from lightbus_django.events.times import SKEW, is_ahead, published_at, stream_time
 from lightbus_django.exceptions import GroupMissing
 
-from .client import Transport
+from .client import RedisClient
 from .scripts import LAST, RETIRE, TIDY, TRIM
 
 RETIRE_AFTER = 120.0
@@ -41,31 +41,31 @@ class Group(NamedTuple):
         return (now - stream_time(self.last_delivered_id)).total_seconds()
 
 
-def last_id(transport: Transport, stream: str) -> str:
+def last_id(client: RedisClient, stream: str) -> str:
     """Return the last stream id that the stream has given, 0-0 if there is no stream."""
     try:
-        with transport.errors(stream):
-            found: str = transport.client.xinfo_stream(stream)["last-generated-id"].decode()
+        with client.errors(stream):
+            found: str = client.redis_py.xinfo_stream(stream)["last-generated-id"].decode()
     except GroupMissing:
         return "0-0"
     return found
 
 
-def end(transport: Transport, stream: str) -> tuple[str, datetime]:
+def end(client: RedisClient, stream: str) -> tuple[str, datetime]:
     """Return the last stream id that the stream has given, as `last_id` does, and the time at which that is so."""
-    last, time = transport.run(LAST, stream)
+    last, time = client.run(LAST, stream)
     if not time:
         return last.decode(), datetime.now(UTC)
     seconds, microseconds = map(int, time)
     return last.decode(), datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=microseconds)
 
 
-def oldest(transport: Transport, stream: str) -> datetime | None:
+def oldest(client: RedisClient, stream: str) -> datetime | None:
     """Return when the first entry was published that the stream still has; None if it has none, or nobody can tell."""
-    with transport.errors(stream):
-        entries = transport.client.xrange(stream, count=1)
+    with client.errors(stream):
+        entries = client.redis_py.xrange(stream, count=1)
         if entries and is_ahead(entries[0][0].decode(), datetime.now(UTC)):
-            entries = transport.client.xrange(stream, count=100)
+            entries = client.redis_py.xrange(stream, count=100)
     times = (
         published_at(stream_id.decode(), fields.get(b"id", b"").decode(errors="replace"))
         for stream_id, fields in entries
@@ -74,13 +74,13 @@ def oldest(transport: Transport, stream: str) -> datetime | None:
     return min(filter(None, times), default=None)
 
 
-def first_ahead(transport: Transport, stream: str) -> str | None:
+def first_ahead(client: RedisClient, stream: str) -> str | None:
     """Return the first stream id that is ahead of the time; None if none is."""
     now = datetime.now(UTC)
-    if not is_ahead(last := last_id(transport, stream), now):
+    if not is_ahead(last := last_id(client, stream), now):
         return None
-    with transport.errors(stream):
-        entries = transport.client.xrange(stream, min=_id_at(now + SKEW), count=1)
+    with client.errors(stream):
+        entries = client.redis_py.xrange(stream, min=_id_at(now + SKEW), count=1)
     return entries[0][0].decode() if entries else last
 
 
@@ -88,18 +88,18 @@ def _id_at(time: datetime) -> str:
     return f"{round(time.timestamp() * 1000)}-0"
 
 
-def groups(transport: Transport, stream: str) -> list[Group]:
+def groups(client: RedisClient, stream: str) -> list[Group]:
     """Return all groups of a stream; none if there is no stream."""
     found = []
     try:
-        with transport.errors(stream):
-            rows = transport.client.xinfo_groups(stream)
+        with client.errors(stream):
+            rows = client.redis_py.xinfo_groups(stream)
     except GroupMissing:
         return []
     for row in rows:
         try:
-            with transport.errors(stream):
-                idle = [consumer["idle"] / 1000 for consumer in transport.client.xinfo_consumers(stream, row["name"])]
+            with client.errors(stream):
+                idle = [consumer["idle"] / 1000 for consumer in client.redis_py.xinfo_consumers(stream, row["name"])]
         except GroupMissing:
             continue  # it has just gone
         name = row["name"].decode(errors="backslashreplace")
@@ -108,16 +108,16 @@ def groups(transport: Transport, stream: str) -> list[Group]:
     return found
 
 
-def find_streams(transport: Transport) -> Iterator[str]:
+def find_streams(client: RedisClient) -> Iterator[str]:
     """Yield the keys of all streams of events on the server."""
-    with transport.errors():
-        for key in transport.client.scan_iter(match="*:stream", count=1000, _type="stream"):
+    with client.errors():
+        for key in client.redis_py.scan_iter(match="*:stream", count=1000, _type="stream"):
             with suppress(UnicodeDecodeError):  # not one of ours
                 yield key.decode()
 
 
 def trim(
-    transport: Transport, stream: str, *, awaited: Iterable[str], keep_since: datetime, keep_length: int, limit: int
+    client: RedisClient, stream: str, *, awaited: Iterable[str], keep_since: datetime, keep_length: int, limit: int
 ) -> int:
     """Remove what every group has finished with; return how many entries that were.
 
@@ -131,16 +131,16 @@ def trim(
     many more than need be are kept.
     """
     ahead = _id_at(datetime.now(UTC) + SKEW)
-    removed: int = transport.run(TRIM, stream, _id_at(keep_since), keep_length, limit, ahead, *awaited)
+    removed: int = client.run(TRIM, stream, _id_at(keep_since), keep_length, limit, ahead, *awaited)
     return removed
 
 
-def tidy_consumers(transport: Transport, stream: str, group: str, *, idle: float) -> int:
+def tidy_consumers(client: RedisClient, stream: str, group: str, *, idle: float) -> int:
     """Delete consumers idle for `idle` seconds that have nothing pending, but not a group's last one."""
-    deleted: int = transport.run(TIDY, stream, group, round(idle * 1000))
+    deleted: int = client.run(TIDY, stream, group, round(idle * 1000))
     return deleted
 
 
-def retire(transport: Transport, stream: str, group: str, *, idle: float) -> bool:
+def retire(client: RedisClient, stream: str, group: str, *, idle: float) -> bool:
     """Destroy a group that nobody has read for `idle` seconds, RETIRE_AFTER at least; return whether that was so."""
-    return bool(transport.run(RETIRE, stream, group, round(max(idle, RETIRE_AFTER) * 1000)))
+    return bool(client.run(RETIRE, stream, group, round(max(idle, RETIRE_AFTER) * 1000)))

@@ -5,7 +5,7 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 
-from lightbus_django.bus.client import get_transport
+from lightbus_django.bus.client import get_client
 from lightbus_django.conf import get_settings
 from lightbus_django.events.chunks import chunks
 from lightbus_django.events.codec import Fields, encode, encode_payload
@@ -29,8 +29,8 @@ def fire(name: str, /, **payload: Any) -> EventMessage:
     settings = get_settings()
     message = new_message(name, payload)
     fields = encode(message, encode_payload(payload, settings.max_payload_size))
-    transport = get_transport(settings.url, settings.redis_timeout)
-    return _fired(message, transport.publish(stream_key(name, settings.stream_use), fields))
+    client = get_client(settings.url, settings.redis_timeout)
+    return _fired(message, client.publish(stream_key(name, settings.stream_use), fields))
 
 
 def fire_many(events: Iterable[tuple[str, Mapping[str, Any]]], /) -> list[EventMessage]:
@@ -44,7 +44,7 @@ def fire_many(events: Iterable[tuple[str, Mapping[str, Any]]], /) -> list[EventM
         BusUnavailable, BusError: as `fire` does; of the events some may be published.
     """
     settings = get_settings()
-    transport = get_transport(settings.url, settings.redis_timeout)
+    client = get_client(settings.url, settings.redis_timeout)
     messages, entries = [], []
     for name, payload in events:
         message = new_message(name, dict(payload))
@@ -53,7 +53,7 @@ def fire_many(events: Iterable[tuple[str, Mapping[str, Any]]], /) -> list[EventM
         entries.append((stream_key(name, settings.stream_use), fields))
     stream_ids: list[str] = []
     for chunk in chunks(entries, _size, count=RELAY_SIZE, size=RELAY_BYTES):
-        for result in transport.publish_many(chunk):
+        for result in client.publish_many(chunk):
             if isinstance(result, BusError):
                 raise result
             stream_ids.append(result)

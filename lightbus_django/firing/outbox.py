@@ -16,7 +16,7 @@ from django.db import Error as DatabaseError
 from django.db import connections, router, transaction
 from django.utils import timezone
 
-from lightbus_django.bus.client import Transport, get_transport
+from lightbus_django.bus.client import RedisClient, get_client
 from lightbus_django.conf import get_settings
 from lightbus_django.database.bulk_insert import insert
 from lightbus_django.database.rollback_detector import RollbackDetector
@@ -28,7 +28,7 @@ from lightbus_django.events.times import as_stored, uuid_time
 from lightbus_django.exceptions import BusError, BusUnsupported, InvalidEventName
 from lightbus_django.models import OutboxEvent, is_written
 
-from .publisher import GRACE, Staged, publish_with_notes
+from .publisher import GRACE, Staged, publish_confirmed
 from .relay import RELAY_BYTES, RELAY_SIZE, read
 
 logger = logging.getLogger("lightbus_django")
@@ -108,9 +108,9 @@ def _as_ascii(text: str) -> str:
     return text if text.isascii() else _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
-def _transport() -> Transport:
+def _client() -> RedisClient:
     settings = get_settings()
-    return get_transport(settings.url, settings.redis_timeout)
+    return get_client(settings.url, settings.redis_timeout)
 
 
 class _Hook:
@@ -132,7 +132,7 @@ class _Batch:
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         # While Redis is down nobody will publish them but a relay: it may do so as soon as Redis is back.
-        self.due_at = timezone.now() + (timedelta() if _transport().is_down else GRACE)
+        self.due_at = timezone.now() + (timedelta() if _client().is_down else GRACE)
         self.hooks: list[ref[_Hook]] = []
         self.size = 0
         self.claims: list[datetime] = []
@@ -181,16 +181,16 @@ class _Batch:
         self._publish([event for each in hooks for event in each.events], in_doubt=in_doubt)
 
     def _publish(self, events: Sequence[Staged], *, in_doubt: bool) -> None:
-        settings, transport, left = get_settings(), _transport(), len(events)
-        if not transport.is_worth_trying():
-            logger.debug("outbox: %d events wait for the relay: Redis at %s is down", left, transport)
+        settings, client, left = get_settings(), _client(), len(events)
+        if not client.is_worth_trying():
+            logger.debug("outbox: %d events wait for the relay: Redis at %s is down", left, client)
             return
         try:
-            if transport.is_down:
-                transport.send([(b"PING",)])  # any answer will do
+            if client.is_down:
+                client.send([(b"PING",)])  # any answer will do
             for chunk in chunks(events, attrgetter("size"), count=RELAY_SIZE, size=RELAY_BYTES):
                 ours = self._complete(self._ours(chunk, timezone.now(), in_doubt=in_doubt))
-                publish_with_notes(ours, self.connection.alias, transport, settings)
+                publish_confirmed(ours, self.connection.alias, client, settings)
                 left -= len(chunk)
         except (BusError, DatabaseError) as error:
             level = logging.ERROR if isinstance(error, BusUnsupported) else logging.WARNING

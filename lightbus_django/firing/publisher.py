@@ -14,8 +14,8 @@ from django.db.models import Case, DateTimeField, F, Value, When
 from django.db.models.functions import Coalesce, Greatest
 from django.utils import timezone
 
-from lightbus_django.bus.client import Transport
-from lightbus_django.bus.confirmations import MAX_FIELDS, NOTES_SIZE, Notes
+from lightbus_django.bus.client import RedisClient
+from lightbus_django.bus.confirmations import CONFIRMATIONS_SIZE, MAX_FIELDS, Confirmations
 from lightbus_django.bus.first_publications import record
 from lightbus_django.bus.sandbox import keeps_events
 from lightbus_django.conf import Settings
@@ -46,22 +46,20 @@ class Staged(NamedTuple):
     """When it was published first, if that was before."""
 
 
-def publish(events: Sequence[Staged], using: str, transport: Transport, settings: Settings) -> int:
+def publish(events: Sequence[Staged], using: str, client: RedisClient, settings: Settings) -> int:
     """Publish events of committed rows in order, and mark the rows; return how many were published.
 
     Raises:
         BusUnavailable: the rows of what was not published are as they were.
     """
-    refused = _record_first(events, transport, settings)
+    refused = _record_first(events, client, settings)
     for event in events:
         if event.id in refused:
             put_off(using, event.id, event.event_name, refused[event.id])
     events = [event for event in events if event.id not in refused]
     if not events:
         return 0
-    results = transport.publish_many(
-        (stream_key(event.event_name, settings.stream_use), event.fields) for event in events
-    )
+    results = client.publish_many((stream_key(event.event_name, settings.stream_use), event.fields) for event in events)
     published: defaultdict[datetime, list[UUID]] = defaultdict(list)
     now = datetime.now(UTC)
     for event, result in zip(events, results, strict=True):
@@ -78,7 +76,7 @@ def publish(events: Sequence[Staged], using: str, transport: Transport, settings
     return count
 
 
-def publish_with_notes(events: Sequence[Staged], using: str, transport: Transport, settings: Settings) -> None:
+def publish_confirmed(events: Sequence[Staged], using: str, client: RedisClient, settings: Settings) -> None:
     """Publish events of committed rows in order, and note it in Redis: a relay marks the rows, many at a time.
 
     Raises:
@@ -87,20 +85,20 @@ def publish_with_notes(events: Sequence[Staged], using: str, transport: Transpor
     if not events:
         return
     if keeps_events() or any(len(event.fields) > MAX_FIELDS for event in events):
-        publish(events, using, transport, settings)
+        publish(events, using, client, settings)
         return
-    results = Notes(transport, settings.service_name, using).publish(
+    results = Confirmations(client, settings.service_name, using).publish(
         (stream_key(event.event_name, settings.stream_use), event.id, event.fields) for event in events
     )
     _put_off_refused(events, results, using)
     if any(isinstance(result, int) and result % SETTLE_EVERY == 0 for result in results):
-        _, problems = settle({event.event_name for event in events}, using, transport, settings)
+        _, problems = settle({event.event_name for event in events}, using, client, settings)
         for problem in problems:
             raise problem
 
 
 def settle(
-    event_names: Iterable[str], using: str, transport: Transport, settings: Settings
+    event_names: Iterable[str], using: str, client: RedisClient, settings: Settings
 ) -> tuple[int, list[BusError]]:
     """Mark the rows that Redis has a note of, in the streams of these events.
 
@@ -109,7 +107,7 @@ def settle(
     Raises:
         BusUnavailable: what is not settled is noted still.
     """
-    notes = Notes(transport, settings.service_name, using)
+    notes = Confirmations(client, settings.service_name, using)
     count, problems = 0, []
     for stream in {stream_key(name, settings.stream_use) for name in event_names if is_name(name)}:
         try:
@@ -121,7 +119,7 @@ def settle(
     return count, problems
 
 
-def _settle(stream: str, notes: Notes, using: str) -> int:
+def _settle(stream: str, notes: Confirmations, using: str) -> int:
     # A row that has its time by now may be about to be published again; its note is old.
     outbox = OutboxEvent.objects.using(using).filter(published_at=None)
     count, there_may_be_more = 0, True
@@ -132,7 +130,7 @@ def _settle(stream: str, notes: Notes, using: str) -> int:
             outbox.filter(pk__in=stream_ids).update(published_at=times, due_at=None, claimed_until=None, error="")
             notes.remove(stream, stream_ids)
         count += len(stream_ids)
-        there_may_be_more = len(stream_ids) >= NOTES_SIZE
+        there_may_be_more = len(stream_ids) >= CONFIRMATIONS_SIZE
     return count
 
 
@@ -154,13 +152,13 @@ def _published_at(stream_ids: Mapping[UUID, str | None]) -> Case:
     )
 
 
-def _record_first(events: Sequence[Staged], transport: Transport, settings: Settings) -> dict[UUID, BusError]:
+def _record_first(events: Sequence[Staged], client: RedisClient, settings: Settings) -> dict[UUID, BusError]:
     """Let listeners know when events that are published again were published first; return where that can't be done."""
     again: defaultdict[str, dict[UUID, datetime]] = defaultdict(dict)
     for event in events:
         if event.published_at is not None:
             again[stream_key(event.event_name, settings.stream_use)][event.id] = event.published_at
-    problems = record(transport, again, keep=settings.inbox_retention) if again else {}
+    problems = record(client, again, keep=settings.inbox_retention) if again else {}
     return {event_id: problem for stream, problem in problems.items() for event_id in again[stream]}
 
 

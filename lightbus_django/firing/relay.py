@@ -10,7 +10,7 @@ from uuid import UUID
 import msgspec
 from django.db.models import Func, IntegerField
 
-from lightbus_django.bus.client import Transport
+from lightbus_django.bus.client import RedisClient
 from lightbus_django.conf import Settings
 from lightbus_django.events.chunks import chunks
 from lightbus_django.events.codec import Fields, encode
@@ -59,10 +59,10 @@ class Relay:
     was, and looks from there on.
     """
 
-    def __init__(self, using: str, transport: Transport, settings: Settings) -> None:
+    def __init__(self, using: str, client: RedisClient, settings: Settings) -> None:
         self._outbox = OutboxEvent.objects.using(using)
         self._using = using
-        self._transport = transport
+        self._client = client
         self._settings = settings
         self._from: Place | None = None
         self._full_look_at = 0.0
@@ -83,7 +83,7 @@ class Relay:
         problems: list[BusError] = []
         names, settled = self._fresh(now), set[str]()
         while new := (names | {name for _, name in rows}) - settled:
-            marked, errors = settle(new, self._using, self._transport, self._settings)
+            marked, errors = settle(new, self._using, self._client, self._settings)
             settled |= new
             problems += errors
             if marked and rows:
@@ -143,13 +143,13 @@ class Relay:
             anothers = min((Place(*row) for row in claimed), default=None)
             keys = [place.id for place in places if anothers is None or place < anothers]
             rows = self._outbox.filter(pk__in=keys, due_at__lte=now).order_by("due_at", "pk")
-            publish(read(rows), self._using, self._transport, self._settings)
+            publish(read(rows), self._using, self._client, self._settings)
         finally:
             self._outbox.filter(pk=head.id).release(until)
         return len(keys)
 
 
-def republish(rows: OutboxEventQuerySet, transport: Transport, settings: Settings) -> Iterator[int]:
+def republish(rows: OutboxEventQuerySet, client: RedisClient, settings: Settings) -> Iterator[int]:
     """Publish again, under their ids, rows that were published; yield how many, some at a time.
 
     Raises:
@@ -163,7 +163,7 @@ def republish(rows: OutboxEventQuerySet, transport: Transport, settings: Setting
             return
         last = keys[-1]
         chunk = rows.filter(pk__range=(keys[0], last)).order_by("pk")
-        yield publish(read(chunk), rows.db, transport, settings)
+        yield publish(read(chunk), rows.db, client, settings)
 
 
 class _Bytes(Func):

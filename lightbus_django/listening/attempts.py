@@ -27,7 +27,7 @@ from lightbus_django.models import FailedEvent, ProcessedEvent
 
 from .activity import CLAIMING, COMMITTING, CONNECTING, HANDLER, RECORDING, Activity
 from .commit_gate import Gate
-from .contention import Troubles
+from .contention import Contention
 from .delivery import Delivery
 from .failures import Failures
 from .isolation import Isolation, watch_connections
@@ -41,7 +41,7 @@ ASIDE = timedelta(seconds=1)
 """For how long a retry is put off that can't get through."""
 
 
-class Handling:
+class Attempts:
     """What is done for one listener in its database.
 
     Its methods raise DatabaseUnavailable or BusUnavailable if the database or Redis is not available, and
@@ -61,7 +61,7 @@ class Handling:
         self._unrecorded: tuple[FailedEvent, BaseException] | None = None
         self.raised: tuple[str, datetime, BaseException | None] = "", timezone.now(), None
         """The key of the last event whose handler raised, when that was inserted, and what it raised."""
-        self.troubles = Troubles(self.using)
+        self.troubles = Contention(self.using)
         self._isolation = Isolation(self.using, self.group)
         watch_connections()
 

@@ -9,8 +9,8 @@ from itertools import takewhile
 from django.db import DatabaseError
 from django.utils import timezone
 
-from lightbus_django.bus.client import Transport
-from lightbus_django.bus.consumer_group import NOBODY, Entry, Member
+from lightbus_django.bus.client import RedisClient
+from lightbus_django.bus.consumer_group import NOBODY, Entry, GroupConsumer
 from lightbus_django.conf import Settings
 from lightbus_django.database.connections import release_connections
 from lightbus_django.database.errors import one_line
@@ -24,8 +24,8 @@ from .delivery import Delivery
 from .inbox import Inbox
 from .leases import Leases
 from .listener import Listener
-from .offsets import Positions
-from .reader import Reading
+from .offsets import Offsets
+from .reader import StreamReader
 
 logger = logging.getLogger("lightbus_django")
 
@@ -55,7 +55,7 @@ class Consumer:
         service_name: str,
         process_name: str,
         settings: Settings,
-        transport: Transport,
+        client: RedisClient,
         leave: bool = False,
     ) -> None:
         """Make a consumer; it joins its group with its first step.
@@ -66,14 +66,14 @@ class Consumer:
         self.listener = listener
         self.group = listener.group(service_name)
         self.settings = settings
-        self.transport = transport
-        self.member = Member(transport, self.group, process_name)
+        self.client = client
+        self.group_consumer = GroupConsumer(client, self.group, process_name)
         self.inbox = (BatchInbox if listener.batch else Inbox)(listener, self.group, settings)
-        self.positions = Positions(self.member, listener, settings.stream_use, self.inbox, service_name)
-        self.streams = self.positions.streams
-        self.leases = Leases(self.member, settings.acknowledgement_timeout, self.streams, self.inbox.activity)
-        self.reading = Reading(
-            self.member,
+        self.offsets = Offsets(self.group_consumer, listener, settings.stream_use, self.inbox, service_name)
+        self.streams = self.offsets.streams
+        self.leases = Leases(self.group_consumer, settings.acknowledgement_timeout, self.streams, self.inbox.activity)
+        self.reader = StreamReader(
+            self.group_consumer,
             self.streams,
             count=settings.batch_size,
             timeout=settings.acknowledgement_timeout,
@@ -106,7 +106,7 @@ class Consumer:
             return self._step(time.monotonic() if now is None else now, block)
         except GroupMissing as error:
             logger.warning("%s: %s", self.group, error)
-            self.reading.give_up()
+            self.reader.give_up()
             self._joined, self._look_back = False, True
             return True
         except DatabaseUnavailable:
@@ -121,7 +121,7 @@ class Consumer:
         self.inbox.activity.end()
         if not self._joined:
             try:
-                self.positions.join()
+                self.offsets.join()
             finally:
                 self.inbox.activity.end()
             self._joined = True
@@ -133,24 +133,24 @@ class Consumer:
         if not self._held and self._aside and now >= self._aside[0][0]:
             self._held.append(self._aside.popleft()[1])
         if self._held:
-            self.reading.flush()  # what is settled is not leased any more
+            self.reader.flush()  # what is settled is not leased any more
             return self._handle(now)
         if self._aside:
             block = min(max(block, PAUSE), self._aside[0][0] - now)
         if len(self._aside) >= MAX_ASIDE:
             self.stopping.wait(block)
             return True
-        if self.reading.is_asked and self._receive(self.reading.receive(), now):
+        if self.reader.is_asked and self._receive(self.reader.receive(), now):
             return True
         if self._look_back:
-            self._look_back = self._receive(self.reading.look_back(self._places_in_hand()), now)
+            self._look_back = self._receive(self.reader.look_back(self._places_in_hand()), now)
             if self._look_back:
                 return True
         if now >= self._reclaim_at and self._reclaim(now):
             return True
         # A retry and what is new take turns.
         retried = self.retries_due.is_set() and self._retry()
-        entries = self.reading.read(0 if retried else block)
+        entries = self.reader.read(0 if retried else block)
         if block and not (entries or retried or self._aside):
             release_connections(idle=True)
         return self._receive(entries, now) or retried or bool(self._aside)
@@ -161,30 +161,32 @@ class Consumer:
         to = NOBODY if self._leave else None
         self.stopping.set()
         self.leases.end_all()
-        if self.reading.is_asked:
-            for entry in self.reading.receive():
+        if self.reader.is_asked:
+            for entry in self.reader.receive():
                 self._sort(entry)
         try:
             self._settle()
         except (DatabaseUnavailable, DatabaseError) as error:
             text = "%s: %d events are handed back, though they are handled: %s"
             logger.warning(text, self.group, len(self._handled), one_line(error))
-        self.reading.flush()
+        self.reader.flush()
         left = self._in_hand()
         for delivery in left:
             entry = delivery.entry
-            self.member.hand_back(entry.stream, [entry.stream_id], idle=idle, deliveries=entry.deliveries - 1, to=to)
+            self.group_consumer.release(
+                entry.stream, [entry.stream_id], idle=idle, deliveries=entry.deliveries - 1, to=to
+            )
         if left:
             logger.info("%s: handed back %d events", self.group, len(left))
         for container in (self._held, self._handled, self._aside):
             container.clear()
-        self.member.close()  # during a long handler Redis may have given the connection up
+        self.group_consumer.close()  # during a long handler Redis may have given the connection up
         if self._joined:
-            self.positions.remember_last()
+            self.offsets.remember_last()
         if self._leave and self._joined:
             for stream in self.streams:
-                self.member.leave(stream)
-        self.member.close()
+                self.group_consumer.leave(stream)
+        self.group_consumer.close()
         self.inbox.give_back()
 
     def renew(self, now: float | None = None) -> None:
@@ -194,16 +196,16 @@ class Consumer:
     # --- Where events come from ---------------------------------------------------------------
 
     def _reclaim(self, now: float) -> bool:
-        if self._receive(self.reading.reclaim(), now):
+        if self._receive(self.reader.reclaim(), now):
             return True
         for stream in self.streams:
-            self.positions.look(stream)
-        self.positions.remember()
+            self.offsets.look(stream)
+        self.offsets.remember()
         self._reclaim_at = now + self.settings.reclaim_interval
         return False
 
     def _retry(self) -> bool:
-        self.reading.flush()
+        self.reader.flush()
         try:
             if self.inbox.retry(timezone.now()):
                 return True
@@ -214,7 +216,7 @@ class Consumer:
 
     def _receive(self, entries: list[Entry], now: float) -> bool:
         try:
-            if self.reading.is_full(entries):
+            if self.reader.is_full(entries):
                 self._ask_ahead(now)
         finally:
             for entry in entries:
@@ -229,7 +231,7 @@ class Consumer:
         """Ask for what comes after this batch if it will not wait for long, and nothing else is to be done before."""
         others_wait = self._look_back or now >= self._reclaim_at or self.retries_due.is_set()
         if self._fast and not others_wait and not self.stopping.is_set():
-            self.reading.ask()
+            self.reader.ask()
 
     # --- What becomes of them -----------------------------------------------------------------
 
@@ -241,10 +243,10 @@ class Consumer:
             self._held.append(Delivery.of(entry))
             self._sorted_lately = True
             return
-        self.reading.settle(entry)
+        self.reader.settle(entry)
 
     def _say_lost(self, entry: Entry) -> None:
-        self.positions.lost += 1
+        self.offsets.lost += 1
         logger.error(
             "%s: lost %s of %s: it was trimmed before it was handled", self.group, entry.stream_id, entry.stream
         )
@@ -252,9 +254,9 @@ class Consumer:
     def _pass_over(self) -> None:
         """Settle what was published again, and is older than this listener's start."""
         if self._sorted_lately:
-            older = self.positions.older(self._held)
+            older = self.offsets.older(self._held)
             for delivery in older:
-                self.reading.settle(delivery.entry)
+                self.reader.settle(delivery.entry)
             self._held = deque(delivery for delivery in self._held if delivery not in older)
             self._sorted_lately = False
 
@@ -316,7 +318,7 @@ class Consumer:
         try:
             for delivery in deliveries:
                 if delivery.entry.is_taken:
-                    self.reading.count_delivery(delivery.entry)
+                    self.reader.count_delivery(delivery.entry)
         except BusError as error:  # whatever it is, the handler has not failed
             raise BusUnavailable(str(error)) from error
 
@@ -330,7 +332,7 @@ class Consumer:
             self.inbox.activity.end()
         if is_durable:
             for delivery in self._handled:
-                self.reading.settle(delivery.entry)
+                self.reader.settle(delivery.entry)
         else:
             logger.warning("%s: the database lost commits; %d events go again", self.group, len(self._handled))
             self._held.extendleft(reversed(self._handled))

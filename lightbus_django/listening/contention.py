@@ -37,7 +37,7 @@ class _Trouble:
     rounds: int = 0
 
 
-class Troubles:
+class Contention:
     """The troubles of one listener's events with one database."""
 
     def __init__(self, using: str) -> None:

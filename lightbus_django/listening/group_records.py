@@ -72,7 +72,7 @@ class GroupRecords:
         self.using = listener.using or router.db_for_write(ConsumerGroup)
         self.starts: dict[str, Start] = {}
         """Where the group started in each stream, as far as known."""
-        self.positions: dict[str, str] = {}
+        self.known: dict[str, str] = {}
         """How far it was in each stream when that was last written down."""
         self._streams = streams
         self._service_name = service_name
@@ -130,7 +130,7 @@ class GroupRecords:
                 self.load()
             with transient_errors(self.using):
                 for stream, position in positions.items():
-                    if is_seen or position != self.positions.get(stream):
+                    if is_seen or position != self.known.get(stream):
                         self._save(stream, position)
         except (DatabaseUnavailable, DatabaseError) as error:
             self._warn(error)
@@ -140,13 +140,13 @@ class GroupRecords:
 
     def has_news(self, positions: Mapping[str, str]) -> bool:
         """Whether any of these is not written down."""
-        return any(position != self.positions.get(stream) for stream, position in positions.items())
+        return any(position != self.known.get(stream) for stream, position in positions.items())
 
     def _save(self, stream: str, position: str) -> None:
         row = self._rows.filter(pk=self._keys[stream])
         if not row.update(position=position, seen_at=timezone.now(), **self._names(stream)):
             self._learn(stream, self._get_or_create(stream, position))
-        self.positions[stream] = position
+        self.known[stream] = position
 
     def _get_or_create(self, stream: str, position: str) -> ConsumerGroup:
         start = self.starts.get(stream, Start())
@@ -173,7 +173,7 @@ class GroupRecords:
     def _learn(self, stream: str, row: ConsumerGroup) -> None:
         at = None if row.starts_at is None else as_aware(row.starts_at).astimezone(UTC)
         self.starts[stream] = Start(row.start_id, at)
-        self.positions[stream] = row.position
+        self.known[stream] = row.position
 
     def _warn(self, error: Exception) -> None:
         if (now := time.monotonic()) >= self._warn_at:

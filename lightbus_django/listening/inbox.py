@@ -1,4 +1,4 @@
-"""Handling events once: the idempotency key commits with the handler's own writes."""
+"""Attempts events once: the idempotency key commits with the handler's own writes."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -20,12 +20,12 @@ from lightbus_django.exceptions import (
 )
 
 from .activity import COMMITTING, CONFIRMING, HANDLER, INSERTING_KEY, READING_KEY
-from .attempts import Handling, committed_and_raised
+from .attempts import Attempts, committed_and_raised
 from .delivery import Delivery
 from .keys import LIMITS, AlreadyHandled
 
 
-class Inbox(Handling):
+class Inbox(Attempts):
     """What is delivered, handled once, and settled when `confirm` says so."""
 
     def handle(

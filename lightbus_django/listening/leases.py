@@ -7,7 +7,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 
-from lightbus_django.bus.consumer_group import SHOW_UP_INTERVAL, Entry, Member
+from lightbus_django.bus.consumer_group import SHOW_UP_INTERVAL, Entry, GroupConsumer
 
 from .activity import HANDLER, Activity, Doing
 from .delivery import Delivery
@@ -24,8 +24,10 @@ class Leases:
     One thread says what it holds, another one renews. So what they share is replaced as a whole, never changed.
     """
 
-    def __init__(self, member: Member, timeout: float, streams: Sequence[str], activity: Activity) -> None:
-        self.member = member
+    def __init__(
+        self, group_consumer: GroupConsumer, timeout: float, streams: Sequence[str], activity: Activity
+    ) -> None:
+        self.group_consumer = group_consumer
         self.timeout = timeout
         self.are_released = False
         """Whether what was held may be another process's by now, for the database did not answer."""
@@ -76,14 +78,14 @@ class Leases:
                 self._renew(held)
             if now >= self._show_up_at and not self._has_ended:
                 self._show_up_at = now + SHOW_UP_INTERVAL
-                self.member.show_up(self._streams)
+                self.group_consumer.show_up(self._streams)
 
     def _renew(self, entries: Iterable[Entry]) -> None:
         by_stream = defaultdict(list)
         for entry in entries:
             by_stream[entry.stream].append(entry.stream_id)
         for stream, stream_ids in by_stream.items():
-            self.member.renew(stream, stream_ids)
+            self.group_consumer.renew(stream, stream_ids)
 
     def _release(self, entries: Collection[Entry]) -> None:
         """Let other processes have these at once, with no delivery counted, and hold nothing any more."""
@@ -94,7 +96,7 @@ class Leases:
             self.are_released = True
             self._held = ()
         for (stream, deliveries), stream_ids in alike.items():
-            self.member.hand_back(stream, stream_ids, idle=self.timeout + 1, deliveries=deliveries)
+            self.group_consumer.release(stream, stream_ids, idle=self.timeout + 1, deliveries=deliveries)
 
     def _waits_for_database(self) -> bool:
         frame = sys._current_frames().get(self._thread)
@@ -105,7 +107,7 @@ class Leases:
         return False
 
     def _tell(self, doing: Doing, seconds: float) -> None:
-        group = self.member.group
+        group = self.group_consumer.group
         if doing.what != HANDLER:
             text = "%s: the database has not answered for %.0f s (%s%s); other processes may take what is in hand"
             event = f", {doing.deliveries[0].key}" if doing.deliveries else ""

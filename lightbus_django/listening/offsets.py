@@ -10,7 +10,7 @@ from datetime import datetime
 from django.db import connections
 
 from lightbus_django.bus import first_publications as republished
-from lightbus_django.bus.consumer_group import Member, id_key
+from lightbus_django.bus.consumer_group import GroupConsumer, id_key
 from lightbus_django.bus.streams import Group, end, groups, last_id
 from lightbus_django.events.names import stream_key
 from lightbus_django.events.times import SKEW, event_bytes, first_id, has_time
@@ -29,11 +29,13 @@ LAST_TIMEOUT = 2.0
 """Seconds that a stop waits for the position of a group to be written down."""
 
 
-class Positions:
+class Offsets:
     """The streams of one listener, and how far its group is in each of them."""
 
-    def __init__(self, member: Member, listener: Listener, stream_use: str, inbox: Inbox, service_name: str) -> None:
-        self.member = member
+    def __init__(
+        self, group_consumer: GroupConsumer, listener: Listener, stream_use: str, inbox: Inbox, service_name: str
+    ) -> None:
+        self.group_consumer = group_consumer
         self.listener = listener
         self.inbox = inbox
         self.lost = 0
@@ -42,7 +44,7 @@ class Positions:
         self._other_use = "per_event" if stream_use == "per_api" else "per_api"
         for event in listener.events:
             self._events[stream_key(event, stream_use)].append(event)
-        self.records = GroupRecords(listener, member.group, service_name, self._events)
+        self.records = GroupRecords(listener, group_consumer.group, service_name, self._events)
         self._positions: dict[str, str] = {}
         self._ends: dict[str, tuple[str, datetime]] = {}
         self._unread_lost: dict[str, int] = {}
@@ -52,14 +54,14 @@ class Positions:
         return list(self._events)
 
     def join(self) -> None:
-        """Become a member of the group in each stream; make it where it is not there."""
+        """Become a consumer of the group in each stream; make it where it is not there."""
         missing = []
         for stream in self._events:
             try:
                 self.look(stream, show_up=True)  # works on a Redis that is full, too
             except GroupMissing:
                 # What is new is so from the first try on; the database may not answer yet.
-                self._ends.setdefault(stream, end(self.member.transport, stream))
+                self._ends.setdefault(stream, end(self.group_consumer.client, stream))
                 missing.append(stream)
         self.inbox.activity.start(REMEMBERING)
         try:
@@ -69,19 +71,21 @@ class Positions:
                 raise
         for stream in missing:
             start_id = self._start_id(stream)
-            if self.member.join(stream, start_id):
-                logger.info("%s: new consumer group of %s, which begins after %s", self.member.group, stream, start_id)
+            if self.group_consumer.join(stream, start_id):
+                logger.info(
+                    "%s: new consumer group of %s, which begins after %s", self.group_consumer.group, stream, start_id
+                )
             self.look(stream)
         self.remember()
 
     def look(self, stream: str, *, show_up: bool = False) -> None:
         """Remember where the group stands, and say what it lost before it was given it; `show_up` as in `standing`."""
-        self._positions[stream], lost = self.member.standing(stream, show_up=show_up)
+        self._positions[stream], lost = self.group_consumer.progress(stream, show_up=show_up)
         if lost is None:
             return
         if (more := lost - self._unread_lost.get(stream, 0)) > 0:
             self.lost += more
-            logger.error("%s: lost %d events of %s: they were trimmed unread", self.member.group, more, stream)
+            logger.error("%s: lost %d events of %s: they were trimmed unread", self.group_consumer.group, more, stream)
         self._unread_lost[stream] = lost
 
     def remember(self) -> None:
@@ -101,7 +105,9 @@ class Positions:
             for stream in self._positions:
                 self.look(stream)
         if self.records.has_news(self._positions):
-            thread = threading.Thread(target=self._save_last, name=f"last position of {self.member.group}", daemon=True)
+            thread = threading.Thread(
+                target=self._save_last, name=f"last position of {self.group_consumer.group}", daemon=True
+            )
             thread.start()
             thread.join(LAST_TIMEOUT)
 
@@ -124,11 +130,11 @@ class Positions:
         found = []
         for stream, those in asked.items():
             ids = [event_bytes(delivery.message.id) for delivery in those if delivery.message]
-            times = republished.look_up(self.member.transport, stream, ids)
+            times = republished.look_up(self.group_consumer.client, stream, ids)
             older = [delivery for delivery, time in zip(those, times, strict=True) if time and time < starts[stream]]
             if older:
                 text = "%s: passed over %d events of %s that were published again: they are older than its start"
-                logger.info(text, self.member.group, len(older), stream)
+                logger.info(text, self.group_consumer.group, len(older), stream)
             found += older
         return found
 
@@ -136,16 +142,16 @@ class Positions:
         """Warn of events that wait for the group where it would read with the other STREAM_USE."""
         for stream in {stream_key(event, self._other_use) for event in self.listener.events}:
             try:
-                found = groups(self.member.transport, stream)
+                found = groups(self.group_consumer.client, stream)
             except BusForbidden:
                 continue  # where this process may not look, it has not read either
             for group in found:
-                if group.name == self.member.group:
+                if group.name == self.group_consumer.group:
                     self._warn_of(group)
 
     def _warn_of(self, group: Group) -> None:
         unread = group.lag
-        if unread is None and group.last_delivered_id == last_id(self.member.transport, group.stream):
+        if unread is None and group.last_delivered_id == last_id(self.group_consumer.client, group.stream):
             unread = 0
         if group.pending or unread != 0:
             logger.warning(
@@ -168,11 +174,11 @@ class Positions:
         if was_at is None:
             # It may have had events behind the position that was written down last; the inbox knows which.
             has_handled = self.inbox.has_handled(self._events[stream])
-            was_at = None if has_handled else self.records.positions.get(stream)
+            was_at = None if has_handled else self.records.known.get(stream)
             if was_at is None and not has_handled:
                 return self.records.begin(stream, Start.of(self.listener, *self._ends[stream])).id
         start = self.records.starts.get(stream, Start()).id or "0"
-        last = id_key(last_id(self.member.transport, stream))
+        last = id_key(last_id(self.group_consumer.client, stream))
         if was_at is not None and id_key(was_at) <= last:
             place = was_at
         elif self.listener.start != "new" or id_key(start) <= last:
@@ -180,5 +186,5 @@ class Positions:
         else:
             place = "0"  # another stream under the same name
         if is_seen or place != start or was_at is None:
-            logger.warning("%s: the group was gone from %s; made anew at %s", self.member.group, stream, place)
+            logger.warning("%s: the group was gone from %s; made anew at %s", self.group_consumer.group, stream, place)
         return place

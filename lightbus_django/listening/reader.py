@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from lightbus_django.bus.consumer_group import Entry, Member
+from lightbus_django.bus.consumer_group import Entry, GroupConsumer
 from lightbus_django.exceptions import GroupMissing
 
 logger = logging.getLogger("lightbus_django")
@@ -22,17 +22,17 @@ READ_BYTES = 4 * 1024 * 1024
 """How many bytes of content the entries of a read may have, as far as those before tell."""
 
 
-class Reading:
+class StreamReader:
     """One consumer's reads. What comes next can be asked for while what came before is still being handled."""
 
-    def __init__(self, member: Member, streams: Sequence[str], *, count: int, timeout: float) -> None:
-        """Make the reads of `member`.
+    def __init__(self, group_consumer: GroupConsumer, streams: Sequence[str], *, count: int, timeout: float) -> None:
+        """Make the reads of `group_consumer`.
 
         Args:
             count: how many entries of each stream to read at a time, if they are small.
             timeout: seconds after which others take what a consumer was given.
         """
-        self.member = member
+        self.group_consumer = group_consumer
         self.streams = streams
         self.count = min(count, FIRST_COUNT)
         """How many entries of each stream the next read asks for."""
@@ -59,7 +59,7 @@ class Reading:
     def flush(self) -> None:
         """Acknowledge what is settled now."""
         if self._settled:
-            self.member.acknowledge(self._settled)
+            self.group_consumer.acknowledge(self._settled)
             self._settled.clear()
 
     def read(self, block: float) -> list[Entry]:
@@ -70,14 +70,14 @@ class Reading:
     def look_back(self, in_hand: Collection[tuple[str, str]]) -> list[Entry]:
         """Acknowledge what is settled, and return what was delivered before, oldest first, less what is in hand."""
         count = self.count + len(in_hand)
-        entries = self._claim(lambda stream: self.member.outstanding(stream, count))
+        entries = self._claim(lambda stream: self.group_consumer.own_pending(stream, count))
         return [entry for entry in entries if (entry.stream, entry.stream_id) not in in_hand]
 
     def reclaim(self) -> list[Entry]:
         """Acknowledge what is settled, and return what exceeds the timeout elsewhere, a batch of each stream."""
-        entries = self._claim(lambda stream: self.member.reclaim(stream, idle=self.timeout, count=self.count))
+        entries = self._claim(lambda stream: self.group_consumer.reclaim(stream, idle=self.timeout, count=self.count))
         if entries:
-            group, count = self.member.group, len(entries)
+            group, count = self.group_consumer.group, len(entries)
             logger.info("%s: reclaimed %d events from processes that exceeded the timeout", group, count)
         return entries
 
@@ -85,9 +85,9 @@ class Reading:
         """Acknowledge what is settled, and count a delivery of what was delivered before."""
         if self.is_asked:  # the answer to that comes first, and tells of a group that is missing
             with suppress(GroupMissing):
-                self.member.hand_back(entry.stream, [entry.stream_id], idle=0, deliveries=entry.deliveries)
+                self.group_consumer.release(entry.stream, [entry.stream_id], idle=0, deliveries=entry.deliveries)
             return
-        self.member.count_delivery(entry, acknowledge=self._settled)
+        self.group_consumer.count_delivery(entry, acknowledge=self._settled)
         self._send_settled()
 
     def ask(self, block: float = 0.0) -> None:
@@ -95,12 +95,12 @@ class Reading:
         self._send_settled()
         self._asked_at, self._asked_for = time.monotonic(), self.count
         with self._taking_back():
-            self.member.ask(self.streams, count=self.count, block=block, acknowledge=self._sent)
+            self.group_consumer.ask(self.streams, count=self.count, block=block, acknowledge=self._sent)
 
     def give_up(self) -> None:
         """Expect no answer any more to what was sent."""
         self._take_back()
-        self.member.close()
+        self.group_consumer.close()
 
     def receive(self) -> list[Entry]:
         """Return what was asked for, less what others may have taken meanwhile."""
@@ -114,7 +114,7 @@ class Reading:
 
     def _receive(self) -> list[Entry]:
         with self._taking_back():
-            entries = self.member.receive()
+            entries = self.group_consumer.receive()
         self._asked_at = None
         self._sent.clear()
         self._adapt(entries)
@@ -149,7 +149,7 @@ class Reading:
 
     def _renew(self, stream: str, entries: Sequence[Entry]) -> list[str]:
         stream_ids = [entry.stream_id for entry in entries if entry.stream == stream]
-        return self.member.renew(stream, stream_ids) if stream_ids else []
+        return self.group_consumer.renew(stream, stream_ids) if stream_ids else []
 
     @contextmanager
     def _taking_back(self) -> Iterator[None]:

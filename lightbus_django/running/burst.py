@@ -25,7 +25,7 @@ def run_burst(consumers: Sequence[Consumer], housekeeping: Housekeeping, is_stop
         LightbusError, DatabaseError: something could not be done; nothing is lost.
     """
     steps: dict[Any, Callable[[], bool]] = {
-        consumer: partial(_step, consumer, Outage(consumer.group, consumer.transport)) for consumer in consumers
+        consumer: partial(_step, consumer, Outage(consumer.group, consumer.client)) for consumer in consumers
     }
 
     def look_for_retries() -> bool:

@@ -9,7 +9,7 @@ from typing import Self
 
 from django.utils import timezone
 
-from lightbus_django.bus.client import Transport
+from lightbus_django.bus.client import RedisClient
 from lightbus_django.conf import Settings
 from lightbus_django.database.connections import release_connections
 from lightbus_django.database.errors import transient_errors
@@ -34,7 +34,7 @@ SAMPLE = 1000
 """Latest rows of the outbox that tell to which streams this service fires."""
 
 
-class Maintenance:
+class DatabaseJobs:
     """The jobs of one database."""
 
     def __init__(
@@ -44,13 +44,13 @@ class Maintenance:
         *,
         service_name: str,
         settings: Settings,
-        transport: Transport,
+        client: RedisClient,
     ) -> None:
         """Make the jobs of the database `alias`; `consumers` are those that have their inboxes there."""
         self.alias = alias
         self.service_name = service_name
         self.settings = settings
-        self.transport = transport
+        self.client = client
         self.has_outbox: bool | None = None
         """Whether the outbox's table is there; None until `look` has had an answer."""
         self.fired_lately: frozenset[str] = frozenset()
@@ -66,10 +66,10 @@ class Maintenance:
                 Job(f"pruning of {alias!r}", self.prune, 3600.0, at_once=lambda: True),
                 Job(f"retries nobody makes in {alias!r}", self.report_abandoned_retries, 6 * 3600.0),
             ],
-            transport,
+            client,
         )
         self._consumers = consumers
-        self._relay = Relay(alias, transport, settings)
+        self._relay = Relay(alias, client, settings)
         self._relayed = 0
         self._say_relayed_at = 0.0
         self._pruning: Iterator[tuple[str, int]] | None = None
@@ -143,7 +143,7 @@ class Maintenance:
         if not self.has_outbox:
             return False
         if self._pruning is None:
-            self._pruning = prune(self.alias, cutoffs_at(datetime.now(UTC), self.settings, self.transport))
+            self._pruning = prune(self.alias, cutoffs_at(datetime.now(UTC), self.settings, self.client))
             self._pruned.clear()
         pruning, self._pruning = self._pruning, None
         with transient_errors(self.alias):

@@ -12,7 +12,7 @@ from django.db import Error as DatabaseError
 from django.db import connections, router
 
 from lightbus_django.bus import streams
-from lightbus_django.bus.client import Transport
+from lightbus_django.bus.client import RedisClient
 from lightbus_django.conf import Settings
 from lightbus_django.database.errors import close_broken, one_line
 from lightbus_django.events.names import stream_key
@@ -22,7 +22,7 @@ from lightbus_django.listening.registry import registry
 from lightbus_django.models import OutboxEvent
 
 from . import stale_groups
-from .database_jobs import Maintenance
+from .database_jobs import DatabaseJobs
 from .jobs import Job, Jobs
 from .stale_groups import StaleGroups
 
@@ -39,12 +39,12 @@ class Housekeeping:
     """What a worker does beside its consumers: `jobs` in Redis, and those of `databases`; each may have a thread."""
 
     def __init__(
-        self, consumers: Sequence[Consumer], *, service_name: str, settings: Settings, transport: Transport
+        self, consumers: Sequence[Consumer], *, service_name: str, settings: Settings, client: RedisClient
     ) -> None:
         self.consumers = consumers
         self.service_name = service_name
         self.settings = settings
-        self.transport = transport
+        self.client = client
         self.databases = list(self._databases())
         self.jobs = Jobs(
             "Redis",
@@ -54,23 +54,23 @@ class Housekeeping:
                 Job("report_stale_groups", self.report_stale_groups, stale_groups.INTERVAL),
                 Job("report_ids_ahead", self.report_ids_ahead, 6 * 3600.0),
             ],
-            transport,
+            client,
         )
-        self._stale_groups = StaleGroups(transport, stale_after=settings.group_stale_after)
+        self._stale_groups = StaleGroups(client, stale_after=settings.group_stale_after)
 
-    def _databases(self) -> Iterable[Maintenance]:
+    def _databases(self) -> Iterable[DatabaseJobs]:
         """Return those that may have our tables: none to which the router does not migrate them."""
         inboxes = {consumer.inbox.using for consumer in self.consumers}
         for alias in connections:
             # DATABASES = {"default": {}, ...} is of an unknown vendor.
             is_known = connections[alias].vendor != "unknown" and router.allow_migrate_model(alias, OutboxEvent)
             if is_known or alias in inboxes:
-                yield Maintenance(
+                yield DatabaseJobs(
                     alias,
                     [consumer for consumer in self.consumers if consumer.inbox.using == alias],
                     service_name=self.service_name,
                     settings=self.settings,
-                    transport=self.transport,
+                    client=self.client,
                 )
 
     # --- All in one thread --------------------------------------------------------------------
@@ -95,7 +95,7 @@ class Housekeeping:
 
     def flag_due_retries(self) -> bool:
         """Tell the consumers that have retries due; return whether there are any."""
-        return any(_each(self.databases, Maintenance.flag_due_retries))
+        return any(_each(self.databases, DatabaseJobs.flag_due_retries))
 
     def prune(self) -> bool:
         """Delete some old rows of all databases; return whether there may be more."""
@@ -112,7 +112,7 @@ class Housekeeping:
         """
         problems: dict[str, str] = {}
 
-        def look(database: Maintenance) -> None:
+        def look(database: DatabaseJobs) -> None:
             try:
                 database.look()
             except (LightbusError, DatabaseError) as error:
@@ -154,7 +154,7 @@ class Housekeeping:
 
         def trim(stream: str) -> int:
             return streams.trim(
-                self.transport,
+                self.client,
                 stream,
                 awaited=self._groups_of(stream),
                 keep_since=keep_since,
@@ -170,9 +170,7 @@ class Housekeeping:
         def tidy(consumer: Consumer) -> None:
             for stream in consumer.streams:
                 with suppress(GroupMissing):  # its consumer is about to create it
-                    count = streams.tidy_consumers(
-                        self.transport, stream, consumer.group, idle=self.settings.consumer_ttl
-                    )
+                    count = streams.tidy_consumers(self.client, stream, consumer.group, idle=self.settings.consumer_ttl)
                     if count:
                         logger.info("%s: deleted %d consumers that are long gone", consumer.group, count)
 
@@ -181,7 +179,7 @@ class Housekeeping:
 
     def report_stale_groups(self) -> bool:
         """Warn of groups that nobody reads, and that keep events from being trimmed, and of events that ours left."""
-        _each(self.consumers, lambda consumer: consumer.positions.report_stranded())
+        _each(self.consumers, lambda consumer: consumer.offsets.report_stranded())
         missing = _each(self._streams(), lambda stream: self._stale_groups.look_at(stream, self._groups_of(stream)))
         self._stale_groups.report_missing(set().union(*missing))
         return False
@@ -190,7 +188,7 @@ class Housekeeping:
         """Warn of streams whose ids are ahead of the time."""
 
         def report(stream: str) -> None:
-            if (stream_id := streams.first_ahead(self.transport, stream)) is not None:
+            if (stream_id := streams.first_ahead(self.client, stream)) is not None:
                 text = (
                     "%s: the stream id %s is ahead of the time, so those that follow are, too; such events are trimmed "
                     "as soon as all groups have acknowledged them, whatever their age"

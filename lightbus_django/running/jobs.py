@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from django.db import Error as DatabaseError
 
-from lightbus_django.bus.client import Transport
+from lightbus_django.bus.client import RedisClient
 from lightbus_django.database.errors import close_broken
 from lightbus_django.exceptions import LightbusError
 
@@ -43,10 +43,10 @@ class Job:
 class Jobs:
     """Jobs that have a thread, a clock and a place in the log of their own. `step` is for one thread at a time."""
 
-    def __init__(self, name: str, jobs: Sequence[Job], transport: Transport) -> None:
+    def __init__(self, name: str, jobs: Sequence[Job], client: RedisClient) -> None:
         """Make jobs; `name` is what does not answer if one of them hangs."""
         self.name = name
-        self.outages = {job.name: Outage(job.name, transport) for job in jobs}
+        self.outages = {job.name: Outage(job.name, client) for job in jobs}
         self._jobs = jobs
         self._running: tuple[Job, float] | None = None
         self._report_at = 0.0

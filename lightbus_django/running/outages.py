@@ -10,7 +10,7 @@ import time
 import traceback
 from typing import Any
 
-from lightbus_django.bus.client import Transport
+from lightbus_django.bus.client import RedisClient
 from lightbus_django.database.errors import answers_queries, one_line
 from lightbus_django.exceptions import BusError, BusForbidden, BusFull, BusUnsupported, SequenceBehind
 
@@ -45,14 +45,14 @@ _ADVICE = (
 class Outage:
     """Work that is done again and again, and how long it has failed."""
 
-    def __init__(self, name: str, transport: Transport) -> None:
+    def __init__(self, name: str, client: RedisClient) -> None:
         self.name = name
         self.error: Exception | None = None
         """The last failure; None when the work got done."""
         self.needs_somebody = False
         """Whether that is no outage, and does not mend by itself."""
         self._is_told = False
-        self._transport = transport
+        self._client = client
         self._answers_since: float | None = None
         self._ask_at = 0.0
         self._complain_at = 0.0
@@ -89,7 +89,7 @@ class Outage:
             self._ask_at = now + ASK_INTERVAL
         elif now >= self._ask_at:
             self._ask_at = now + ASK_INTERVAL
-            answers = self._transport.answers() if isinstance(error, BusError) else answers_queries()
+            answers = self._client.answers() if isinstance(error, BusError) else answers_queries()
             self._answers_since = (self._answers_since or now) if answers else None
         return self._answers_since is not None and now - self._answers_since >= PATIENCE
 

@@ -11,7 +11,7 @@ from django.db.models import Exists, OuterRef, QuerySet
 from django.utils import timezone
 
 from lightbus_django.bus import streams
-from lightbus_django.bus.client import Transport
+from lightbus_django.bus.client import RedisClient
 from lightbus_django.conf import Settings
 from lightbus_django.database.text import storable
 from lightbus_django.events.names import stream_key
@@ -42,7 +42,7 @@ class Cutoffs:
         return replace(self, inbox_of={storable(name, event_name, using): age for name, age in self.inbox_of.items()})
 
 
-def cutoffs_at(now: datetime, settings: Settings, transport: Transport) -> Cutoffs:
+def cutoffs_at(now: datetime, settings: Settings, client: RedisClient) -> Cutoffs:
     """Return what is old at `now`, a time in UTC.
 
     An event's key has to be there for as long as the event may be delivered again. So it stays while
@@ -58,7 +58,7 @@ def cutoffs_at(now: datetime, settings: Settings, transport: Transport) -> Cutof
         for event in listener.events:
             events_of[stream_key(event, settings.stream_use)].add(event)
     for stream, events in events_of.items():
-        if (oldest := streams.oldest(transport, stream)) is not None:
+        if (oldest := streams.oldest(client, stream)) is not None:
             inbox_of.update(dict.fromkeys(events, ago(settings.outbox_retention, oldest - SKEW)))
     return Cutoffs(
         inbox=ago(settings.inbox_retention),

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from math import isinf
 
 from lightbus_django.bus import streams
-from lightbus_django.bus.client import Transport
+from lightbus_django.bus.client import RedisClient
 
 logger = logging.getLogger("lightbus_django")
 
@@ -16,19 +16,19 @@ INTERVAL = 6 * 3600.0
 class StaleGroups:
     """What the log is told of groups, at one look after the other."""
 
-    def __init__(self, transport: Transport, *, stale_after: float) -> None:
+    def __init__(self, client: RedisClient, *, stale_after: float) -> None:
         """Prepare for the first look.
 
         Args:
             stale_after: seconds after which a group that is not read counts as stale.
         """
-        self._transport = transport
+        self._client = client
         self._stale_after = stale_after
         self._missing: set[tuple[str, str]] = set()
 
     def look_at(self, stream: str, awaited: Iterable[str]) -> set[tuple[str, str]]:
         """Warn of the groups of a stream that are not read; return those of `awaited` that are missing there."""
-        groups = streams.groups(self._transport, stream)
+        groups = streams.groups(self._client, stream)
         for group in groups:
             # A listener that waits for events of a quiet stream may not have asked for long.
             if group.unread_for() > self._stale_after and (group.pending or group.lag != 0):

@@ -11,7 +11,7 @@ from types import FrameType
 
 from django.db import connections, router
 
-from lightbus_django.bus.client import Transport
+from lightbus_django.bus.client import RedisClient
 from lightbus_django.bus.consumer_group import SHOW_UP_INTERVAL
 from lightbus_django.conf import Settings
 from lightbus_django.database.connections import check_autocommit, release_connections, warn_of_small_pools
@@ -55,26 +55,26 @@ class Worker:
         self.service_name = service_name
         self.process_name = process_name
         self.settings = settings
-        self.transport = Transport(settings.url, timeout=settings.redis_timeout + BLOCK, retries=0)
+        self.client = RedisClient(settings.url, timeout=settings.redis_timeout + BLOCK, retries=0)
         self.consumers = [
             Consumer(
                 listener,
                 service_name=service_name,
                 process_name=process_name,
                 settings=settings,
-                transport=self.transport,
+                client=self.client,
                 leave=leave,
             )
             for listener in listeners
         ]
         self.housekeeping = Housekeeping(
-            self.consumers, service_name=service_name, settings=settings, transport=self.transport
+            self.consumers, service_name=service_name, settings=settings, client=self.client
         )
         self._stopping = threading.Event()
 
     def describe(self) -> list[str]:
         """Return what this worker is about, in lines for its log."""
-        lines = [f"service {self.service_name}, process {self.process_name}, Redis {self.transport}"]
+        lines = [f"service {self.service_name}, process {self.process_name}, Redis {self.client}"]
         for consumer in self.consumers:
             listener = consumer.listener
             lines.append(f"{listener.path} listens to {', '.join(listener.events)} in group {consumer.group}")
@@ -101,7 +101,7 @@ class Worker:
         A Redis that does not answer is no reason.
         """
         try:
-            self.transport.check({stream for consumer in self.consumers for stream in consumer.streams})
+            self.client.check({stream for consumer in self.consumers for stream in consumer.streams})
         except BusUnsupported:
             raise
         except BusUnavailable:
@@ -182,7 +182,7 @@ class Worker:
             )
         else:
             if not any(thread.is_alive() for thread in jobs_of):
-                self.transport.close()
+                self.client.close()
             logger.info("stopped")
         return well and not late
 
@@ -207,7 +207,7 @@ class Worker:
             return consumer.contended
 
         try:
-            repeat(step, Outage(consumer.group, self.transport), self._stopping)
+            repeat(step, Outage(consumer.group, self.client), self._stopping)
             consumer.stop()
         except LightbusError as error:
             logger.warning("%s: what is in hand is left to the timeout: %s", consumer.group, error)
@@ -223,7 +223,7 @@ class Worker:
         try:
             if jobs is self.housekeeping.jobs:
                 self._stopping.wait(HEAD_START)
-            repeat(step, Outage(f"jobs of {jobs.name}", self.transport), self._stopping)
+            repeat(step, Outage(f"jobs of {jobs.name}", self.client), self._stopping)
         finally:
             connections.close_all()
 

@@ -10,9 +10,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lightbus_django.bus.client import Transport
-from lightbus_django.bus.confirmations import Notes
-from lightbus_django.bus.consumer_group import Member
+from lightbus_django.bus.client import RedisClient
+from lightbus_django.bus.confirmations import Confirmations
+from lightbus_django.bus.consumer_group import GroupConsumer
 from lightbus_django.listening.inbox import Inbox
 from lightbus_django.listening.listener import Listener
 
@@ -25,21 +25,21 @@ class Point(NamedTuple):
 
 
 POINTS = {
-    "events read": Point(Member, "receive", "after", if_result=bool),
+    "events read": Point(GroupConsumer, "receive", "after", if_result=bool),
     "handler begins": Point(Listener, "call", "before"),
     "handler done": Point(Listener, "call", "after"),
     "transaction committed": Point(Inbox, "handle", "after"),
     "commits durable": Point(Inbox, "confirm", "after"),
-    "events reclaimed": Point(Member, "reclaim", "after", if_result=bool),
-    "event taken": Point(Member, "count_delivery", "after"),
+    "events reclaimed": Point(GroupConsumer, "reclaim", "after", if_result=bool),
+    "event taken": Point(GroupConsumer, "count_delivery", "after"),
     "retry committed": Point(Inbox, "retry", "after", if_result=bool),
-    "handing back": Point(Member, "hand_back", "before"),
-    "publishing": Point(Notes, "publish", "before"),
-    "published": Point(Notes, "publish", "after"),
-    "relaying": Point(Transport, "publish_many", "before"),
-    "relayed": Point(Transport, "publish_many", "after"),
-    "notes read": Point(Notes, "read", "after", if_result=bool),
-    "rows marked": Point(Notes, "remove", "before"),
+    "handing back": Point(GroupConsumer, "release", "before"),
+    "publishing": Point(Confirmations, "publish", "before"),
+    "published": Point(Confirmations, "publish", "after"),
+    "relaying": Point(RedisClient, "publish_many", "before"),
+    "relayed": Point(RedisClient, "publish_many", "after"),
+    "notes read": Point(Confirmations, "read", "after", if_result=bool),
+    "rows marked": Point(Confirmations, "remove", "before"),
 }
 
 

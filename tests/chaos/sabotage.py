@@ -24,13 +24,13 @@ def sabotage(kind: str) -> None:
         sort = Consumer._sort
 
         def acknowledge_and_sort(self: Consumer, entry: Any) -> None:
-            self.reading.settle(entry)
-            self.reading.flush()
+            self.reader.settle(entry)
+            self.reader.flush()
             sort(self, entry)
 
         Consumer._sort = acknowledge_and_sort
     elif kind == "order":
-        publish, handle = outbox.publish_with_notes, Consumer._handle
+        publish, handle = outbox.publish_confirmed, Consumer._handle
 
         def publish_in_reverse(events: Any, *args: Any) -> None:
             publish(events[::-1], *args)
@@ -39,12 +39,12 @@ def sabotage(kind: str) -> None:
             self._held.reverse()
             return handle(self, now)
 
-        outbox.publish_with_notes = publish_in_reverse
+        outbox.publish_confirmed = publish_in_reverse
         Consumer._handle = handle_in_reverse
     elif kind == "trimming":
 
-        def trim_all(transport: Any, stream: str, **kwargs: Any) -> int:
-            removed: int = transport.client.xtrim(stream, maxlen=0, approximate=False)
+        def trim_all(redis_client: Any, stream: str, **kwargs: Any) -> int:
+            removed: int = redis_client.redis_py.xtrim(stream, maxlen=0, approximate=False)
             return removed
 
         streams.trim = trim_all

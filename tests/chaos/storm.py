@@ -31,7 +31,7 @@ Mischief = Iterator[float]
 
 
 class Storm:
-    """Troubles the processes as `step` is called again and again. What one mischief has in hand, no other takes."""
+    """Contention the processes as `step` is called again and again. What one mischief has in hand, no other takes."""
 
     def __init__(
         self,

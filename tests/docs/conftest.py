@@ -139,6 +139,6 @@ def work(r: object, listeners: object, lightbus: object) -> Callable[..., None]:
         try:
             worker.run_burst()
         finally:
-            worker.transport.close()
+            worker.client.close()
 
     return run

@@ -16,12 +16,12 @@ import lightbus_django
 from lightbus_django import BusError, BusUnavailable, fire, listens_to, on_commit
 from lightbus_django.bus import first_publications as republished
 from lightbus_django.bus import streams
-from lightbus_django.bus.client import Transport
-from lightbus_django.bus.consumer_group import Member
+from lightbus_django.bus.client import RedisClient
+from lightbus_django.bus.consumer_group import GroupConsumer
 from lightbus_django.conf import get_settings
 from lightbus_django.events.ids import uuid7
 from lightbus_django.firing import publisher as dispatch
-from lightbus_django.listening.reader import Reading
+from lightbus_django.listening.reader import StreamReader
 from lightbus_django.listening.registry import registry
 from lightbus_django.models import OutboxEvent
 from lightbus_django.running.worker import Worker
@@ -88,7 +88,7 @@ def admin(server: Server) -> Iterator[Any]:
 @pytest.fixture
 def transport_of(server: Server) -> Callable[[str], Any]:
     def make(user: str) -> Any:
-        return closing(Transport(server.url_of(user, "a-password"), timeout=5))
+        return closing(RedisClient(server.url_of(user, "a-password"), timeout=5))
 
     return make
 
@@ -125,7 +125,7 @@ def test_a_firing_process_fires_and_can_do_nothing_else(
     OutboxEvent.objects.create(event_name="shop.order_placed", payload="{}", due_at="2000-01-01T00:00Z")
     relay = Worker([], service_name="shop", process_name="worker", settings=get_settings())
     relay.housekeeping.relay()
-    relay.transport.close()
+    relay.client.close()
     assert admin.xlen(SHOP) == 3
 
     with pytest.raises(BusError, match=r"denies its user something with 'bookkeeping\.\*:stream'.*operations\.md"):
@@ -134,10 +134,12 @@ def test_a_firing_process_fires_and_can_do_nothing_else(
     assert "denies" in OutboxEvent.objects.get(event_name="bookkeeping.booked").error
     assert not admin.exists(BOOKKEEPING)
 
-    with transport_of("shop-web") as transport:
-        refuses(transport.client, f"XRANGE {SHOP} - +", f"XTRIM {SHOP} MAXLEN 0", f"DEL {SHOP}", "FLUSHALL", "KEYS *")
+    with transport_of("shop-web") as redis_client:
+        refuses(
+            redis_client.redis_py, f"XRANGE {SHOP} - +", f"XTRIM {SHOP} MAXLEN 0", f"DEL {SHOP}", "FLUSHALL", "KEYS *"
+        )
         with pytest.raises(BusError, match="denies its user something") as caught:
-            Member(transport, "a", "a").join(SHOP, "0")
+            GroupConsumer(redis_client, "a", "a").join(SHOP, "0")
         assert not isinstance(caught.value, BusUnavailable)
 
 
@@ -162,19 +164,19 @@ def test_a_listening_process_can_do_all_its_work_and_nothing_else(
     OutboxEvent.objects.create(event_name="bookkeeping.left", payload="{}", due_at="2000-01-01T00:00Z")
     worker = Worker(registry, service_name="bookkeeping", process_name="worker", settings=get_settings())
     worker.run_burst()
-    worker.transport.close()
+    worker.client.close()
     assert "denies" not in caplog.text
     assert Effect.objects.count() == 1
     assert not OutboxEvent.objects.exclude(due_at=None).exists()
     assert {fields["event_name"] for _, fields in admin.xrange(BOOKKEEPING)} == {"booked", "left"}
     publish_all_again(worker, BOOKKEEPING, admin)
 
-    with transport_of("bookkeeping-listen") as transport:
-        use_all_of(transport, admin)
-        refuses(transport.client, f"DEL {SHOP}", "FLUSHALL", "KEYS *", f"XGROUP DESTROY {SHOP} bookkeeping-book")
-        refuses(transport.client, f"XADD {SHOP} * a b", f"XREVRANGE {BOOKKEEPING} + -", "XLEN other.*:stream")
+    with transport_of("bookkeeping-listen") as redis_client:
+        use_all_of(redis_client, admin)
+        refuses(redis_client.redis_py, f"DEL {SHOP}", "FLUSHALL", "KEYS *", f"XGROUP DESTROY {SHOP} bookkeeping-book")
+        refuses(redis_client.redis_py, f"XADD {SHOP} * a b", f"XREVRANGE {BOOKKEEPING} + -", "XLEN other.*:stream")
         with pytest.raises(BusError, match=r"denies its user something with 'other\.\*:stream'"):
-            streams.last_id(transport, "other.*:stream")
+            streams.last_id(redis_client, "other.*:stream")
 
     assert granted("bookkeeping-listen") <= used(admin)
 
@@ -189,7 +191,7 @@ def test_a_process_that_only_relays_and_trims_can_do_so(
     lightbus(URL=server.url_of("shop-listen", "a-password"))
     worker = Worker([], service_name="shop", process_name="worker", settings=get_settings())
     worker.run_burst()
-    worker.transport.close()
+    worker.client.close()
     assert "waiting" not in caplog.text
     assert "denies" not in caplog.text
     assert not OutboxEvent.objects.exclude(due_at=None).exists()
@@ -200,29 +202,29 @@ def test_a_process_that_only_relays_and_trims_can_do_so(
 def publish_all_again(worker: Worker, stream: str, admin: Any) -> None:
     count = OutboxEvent.objects.publish_again()
     worker.run_burst()
-    worker.transport.close()
+    worker.client.close()
     assert not OutboxEvent.objects.exclude(due_at=None).exists()
     assert admin.hlen(republished.key(stream)) == count
 
 
-def use_all_of(transport: Transport, admin: Any) -> None:
+def use_all_of(redis_client: RedisClient, admin: Any) -> None:
     """Do what needs more than one process, or a server that has failed."""
     group = "bookkeeping-retries"
-    one, two = Member(transport, group, "one"), Member(transport, group, "two")
+    one, two = GroupConsumer(redis_client, group, "one"), GroupConsumer(redis_client, group, "two")
     assert one.join(SHOP, "0")
     one.ask([SHOP], count=10, block=0, acknowledge={})
     (entry,) = one.receive()
-    assert [found.stream_id for found in one.outstanding(SHOP, 10)] == [entry.stream_id]
+    assert [found.stream_id for found in one.own_pending(SHOP, 10)] == [entry.stream_id]
     one.renew(SHOP, [entry.stream_id])
-    one.hand_back(SHOP, [entry.stream_id], idle=61, deliveries=0)
-    reading = Reading(two, [SHOP], count=10, timeout=60)
+    one.release(SHOP, [entry.stream_id], idle=61, deliveries=0)
+    reading = StreamReader(two, [SHOP], count=10, timeout=60)
     (entry,) = reading.reclaim()
     reading.count_delivery(entry)
-    assert two.standing(SHOP).position < streams.last_id(transport, SHOP)
-    assert republished.look_up(transport, SHOP, [uuid7().bytes]) == [None]
+    assert two.progress(SHOP).position < streams.last_id(redis_client, SHOP)
+    assert republished.look_up(redis_client, SHOP, [uuid7().bytes]) == [None]
     two.acknowledge({SHOP: [entry.stream_id]})
     admin.script_flush()
-    assert streams.tidy_consumers(transport, SHOP, group, idle=0) == 1
+    assert streams.tidy_consumers(redis_client, SHOP, group, idle=0) == 1
     two.leave(SHOP)
 
 
@@ -230,18 +232,18 @@ def test_what_is_denied_within_a_script_is_told_as_well(
     server: Server, admin: Any, transport_of: Callable[[str], Any]
 ) -> None:
     stream_id = admin.xadd(SHOP, FIELDS)
-    with transport_of("bookkeeping-listen") as transport:
-        member = Member(transport, "group", "one")
-        member.join(SHOP, "0")
-        member.ask([SHOP], count=1, block=0, acknowledge={})
-        member.receive()
+    with transport_of("bookkeeping-listen") as redis_client:
+        group_consumer = GroupConsumer(redis_client, "group", "one")
+        group_consumer.join(SHOP, "0")
+        group_consumer.ask([SHOP], count=1, block=0, acknowledge={})
+        group_consumer.receive()
         admin.execute_command("ACL", "SETUSER", "bookkeeping-listen", "-xclaim")
         try:
             with pytest.raises(BusError, match="denies its user something"):
-                member.outstanding(SHOP, 10)
+                group_consumer.own_pending(SHOP, 10)
         finally:
             admin.execute_command("ACL", "SETUSER", "bookkeeping-listen", "+xclaim")
-        assert [entry.stream_id for entry in member.outstanding(SHOP, 10)] == [stream_id]
+        assert [entry.stream_id for entry in group_consumer.own_pending(SHOP, 10)] == [stream_id]
 
 
 @pytest.mark.django_db(transaction=True, databases=["default", "other"])
@@ -257,8 +259,8 @@ def test_an_operator_looks_and_retires_groups(
     lightbus(URL=server.url_of("operator", "a-password"), REDIS_TIMEOUT=5)
     call_command("lightbus_retire")
     assert "old" in capsys.readouterr().out
-    with transport_of("operator") as transport:
-        client = transport.client
+    with transport_of("operator") as redis_client:
+        client = redis_client.redis_py
         assert client.xlen(SHOP) == len(client.xrange(SHOP)) == len(client.xinfo_groups(SHOP)) == 1
         assert client.xpending(SHOP, "old")["pending"] == len(client.xinfo_consumers(SHOP, "old")) == 0
         assert client.xinfo_stream(SHOP)["last-generated-id"] == stream_id.encode()
@@ -272,12 +274,12 @@ def test_an_operator_looks_and_retires_groups(
 def test_another_database_needs_select(user: str, server: Server, admin: Any) -> None:
     url = server.url_of(user, "a-password").removesuffix("/0") + "/1"
     stream = SHOP if user == "shop-web" else BOOKKEEPING
-    with closing(Transport(url, timeout=5)) as transport:
+    with closing(RedisClient(url, timeout=5)) as redis_client:
         with pytest.raises(BusError, match="'select'"):
-            transport.publish(stream, FIELDS)
+            redis_client.publish(stream, FIELDS)
         admin.execute_command("ACL", "SETUSER", user, "+select")
         try:
-            transport.publish(stream, FIELDS)
+            redis_client.publish(stream, FIELDS)
         finally:
             admin.execute_command("ACL", "SETUSER", user, "-select")
 
@@ -290,6 +292,6 @@ def test_the_name_of_redis_py_is_told_where_it_may_be(server: Server, admin: Any
         return
     admin.execute_command("ACL", "SETUSER", "shop-web", "+client|setinfo")
     admin.acl_log_reset()
-    with closing(Transport(server.url_of("shop-web", "a-password"), timeout=5)) as transport:
-        transport.publish(SHOP, FIELDS)
+    with closing(RedisClient(server.url_of("shop-web", "a-password"), timeout=5)) as redis_client:
+        redis_client.publish(SHOP, FIELDS)
     assert admin.acl_log() == []

@@ -4,7 +4,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import router
 
-from lightbus_django.bus.client import get_transport
+from lightbus_django.bus.client import get_client
 from lightbus_django.conf import get_settings
 from lightbus_django.exceptions import LightbusError
 from lightbus_django.management.output import database, progress
@@ -22,7 +22,7 @@ class Command(BaseCommand):
     def handle(self, **options: Any) -> None:
         try:
             settings = get_settings()
-            cutoffs = cutoffs_at(datetime.now(UTC), settings, get_transport(settings.url, settings.redis_timeout))
+            cutoffs = cutoffs_at(datetime.now(UTC), settings, get_client(settings.url, settings.redis_timeout))
         except LightbusError as error:
             raise CommandError(str(error)) from error
         deleted = {"dead letters": 0, "processed events": 0, "published events": 0}

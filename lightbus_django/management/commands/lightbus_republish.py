@@ -5,7 +5,7 @@ from django.db import router
 from django.db.models import Count
 from django.utils import timezone
 
-from lightbus_django.bus.client import get_transport
+from lightbus_django.bus.client import get_client
 from lightbus_django.conf import get_settings
 from lightbus_django.exceptions import LightbusError
 from lightbus_django.firing.relay import republish
@@ -52,9 +52,9 @@ class Command(BaseCommand):
         done = 0
         try:
             settings = get_settings()
-            transport = get_transport(settings.url, settings.redis_timeout)
+            client = get_client(settings.url, settings.redis_timeout)
             with progress(self.stderr, "publishing", total) as advance:
-                for count in republish(rows, transport, settings):
+                for count in republish(rows, client, settings):
                     done += count
                     advance(count)
         except LightbusError as error:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightbus_django.bus import streams
-from lightbus_django.bus.client import get_transport
+from lightbus_django.bus.client import get_client
 from lightbus_django.conf import get_settings
 from lightbus_django.database.errors import one_line
 from lightbus_django.exceptions import LightbusError
@@ -41,9 +41,9 @@ class Command(BaseCommand):
             settings = get_settings()
             self.idle = settings.group_stale_after if options["idle"] is None else options["idle"]
             self.idle = max(self.idle, streams.RETIRE_AFTER)
-            self.transport = get_transport(settings.url, settings.redis_timeout)
-            keys = options["stream"] or sorted(streams.find_streams(self.transport))
-            groups = [group for key in keys for group in streams.groups(self.transport, key)]
+            self.client = get_client(settings.url, settings.redis_timeout)
+            keys = options["stream"] or sorted(streams.find_streams(self.client))
+            groups = [group for key in keys for group in streams.groups(self.client, key)]
             if not options["group"]:
                 self.show(groups)
                 self.show_abandoned(settings.service_name)
@@ -69,7 +69,7 @@ class Command(BaseCommand):
         if not options["no_input"] and not self.is_wanted(name, retrying):
             raise CommandError("Nothing was destroyed.")
         for group in groups:
-            if not streams.retire(self.transport, group.stream, name, idle=self.idle):
+            if not streams.retire(self.client, group.stream, name, idle=self.idle):
                 raise CommandError(self.in_use(f"{name!r} of {group.stream}"))
             self.stdout.write(f"{name!r} of {group.stream} is gone.")
         for alias in aliases:

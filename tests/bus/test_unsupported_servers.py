@@ -1,0 +1,248 @@
+"""What answers at URL is a Sentinel, a node of a cluster, a proxy, no Redis: one clear error, without payloads."""
+
+import http.server
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from typing import Any
+
+import pytest
+import redis
+from django.core.management import CommandError, call_command
+from django.db import transaction
+
+from lightbus_django import BusError, LightbusError, fire, listens_to, on_commit
+from lightbus_django.bus.client import RedisClient
+from lightbus_django.bus.errors import translate
+from lightbus_django.conf import find_problems, get_settings
+from lightbus_django.listening.registry import Registry, registry
+from lightbus_django.models import OutboxEvent
+from lightbus_django.running.worker import Worker
+from tests.conftest import eventually
+from tests.servers import LOOPBACK, Server, redis_server
+
+pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
+
+VALUE = "4929-6789-0123-4567"
+LUA = ("redis.call", "KEYS")
+
+
+@contextmanager
+def started(*config: str, binary: Any = None) -> Iterator[str]:
+    with Server(*config, binary=binary) as server:
+        yield server.url
+
+
+class Sentinel(Server):
+    """A Redis that is one because of its command line."""
+
+    def start(self) -> None:
+        program = self.directory / "sentinel"
+        program.write_text(f'#!/bin/sh\nexec {redis_server()} "$1" --sentinel\n')
+        program.chmod(0o700)
+        self.binary = str(program)
+        super().start()
+
+
+@contextmanager
+def sentinel(credentials: str = "", database: int = 0) -> Iterator[str]:
+    with Sentinel() as server:
+        yield f"redis://{credentials}{LOOPBACK}:{server.port}/{database}"
+
+
+@contextmanager
+def cluster(database: int = 0) -> Iterator[str]:
+    """One that lacks the slots of our streams."""
+    with started("cluster-enabled yes", "cluster-require-full-coverage no", binary=redis_server()) as url:
+        yield url.replace("/0", f"/{database}")
+
+
+@contextmanager
+def half_a_cluster() -> Iterator[str]:
+    """One node of two; our streams are on the other one."""
+    config = ("cluster-enabled yes", "cluster-require-full-coverage no")
+    with Server(*config, binary=redis_server()) as one, Server(*config, binary=redis_server()) as other:
+        with one.client() as client, other.client() as other_client:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 8191)
+            other_client.execute_command("CLUSTER", "ADDSLOTSRANGE", 8192, 16383)
+            client.execute_command("CLUSTER", "MEET", LOOPBACK, other.port)
+            eventually(lambda: "cluster_slots_assigned:16384" in client.execute_command("CLUSTER", "INFO"))
+            eventually(lambda: "cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))
+        yield one.url
+
+
+@contextmanager
+def web_server() -> Iterator[str]:
+    class Quiet(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *arguments: Any) -> None: ...
+
+    with http.server.ThreadingHTTPServer((LOOPBACK, 0), Quiet) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"redis://{LOOPBACK}:{server.server_port}/0"
+        server.shutdown()
+
+
+@contextmanager
+def answering(line: str) -> Iterator[str]:
+    """A proxy that answers this to all that it is sent."""
+    with socket.create_server((LOOPBACK, 0)) as listener:
+
+        def answer(client: socket.socket) -> None:
+            with suppress(OSError), client, client.makefile("rb") as lines:
+                while head := lines.readline():
+                    for _ in range(int(head[1:])):
+                        lines.read(int(lines.readline()[1:]) + 2)
+                    client.sendall(f"{line}\r\n".encode())
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    threading.Thread(target=answer, args=[listener.accept()[0]], daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"redis://{LOOPBACK}:{listener.getsockname()[1]}/0"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+MOVED = "is a node of a Redis Cluster, which is not supported yet"
+KINDS: dict[str, tuple[Callable[[], AbstractContextManager[str]], str]] = {
+    "sentinel": (sentinel, "is a Sentinel"),
+    "sentinel, another database": (lambda: sentinel(database=1), "is a Sentinel"),
+    "sentinel, a password": (lambda: sentinel(f":{VALUE}@"), "is a Sentinel"),
+    "cluster": (cluster, MOVED),
+    "cluster, another database": (lambda: cluster(1), "Redis Cluster"),
+    "half a cluster": (half_a_cluster, MOVED),
+    "a slot that moves": (lambda: answering(f"-ASK 13668 {LOOPBACK}:7673"), MOVED),
+    "Redis without EVAL": (
+        lambda: started('rename-command EVAL ""', binary=redis_server()),
+        "does not know the command EVAL",
+    ),
+    "Valkey without EVAL": (lambda: started('rename-command EVAL ""'), "does not know the command EVAL"),
+    "proxy that quotes": (
+        lambda: answering(f"-ERR unknown command `eval`, with args beginning with: `{VALUE}`, `redis.call(KEYS`, "),
+        "does not know the command EVAL",
+    ),
+    "proxy that disables": (lambda: answering("-ERR 'EVAL' command is disabled"), "does not know the command EVAL"),
+    "web server": (web_server, "does not speak the protocol of Redis"),
+}
+
+
+@pytest.fixture
+def book(listeners: Registry) -> None:
+    @listens_to("shop.order_placed", listener_name="book")
+    def book(event: object, card: str) -> None: ...
+
+    @listens_to("shop.order_placed", listener_name="also")
+    def also(event: object, card: str) -> None: ...
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_says_what_it_is(
+    kind: str, book: None, lightbus: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "lightbus_django")
+    make, what = KINDS[kind]
+    with make() as url:
+        lightbus(URL=url)
+        texts = []
+        if "EVAL" not in what:
+            with pytest.raises(BusError, match=what) as caught:
+                fire("shop.order_placed", card=VALUE)
+            texts.append(str(caught.value))
+        for _ in range(3):
+            with transaction.atomic():
+                on_commit("shop.order_placed", card=VALUE)
+        levels = [record.levelname for record in caplog.records if record.levelno >= logging.WARNING]
+        assert levels == ([] if texts else ["ERROR"])
+        assert not OutboxEvent.objects.exclude(error="").exists()
+        for options in ([], ["--burst"]):
+            with pytest.raises(CommandError, match=what) as failed:
+                call_command("lightbus_listen", *options)
+            texts.append(str(failed.value))
+        # A worker that was running when the address came to stand for it.
+        caplog.clear()
+        OutboxEvent.objects.update(due_at="2000-01-01T00:00Z")
+        worker = Worker(registry, service_name="shop", process_name="worker", settings=get_settings())
+        thread = threading.Thread(target=worker.run, daemon=True)
+        thread.start()
+        names = "shop-book: ", "shop-also: ", "relay"
+        try:
+            eventually(lambda: all(name in caplog.text for name in names))
+        finally:
+            worker.stop()
+            thread.join(40)
+    assert "ERROR" in {record.levelname for record in caplog.records if what in record.message}
+    for text in (*texts, caplog.text):
+        assert VALUE not in text
+        assert not any(word in text for word in LUA)
+
+
+def test_without_listeners_too(lightbus: Callable[..., None], listeners: Registry) -> None:
+    with sentinel() as url:
+        lightbus(URL=url)
+        with pytest.raises(CommandError, match="is a Sentinel"):
+            call_command("lightbus_listen", "--burst")
+
+
+def test_one_that_does_not_answer_is_waited_for(lightbus: Callable[..., None], book: None) -> None:
+    lightbus(URL="redis://127.0.0.1:1/0")
+    worker = Worker(registry, service_name="shop", process_name="worker", settings=get_settings())
+    worker.check_bus()
+
+
+def test_it_is_asked_for_its_role_once() -> None:
+    with Server('rename-command XADD ""') as server, closing(RedisClient(server.url, timeout=5)) as redis_client:
+        results = redis_client.publish_many([("shop.*:stream", {b"a": b"b"})] * 100)
+        assert len(results) == 100
+        with server.client() as client:
+            assert client.info("commandstats")["cmdstat_role"]["calls"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"ERR unknown command 'FOO', with args beginning with: '{VALUE}'", "a command that is needed"),
+        (f"ERR Error compiling script (new function): user_script:1: '=' expected near '{VALUE}'", ""),
+        (
+            f"ERR Error running script (call to f_0a1b): @user_script:3: attempt to compare {{{VALUE}",
+            "attempt to compare",
+        ),
+        (f"ERR bad payload: {VALUE}", "bad payload"),
+        (f'ERR can\'t take "{VALUE}"', "can't take"),
+        (f"ERR syntax error near {{:{VALUE}", "syntax error near"),
+        (
+            "ERR Error running script (call to f_0a1b): @user_script:3: @user_script: 3: OOM command not allowed",
+            "is full",
+        ),
+        (
+            "ERR Error running script (call to f_0a1b): @user_script:3: @user_script: 3: WRONGTYPE Operation",
+            "something other than a stream",
+        ),
+        ("ERR Error running script (call to f_0a1b): @user_script:3: @user_script: 3: -READONLY You", "not available"),
+    ],
+)
+def test_errors_quote_nothing_that_was_sent(text: str, said: str) -> None:
+    error = redis.ResponseError(text)
+    found: LightbusError = translate(error, "redis://host:6379/0", "shop.*:stream")
+    assert said in str(found)
+    assert VALUE not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis+sentinel://host:26379/0", "redis+sentinel:// is not supported: Redis Sentinel"),
+        ("rediss-sentinel://host:26379/0", "Redis Sentinel"),
+        ("sentinel://host:26379", "Redis Sentinel"),
+        ("redis+cluster://host:7000", "Redis Cluster"),
+        ("http://host:6379", "http:// is not supported"),
+        ("valkey://host:6379/0", "valkey:// is not supported"),
+        ("REDIS+SENTINEL://host", "Redis Sentinel"),
+    ],
+)
+def test_check_names_a_scheme_that_is_not_supported(url: str, said: str) -> None:
+    (problem,) = find_problems({"SERVICE_NAME": "shop", "URL": url})
+    assert problem.id == "E004"
+    assert said in problem.message
