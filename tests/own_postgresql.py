@@ -132,7 +132,7 @@ auth_type = trust
 auth_file = users.txt
 pool_mode = transaction
 max_client_conn = 500
-default_pool_size = 30
+default_pool_size = 80
 server_login_retry = 0.2
 unix_socket_dir =
 """
