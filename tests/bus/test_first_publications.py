@@ -284,4 +284,4 @@ class TestWhatRedisRefuses:
         drain(consumer)
         redis_client.close()
         assert effects() == [1]
-        assert "denies its user something with '{shop.*:stream}:republished'" in caplog.text
+        assert "denies its user access to '{shop.*:stream}:republished'" in caplog.text

@@ -79,7 +79,7 @@ def test_a_process_that_starts_drains_it(name: str, fill: Callable[[], None], ad
     assert group["pending"] == 0
     assert group["last-delivered-id"] == admin.xinfo_stream(KEY)["last-generated-id"]
     with closing(RedisClient(get_settings().url, timeout=5)) as redis_client:
-        streams.trim(redis_client, KEY, awaited=[GROUP], keep_since=timezone.now(), keep_length=0, limit=100)
+        streams.trim(redis_client, KEY, required_groups=[GROUP], keep_since=timezone.now(), keep_length=0, limit=100)
     assert admin.xlen(KEY) <= 1
     left = {row["name"] for row in admin.xinfo_consumers(KEY, GROUP)}
     assert left == {"before", "died"} | ({name} - {"{random4}"})

@@ -108,7 +108,7 @@ def test_stream_ids_are_compared_as_numbers(r, record, consume, housekeeping, re
     for number in range(2**53 - 500, 2**53 + 500):
         r.xadd(KEY, {"a": 1}, id=f"1-{number}")
     r.xgroup_setid(KEY, "late", f"1-{2**53 + 1}")
-    streams.trim(redis_client, KEY, awaited=[], keep_since=timezone.now(), keep_length=0, limit=100_000)
+    streams.trim(redis_client, KEY, required_groups=[], keep_since=timezone.now(), keep_length=0, limit=100_000)
     kept = {stream_id for stream_id, _ in r.xrange(KEY)}
     assert {f"1-{number}" for number in range(2**53 + 2, 2**53 + 500)} <= kept
     assert len(kept) <= 600
@@ -118,21 +118,22 @@ def test_stream_ids_are_compared_as_numbers(r, record, consume, housekeeping, re
         r.xadd(KEY, {"a": 1}, id=f"1-{number}")
     r.xgroup_create(KEY, "later", "1-500")
     r.xgroup_setid(KEY, "late", "1-99")
-    streams.trim(redis_client, KEY, awaited=[], keep_since=timezone.now(), keep_length=0, limit=100_000)
+    streams.trim(redis_client, KEY, required_groups=[], keep_since=timezone.now(), keep_length=0, limit=100_000)
     assert r.xlen(KEY) == 1000  # 1-99 is in the first node
     r.delete(KEY)
     r.xgroup_create(KEY, "late", "0", mkstream=True)
     for number in range(1, 1001):
         r.xadd(KEY, {"a": 1}, id=f"{number}-0")
     r.xgroup_setid(KEY, "late", "9-0")
-    streams.trim(redis_client, KEY, awaited=[], keep_since=timezone.now(), keep_length=0, limit=100_000)
+    streams.trim(redis_client, KEY, required_groups=[], keep_since=timezone.now(), keep_length=0, limit=100_000)
     assert r.xlen(KEY) == 1000  # 9-0 is in the first node
 
 
 def test_a_stream_that_is_not_there_yet_is_none_to_trim(r, record, redis_client, consume):
-    assert streams.trim(redis_client, "no:stream", awaited=[], keep_since=timezone.now(), keep_length=0, limit=10) == 0
+    options = {"required_groups": [], "keep_since": timezone.now(), "keep_length": 0, "limit": 10}
+    assert streams.trim(redis_client, "no:stream", **options) == 0
     assert streams.groups(redis_client, "no:stream") == []
-    assert streams.oldest(redis_client, "no:stream") is None
+    assert streams.oldest_time(redis_client, "no:stream") is None
 
 
 def test_streams_to_which_the_outbox_fired_are_trimmed_too(r, record, consume, housekeeping):

@@ -125,7 +125,7 @@ KINDS: dict[str, tuple[Callable[[], AbstractContextManager[str]], str]] = {
         "does not know the command EVAL",
     ),
     "proxy that disables": (lambda: answering("-ERR 'EVAL' command is disabled"), "does not know the command EVAL"),
-    "web server": (web_server, "does not speak the protocol of Redis"),
+    "web server": (web_server, "does not speak the Redis protocol"),
 }
 
 
@@ -194,7 +194,7 @@ def test_one_that_does_not_answer_is_waited_for(lightbus: Callable[..., None], b
 
 def test_it_is_asked_for_its_role_once() -> None:
     with Server('rename-command XADD ""') as server, closing(RedisClient(server.url, timeout=5)) as redis_client:
-        results = redis_client.publish_many([("shop.*:stream", {b"a": b"b"})] * 100)
+        results = redis_client.append_many([("shop.*:stream", {b"a": b"b"})] * 100)
         assert len(results) == 100
         with server.client() as client:
             assert client.info("commandstats")["cmdstat_role"]["calls"] == 1
@@ -203,7 +203,7 @@ def test_it_is_asked_for_its_role_once() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (f"ERR unknown command 'FOO', with args beginning with: '{VALUE}'", "a command that is needed"),
+        (f"ERR unknown command 'FOO', with args beginning with: '{VALUE}'", "a required command"),
         (f"ERR Error compiling script (new function): user_script:1: '=' expected near '{VALUE}'", ""),
         (
             f"ERR Error running script (call to f_0a1b): @user_script:3: attempt to compare {{{VALUE}",

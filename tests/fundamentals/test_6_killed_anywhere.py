@@ -130,7 +130,7 @@ def test_while_it_takes_over_what_another_left(killed, manage, effects, all_is_w
     fire_parcels(3)
     killed(*LISTEN, "--process-name", "web-1", at="events read")
     killed(*LISTEN, "--process-name", "web-2", at="events reclaimed", **SHORT_TIMEOUTS)
-    killed(*LISTEN, "--process-name", "web-3", at="event taken", **SHORT_TIMEOUTS)
+    killed(*LISTEN, "--process-name", "web-3", at="delivery counted", **SHORT_TIMEOUTS)
     assert effects("fragile") == []
 
     manage(*LISTEN, "--process-name", "web-4", **SHORT_TIMEOUTS)
@@ -141,7 +141,7 @@ def test_while_it_takes_over_what_another_left(killed, manage, effects, all_is_w
 def test_while_it_stops(manage, burst, effects, all_is_well, tmp_path):
     started = tmp_path / "started"
     fire_parcels(3, sleep=1, once=str(started))
-    process = manage(*LISTEN, "--process-name", "web", KILL_AT="handing back")
+    process = manage(*LISTEN, "--process-name", "web", KILL_AT="releasing")
     eventually(started.exists)
     process.terminate()
     assert process.wait(30) == -signal.SIGKILL
@@ -241,7 +241,7 @@ def test_between_the_commit_and_the_publishing_or_right_after_it(point, on_the_b
     assert all_is_well(3)
 
 
-@pytest.mark.parametrize(("point", "left"), [("notes read", 3), ("rows marked", 0)])
+@pytest.mark.parametrize(("point", "left"), [("confirmations read", 3), ("rows marked", 0)])
 def test_while_it_marks_what_is_noted(point, left, killed, burst, all_is_well, r):
     killed("shell", "-c", PLACE_THREE_ORDERS, at="published")
     relay_at_once()
