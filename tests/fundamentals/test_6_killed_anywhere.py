@@ -229,7 +229,7 @@ def published(r):
 
 @pytest.mark.parametrize(("point", "on_the_bus"), [("publishing", 0), ("published", 3)])
 def test_between_the_commit_and_the_publishing_or_right_after_it(point, on_the_bus, killed, burst, all_is_well, r):
-    """What is on the bus was noted there at the same moment, so no relay publishes it again."""
+    """Events on the bus were confirmed in the same step, so no relay publishes them again."""
     killed("shell", "-c", PLACE_THREE_ORDERS, at=point)
     assert r.xlen(KEY) == on_the_bus
     assert OutboxEvent.objects.exclude(due_at=None).count() == 3
@@ -242,7 +242,7 @@ def test_between_the_commit_and_the_publishing_or_right_after_it(point, on_the_b
 
 
 @pytest.mark.parametrize(("point", "left"), [("confirmations read", 3), ("rows marked", 0)])
-def test_while_it_marks_what_is_noted(point, left, killed, burst, all_is_well, r):
+def test_while_it_marks_confirmed_rows(point, left, killed, burst, all_is_well, r):
     killed("shell", "-c", PLACE_THREE_ORDERS, at="published")
     relay_at_once()
     killed(*LISTEN, "--process-name", "web", "--burst", at=point)
