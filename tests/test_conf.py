@@ -101,5 +101,5 @@ def test_makemigrations_has_nothing_to_do(db):
 
 
 def test_an_option_of_the_url_that_redis_py_does_not_know_is_named():
-    with pytest.raises(ConfigurationError, match="option that is not for it: 'nonsense'"):
+    with pytest.raises(ConfigurationError, match="an unsupported option: 'nonsense'"):
         RedisClient("redis://localhost/0?nonsense=1", timeout=1)

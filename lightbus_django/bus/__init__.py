@@ -1,5 +1,5 @@
 """Redis: the only package that speaks to it.
 
-`client` sends commands and translates errors. `consumer_group` is one consumer's view of a group, `streams` has what
-concerns whole streams. The Lua scripts are in `lua/`; each is a typed function in `scripts`.
+`client` sends commands and translates errors. `consumer_group` is one consumer's view of a group; `streams` is about
+whole streams. The Lua scripts are in `lua/`, each with a function in `scripts`. Start with `client`.
 """

@@ -1,9 +1,5 @@
-"""One Redis server: the connection, its errors, and what goes on the bus.
+"""A client of one Redis server: its connections and errors, and adding events to streams."""
 
-Nothing but this room, `line`, `groups`, `streams` and `notes` speaks to Redis.
-"""
-
-import logging
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,39 +15,40 @@ from lightbus_django.conf import URL_HELP
 from lightbus_django.events.codec import Fields
 from lightbus_django.exceptions import BusError, BusUnsupported, ConfigurationError
 
-from .errors import ask, translate
+from .errors import translate
 from .sandbox import NO_BUS, keep, keeps_events
-from .wire import exchange, flat
-
-logger = logging.getLogger("lightbus_django")
+from .wire import Command, ask, exchange, flat
 
 PAUSE = 4.0
-"""Seconds for which a server that did not answer is not asked again by those who can wait."""
+"""Seconds between two attempts to reach a server that is down, by callers whose events can wait."""
 
 MAX_CONNECTIONS = 10_000
-"""More than a process needs: each thread that listens, or fires, has one. redis-py by itself allows 100."""
+"""More than a process needs: every thread that listens or fires has one. redis-py's own limit is 100."""
 
 _WITHOUT_PASSWORD = "without any password"  # noqa: S105
 
 
 class RedisClient:
-    """One Redis server.
+    """A client of one Redis server.
 
-    Raises, from every method: BusUnavailable if Redis can't be reached in time or can't serve,
-    BusError if it answers with another error.
+    Every method that sends something raises BusUnavailable if Redis can't be reached in time or can't serve requests,
+    and BusError if it replies with any other error.
     """
 
     def __init__(self, url: str, *, timeout: float, retries: int = 1) -> None:
-        """Connect when first used.
+        """Create a client, which connects when it is first used.
 
         Args:
             url: `redis://`, `rediss://` or `unix://`.
-            timeout: seconds that a connection or an answer may take.
-            retries: how often a command is sent again over a new connection when its own turns out
-                to be broken. A reader takes 0: what the broken one was sent needs a look.
+            timeout: seconds to wait for a connection, and for each reply.
+            retries: how often a command is sent again over a new connection when its connection turns out to be
+                broken. Consumers use 0, because they have to find out what Redis delivered.
+
+        Raises:
+            ConfigurationError: the URL can't be read or has unsupported options.
         """
         self.url = url
-        # Any, for redis-py's annotations speak of its asynchronous client in the same breath.
+        # Any, because redis-py's annotations cover its asynchronous client as well.
         try:
             self._redis_py: Any = redis.Redis.from_url(
                 url,
@@ -59,18 +56,18 @@ class RedisClient:
                 socket_connect_timeout=timeout,
                 protocol=2,
                 max_connections=MAX_CONNECTIONS,
-                # Timeouts are not tried again.
+                # No retry after a timeout.
                 retry=Retry(NoBackoff(), retries, supported_errors=(redis.ConnectionError,)),
             )
             self._redis_py.connection_pool.make_connection()
             options = self._redis_py.connection_pool.connection_kwargs
-            if options.get("protocol") != 2 or options.get("decode_responses"):  # which change the answers
+            if options.get("protocol") != 2 or options.get("decode_responses"):  # they change the replies
                 raise TypeError("'protocol' or 'decode_responses'")
         except ValueError:
-            raise ConfigurationError(URL_HELP) from None  # its text may hold a part of the password
+            raise ConfigurationError(URL_HELP) from None  # its text may contain a part of the password
         except TypeError as error:
             names = ", ".join(re.findall(r"'\w+'", str(error)))
-            raise ConfigurationError(f'settings.LIGHTBUS["URL"] has an option that is not for it: {names}') from None
+            raise ConfigurationError(f'settings.LIGHTBUS["URL"] has an unsupported option: {names}') from None
         self._try_at: float | None = None
         self._role: Any = None
 
@@ -96,36 +93,15 @@ class RedisClient:
             raise ConfigurationError(NO_BUS)
         return self._redis_py
 
-    # --- Publishing ---------------------------------------------------------------------------
+    # --- Commands -----------------------------------------------------------------------------
 
-    def publish(self, stream: str, fields: Fields) -> str:
-        """Append one event; return its stream id."""
-        if keeps_events():
-            return keep(fields)
-        (reply,) = self.send([(b"XADD", stream, b"*", *flat(fields))])
-        if isinstance(reply, Exception):
-            raise self.translate(reply, stream)
-        stream_id: str = reply.decode()
-        return stream_id
+    def send(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands in as few round trips as their size allows; return the replies.
 
-    def publish_many(self, events: Iterable[tuple[str, Fields]]) -> list[str | BusError]:
-        """Append events in order, in one round trip; return the stream id or the error of each."""
-        if keeps_events():
-            return [keep(fields) for _, fields in events]
-        streams, commands = [], []
-        for stream, fields in events:
-            streams.append(stream)
-            commands.append((b"XADD", stream, b"*", *flat(fields)))
-        return [
-            self.translate(reply, stream) if isinstance(reply, Exception) else reply.decode()
-            for stream, reply in zip(streams, self.send(commands), strict=True)
-        ]
+        An error reply is a redis-py exception: pass it to `handle_error`.
 
-    def send(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Send commands in few goes; return the reply to each, an error of Redis's as one of redis-py's.
-
-        By a connection of the pool: redis-py's commands and pipelines cost more than all else that an
-        event takes, for options that are not used here.
+        This uses the pool's connections directly, because redis-py's own commands and pipelines take longer than all
+        the rest of the work for an event, for options that are not used here.
         """
         pool = self.redis_py.connection_pool
         replies: list[Any] = []
@@ -136,48 +112,68 @@ class RedisClient:
                     lambda: exchange(connection, commands, replies), lambda error: connection.disconnect()
                 )
             except BaseException:
-                connection.disconnect()  # or the next user gets the replies to these
+                connection.disconnect()  # otherwise its next user would read these replies
                 raise
             finally:
                 pool.release(connection)
         except redis.RedisError as error:
-            raise self._failure(error) from None
+            raise self.handle_error(error) from None
         self._try_at = None
         return replies
 
-    def run(self, script: str, key: str, *args: str | int) -> Any:
-        """Run a script, in Lua, on one key; return its reply."""
-        (reply,) = self.send([(b"EVAL", script, 1, key, *args)])
+    def execute(self, command: Command, key: str) -> Any:
+        """Send one command, which works on `key`; return its reply."""
+        (reply,) = self.send([command])
         if isinstance(reply, Exception):
-            raise self.translate(reply, key)
+            raise self.handle_error(reply, key)
         return reply
 
+    def append(self, stream: str, fields: Fields) -> str:
+        """Append an event to a stream; return its stream id."""
+        if keeps_events():
+            return keep(fields)
+        stream_id: str = self.execute((b"XADD", stream, b"*", *flat(fields)), stream).decode()
+        return stream_id
+
+    def append_many(self, events: Iterable[tuple[str, Fields]]) -> list[str | BusError]:
+        """Append events to their streams in order, in one round trip; return the stream id or the error of each."""
+        if keeps_events():
+            return [keep(fields) for _, fields in events]
+        streams, commands = [], []
+        for stream, fields in events:
+            streams.append(stream)
+            commands.append((b"XADD", stream, b"*", *flat(fields)))
+        return [
+            self.handle_error(reply, stream) if isinstance(reply, Exception) else reply.decode()
+            for stream, reply in zip(streams, self.send(commands), strict=True)
+        ]
+
     def check(self, keys: Iterable[str]) -> None:
-        """Run an empty script, and one on each key.
+        """Check that the server can run scripts, in general and on each of the keys.
 
         Raises:
-            BusUnsupported: the server can't do that, and waiting does not help.
+            BusUnsupported: it can't, and waiting does not help.
         """
-        commands = [(b"EVAL", "return 1", 0), *((b"EVAL", "return 1", 1, key) for key in keys)]
+        commands: list[Command] = [(b"EVAL", "return 1", 0), *((b"EVAL", "return 1", 1, key) for key in keys)]
         for command, reply in zip(commands, self.send(commands), strict=True):
             if isinstance(reply, Exception):
-                problem = self.translate(reply, str(command[-1]))
+                problem = self.handle_error(reply, str(command[-1]))
                 if isinstance(problem, BusUnsupported):
                     raise problem
 
-    def answers(self) -> bool:
-        """Whether the server answers, be it with an error."""
+    def ping(self) -> bool:
+        """Return whether the server replies over a new connection, even with an error."""
         return ask(self.redis_py.connection_pool, "PING") is not None
 
     # --- Errors -------------------------------------------------------------------------------
 
     @property
     def is_down(self) -> bool:
-        """Whether Redis did not answer when it was asked last."""
+        """Whether Redis did not reply last time."""
         return self._try_at is not None and not keeps_events()
 
-    def is_worth_trying(self, now: float | None = None) -> bool:
-        """Whether Redis answers as far as known; else True for one caller after each pause, who shall try.
+    def take_turn(self, now: float | None = None) -> bool:
+        """Return whether the caller should use Redis now: if it is down, one caller gets to try after each PAUSE.
 
         `now` is the time on the monotonic clock, in seconds.
         """
@@ -191,47 +187,49 @@ class RedisClient:
         return True
 
     @contextmanager
-    def errors(self, what: str = "") -> Iterator[None]:
-        """Translate redis-py's errors; `what` is the key that was worked on."""
+    def handle_errors(self, key: str = "") -> Iterator[None]:
+        """Handle redis-py's errors, and raise what `handle_error` returns."""
         try:
             yield
         except redis.RedisError as error:
-            # Not chained: redis-py's own errors may quote the URL.
-            raise self._failure(error, what) from None
+            # Not chained: redis-py's errors may quote the URL.
+            raise self.handle_error(error, key) from None
 
-    def _failure(self, error: redis.RedisError, what: str = "") -> BusError:
-        """Translate an error that ended a call, and remember a server that did not answer."""
-        if isinstance(error, (redis.ConnectionError, redis.TimeoutError)):
-            self._pause_tries()
-        return self.translate(error, what)
+    def handle_error(self, error: Exception, key: str = "") -> BusError:
+        """React to an error of redis-py's, and return the BusError to raise.
 
-    def translate(self, error: Exception, what: str) -> BusError:
-        """Return what an error of redis-py's means here; `what` is the key that was worked on."""
+        If the server did not reply or is of no use, it counts as down. If it has become a replica, its idle
+        connections are closed.
+
+        Args:
+            error: what redis-py raised, or an error reply.
+            key: the key, or keys, that the command worked on; for the message.
+        """
         text = str(error)
         if isinstance(error, redis.ReadOnlyError) or "READONLY" in text or text.startswith("UNBLOCKED"):
-            # After a failover the address may stand for another server, which only a new connection reaches.
-            # Those that other threads have in use are theirs to give up.
+            # After a failover the address may belong to another server, which only new connections reach. Connections
+            # in use are closed by the threads that use them.
             self.redis_py.connection_pool.disconnect(inuse_connections=False)
-        found = translate(error, str(self), what)
-        is_refused = isinstance(found, BusUnsupported) or _WITHOUT_PASSWORD in text
-        if is_refused and self._is_sentinel(with_password=_WITHOUT_PASSWORD not in text):
+        found = translate(error, str(self), key)
+        wants_no_password = _WITHOUT_PASSWORD in text
+        if (isinstance(found, BusUnsupported) or wants_no_password) and self._find_role(
+            with_password=not wants_no_password
+        ) == b"sentinel":
             found = BusUnsupported(
-                f"Redis at {self} is a Sentinel, which is not supported yet: name the address of the Redis itself"
+                f"Redis at {self} is a Sentinel, which is not supported yet: use the address of the Redis server itself"
             )
-        if isinstance(found, BusUnsupported):
-            self._pause_tries()
+        if isinstance(error, (redis.ConnectionError, redis.TimeoutError)) or isinstance(found, BusUnsupported):
+            self._try_at = time.monotonic() + PAUSE
         return found
 
-    def _pause_tries(self) -> None:
-        self._try_at = time.monotonic() + PAUSE
-
-    def _is_sentinel(self, *, with_password: bool) -> bool:
+    def _find_role(self, *, with_password: bool) -> Any:
+        """Return what the server calls itself, which is asked once."""
         if self._role is None:
             self._role = ask(self.redis_py.connection_pool, "ROLE", with_password=with_password)
-        return isinstance(self._role, list) and self._role[:1] == [b"sentinel"]
+        return self._role[0] if isinstance(self._role, list) and self._role else None
 
 
 @lru_cache(maxsize=16)
 def get_client(url: str, timeout: float) -> RedisClient:
-    """Return the process's RedisClient for `url`; `timeout` as RedisClient takes it."""
+    """Return this process's client for `url`. The timeout is in seconds."""
     return RedisClient(url, timeout=timeout)

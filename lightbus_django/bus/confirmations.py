@@ -1,6 +1,6 @@
-"""Notes in Redis of which rows of the outbox are published, until the database knows it.
+"""Publish confirmations: ids of outbox rows whose events are in the stream, kept in Redis.
 
-So who commits and publishes pays for no second commit; rows are marked in bulk.
+With them, publishing after a commit needs no second commit: the rows are marked later, many at once.
 """
 
 import re
@@ -10,26 +10,25 @@ from uuid import UUID
 from lightbus_django.events.codec import Fields
 from lightbus_django.exceptions import BusError
 
+from . import scripts
 from .client import RedisClient
-from .scripts import PUBLISH
-from .wire import flat
 
 MAX_FIELDS = 3500
-"""An event of more fields can't be published with a note: Lua takes no more values at a time."""
+"""An event with more fields can't be confirmed: Lua can't pass on more values at once."""
 
 ID_LENGTH = 16
-"""Bytes of a note; what has more or less is somebody else's."""
+"""Bytes of a confirmation. A longer or shorter one is not ours."""
 
 CONFIRMATIONS_SIZE = 1000
-"""How many notes are read at a time."""
+"""Maximum number of confirmations that are read at once."""
 
-_TIME = re.compile(rb".{%d}\d{1,20}-\d{1,20}" % ID_LENGTH, re.DOTALL)
+_WITH_STREAM_ID = re.compile(rb".{%d}\d{1,20}-\d{1,20}" % ID_LENGTH, re.DOTALL)
 
 
 class Confirmations:
-    """The notes that a service keeps of the outbox in one of its databases.
+    """The publish confirmations for the outbox of a service in one database.
 
-    Its methods raise as those of RedisClient do.
+    Every method raises what RedisClient raises.
     """
 
     def __init__(self, client: RedisClient, service_name: str, using: str) -> None:
@@ -37,53 +36,58 @@ class Confirmations:
         self._owner = f"{service_name}:{using}"
 
     def key(self, stream: str) -> str:
-        """Return the key of the notes about events in `stream`; a cluster keeps it where the stream is."""
+        """Return the key of a stream's confirmations. In a cluster it is in the same slot as the stream."""
         return f"{{{stream}}}:published:{self._owner}"
 
     def times_key(self, stream: str) -> str:
-        """Return the key of the stream ids of these events, which the previous version does not know."""
+        """Return the key of confirmations with stream ids, which the previous version does not write."""
         return f"{self.key(stream)}:times"
 
-    def publish(self, events: Iterable[tuple[str, UUID, Fields]]) -> list[int | BusError]:
-        """Append events to their streams in order, in one round trip, and note each that is there.
+    def append_confirmed(self, events: Iterable[tuple[str, UUID, Fields]]) -> list[int | BusError]:
+        """Append events to their streams in order, in one round trip, and confirm each of them.
 
         Args:
-            events: stream, id of the row, and fields of each.
+            events: stream, row id and fields of each event.
 
-        Returns how many notes of its stream there are by then, or the error, of each.
+        Returns:
+            For each event the number of confirmations of its stream, or the error.
         """
         streams, commands = [], []
         for stream, row_id, fields in events:
             streams.append(stream)
             keys = stream, self.key(stream), self.times_key(stream)
-            commands.append((b"EVAL", PUBLISH, len(keys), *keys, row_id.bytes, *flat(fields)))
+            commands.append(scripts.append_confirmed(*keys, row_id=row_id.bytes, fields=fields))
         return [
-            self._client.translate(reply, f"{stream} or {self.key(stream)}") if isinstance(reply, Exception) else reply
+            self._client.handle_error(reply, f"{stream} or {self.key(stream)}")
+            if isinstance(reply, Exception)
+            else reply
             for stream, reply in zip(streams, self._client.send(commands), strict=True)
         ]
 
     def read(self, stream: str) -> Mapping[UUID, str | None]:
-        """Return rows that are noted, and the stream id of each row's event; None if the previous version noted it.
+        """Return confirmed rows, and the stream id of each; None if the previous version confirmed it.
 
-        If they are fewer than CONFIRMATIONS_SIZE, they are all.
+        If they are fewer than CONFIRMATIONS_SIZE, these are all.
         """
         keys = self.key(stream), self.times_key(stream)
         replies = self._client.send([("SRANDMEMBER", key, CONFIRMATIONS_SIZE) for key in keys])
         for key, reply in zip(keys, replies, strict=True):
             if isinstance(reply, Exception):
-                raise self._client.translate(reply, key)
-        notes, times = replies
-        with_times = {
-            UUID(bytes=note[:ID_LENGTH]): note[ID_LENGTH:].decode() for note in times if _TIME.fullmatch(note)
+                raise self._client.handle_error(reply, key)
+        plain, with_stream_ids = replies
+        stream_ids = {
+            UUID(bytes=value[:ID_LENGTH]): value[ID_LENGTH:].decode()
+            for value in with_stream_ids
+            if _WITH_STREAM_ID.fullmatch(value)
         }
-        if len(times) >= CONFIRMATIONS_SIZE:
-            return with_times
-        return {UUID(bytes=note): None for note in notes if len(note) == ID_LENGTH} | with_times
+        if len(with_stream_ids) >= CONFIRMATIONS_SIZE:
+            return stream_ids
+        return {UUID(bytes=value): None for value in plain if len(value) == ID_LENGTH} | stream_ids
 
     def remove(self, stream: str, stream_ids: Mapping[UUID, str | None]) -> None:
-        """Forget the notes of these rows, which the database knows to be published."""
-        times = [key.bytes + stream_id.encode() for key, stream_id in stream_ids.items() if stream_id]
-        with self._client.errors(self.key(stream)):
-            self._client.redis_py.srem(self.key(stream), *[key.bytes for key in stream_ids])
-            if times:
-                self._client.redis_py.srem(self.times_key(stream), *times)
+        """Remove the confirmations of rows that are marked as published in the database."""
+        with_stream_ids = [row_id.bytes + stream_id.encode() for row_id, stream_id in stream_ids.items() if stream_id]
+        with self._client.handle_errors(self.key(stream)):
+            self._client.redis_py.srem(self.key(stream), *[row_id.bytes for row_id in stream_ids])
+            if with_stream_ids:
+                self._client.redis_py.srem(self.times_key(stream), *with_stream_ids)

@@ -1,4 +1,4 @@
-"""A connection to Redis of one's own."""
+"""A connection to Redis that one consumer keeps."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -7,55 +7,61 @@ from typing import Any
 import redis
 
 from .client import RedisClient
-from .wire import packed
+from .wire import Command, packed
 
 
 class PipelinedConnection:
-    """A connection that is kept, and on which replies are fetched when they are wanted.
+    """A connection on which commands are sent now and replies are read later.
 
-    redis-py's client takes one from its pool for each command, and waits for the reply there and then.
+    redis-py's client takes a connection from its pool for each command and waits for the reply. Errors are raised as by
+    RedisClient.
     """
 
     def __init__(self, client: RedisClient) -> None:
         self.client = client
         self._connection: Any = None
-        self._sent = 0
-        self._what = ""
+        self._unread = 0
+        self._key = ""
 
-    def send(self, commands: Sequence[Sequence[str | int]], what: str) -> None:
-        """Send commands in one go; `what` as RedisClient.errors takes it."""
-        self._what = what
-        with self._errors():
+    def send(self, commands: Sequence[Command], key: str) -> None:
+        """Send commands at once, without waiting. `key` is the key they work on, for errors."""
+        self._key = key
+        with self._closed_on_error():
             if self._connection is None:
                 self._connection = self.client.redis_py.connection_pool.get_connection()
-            # redis-py would take a reply that was not read yet for that to its own PING.
-            self._connection.send_packed_command([packed(commands)], check_health=not self._sent)
-        self._sent += len(commands)
+            # With unread replies redis-py would mistake one of them for the reply to its own PING.
+            self._connection.send_packed_command([packed(commands)], check_health=not self._unread)
+        self._unread += len(commands)
 
-    def receive(self, count: int = 1) -> list[Any]:
-        """Wait for what was sent; return the last `count` replies, and pass over the others, errors too."""
-        others, self._sent = self._sent - count, 0
-        with self._errors():
+    def receive(self) -> Any:
+        """Wait for the replies to all that was sent; return the last one, and ignore the others, even errors."""
+        others, self._unread = self._unread - 1, 0
+        with self._closed_on_error():
             for _ in range(others):
                 with suppress(redis.ResponseError):
                     self._connection.read_response()
-            return [self._connection.read_response() for _ in range(count)]
+            return self._connection.read_response()
+
+    def execute(self, command: Command, key: str) -> Any:
+        """Send one command, which works on `key`; return its reply."""
+        self.send([command], key)
+        return self.receive()
 
     def close(self) -> None:
-        """Give the connection back; with the next command there will be another."""
+        """Close the connection; the next command opens another."""
         if self._connection is not None:
             self._connection.disconnect()
             self.client.redis_py.connection_pool.release(self._connection)
             self._connection = None
-        self._sent = 0
+        self._unread = 0
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
-        with self.client.errors(self._what):
+    def _closed_on_error(self) -> Iterator[None]:
+        with self.client.handle_errors(self._key):
             try:
                 yield
             except BaseException:
-                # What it still has to say answers nothing that anybody will ask; and after a failover its address may
-                # stand for another server.
+                # Its remaining replies belong to no command any more, and after a failover its address may belong to
+                # another server.
                 self.close()
                 raise

@@ -1,11 +1,10 @@
-"""What an error of redis-py's, or of the server, means here.
+"""Translates errors of redis-py and of the server.
 
-Servers and proxies quote in their errors what they were sent, and that may be a payload. So of a text that is not known
-only the beginning is told, up to the first sign that plain words don't have.
+Servers and proxies may quote payloads in their errors. So only the beginning of an unknown text is shown, up to the
+first character that does not belong to plain words.
 """
 
 import re
-from typing import Any
 
 import redis
 
@@ -32,7 +31,7 @@ _NO_GROUP = ("The XGROUP", "NOGROUP", "no such key")
 _NO_DATABASE = ("DB index", "SELECT is not allowed", "invalid DB index")
 _DENIED_IN_SCRIPT = ("ACL failure in script", "The user executing the script")
 
-# Redis before 7 says where in a script the error came about; then comes the error itself.
+# Redis before 7 says where in a script the error occurred, and then what it is.
 _IN_SCRIPT = re.compile(r"(?:Error running script \(call to \w+\): )?(?:@?user_script: ?\d+: ?)+-?")
 _COMMANDS = re.compile(
     r"\b(?:EVAL|XADD|XREADGROUP|XACK|XCLAIM|XPENDING|XGROUP|XINFO|XRANGE|XLEN|XTRIM|SADD|SREM|SCARD|SRANDMEMBER|SELECT)\b",
@@ -40,64 +39,44 @@ _COMMANDS = re.compile(
 )
 _REFUSED = re.compile(r"unknown|unsupported|not supported|not allowed|disabled", re.IGNORECASE)
 _BEGINNING = 80
-"""Characters of a text in which it says what is the matter; what was sent follows."""
+"""Number of characters in which an error says what is wrong; what was sent follows."""
 _PLAIN = re.compile(r"(?:[\w ,.()/-]|(?<=\w)'(?=\w))*")
 
 
-def translate(error: Exception, server: str, what: str) -> BusError:
-    """Return what `error` means; `server` is the address, and `what` the key that was worked on."""
+def translate(error: Exception, server: str, key: str) -> BusError:
+    """Return what an error means. `server` is the address, and `key` what the command worked on."""
     text = _IN_SCRIPT.sub("", str(error).removeprefix("ERR "), count=1).removeprefix("ERR ")
     if isinstance(error, redis.OutOfMemoryError) or text.startswith("OOM"):
-        return BusFull(f"Redis at {server} is full and takes nothing new: raise its 'maxmemory', or let it be read")
+        return BusFull(f"Redis at {server} is full and accepts no new events: raise its 'maxmemory', or drain it")
     if isinstance(error, _UNAVAILABLE) or text.startswith(_UNAVAILABLE_CODES):
         return BusUnavailable(f"Redis at {server} is not available: {type(error).__name__}: {text}")
     if text.startswith(_NO_GROUP):
         return GroupMissing(f"Redis at {server}: {text}")
     if isinstance(error, redis.exceptions.NoPermissionError) or text.startswith(("NOPERM", *_DENIED_IN_SCRIPT)):
         return BusForbidden(
-            f"Redis at {server} denies its user something with {what!r}: {text}; docs/operations.md lists what to "
-            "grant, and Redis's command ACL LOG what was denied"
+            f"Redis at {server} denies its user access to {key!r}: {text}; docs/operations.md lists the permissions to "
+            "grant, and the Redis command ACL LOG shows what was denied"
         )
     if text.startswith("WRONGTYPE"):
-        return BusError(f"Redis at {server}: the key {what!r} holds something other than a stream; rename or delete it")
-    if why := _unsupported(error, text):
-        return BusUnsupported(f"Redis at {server} {why}")
+        return BusError(f"Redis at {server}: the key {key!r} holds something other than a stream; rename or delete it")
+    if reason := _unsupported(error, text):
+        return BusUnsupported(f"Redis at {server} {reason}")
     plain = _PLAIN.match(text)
     text = plain[0][:_BEGINNING].strip() if plain else ""
-    return BusError(f"Redis at {server}: {what}: {text}" if what else f"Redis at {server}: {text}")
+    return BusError(f"Redis at {server}: {key}: {text}" if key else f"Redis at {server}: {text}")
 
 
 def _unsupported(error: Exception, text: str) -> str:
-    """Return what the server is or lacks that makes it of no use here; nothing if it is not that."""
+    """Return why the server can't be used at all, or an empty string."""
     if isinstance(error, _CLUSTER):
         return "is a node of a Redis Cluster, which is not supported yet"
     if isinstance(error, redis.InvalidResponse):
-        return "does not speak the protocol of Redis; are host and port right?"
+        return "does not speak the Redis protocol; are host and port right?"
     if text.startswith(_NO_DATABASE):
-        return "has no database of this number; a node of a Redis Cluster, which is not supported yet, has none but 0"
+        return "has no database with this number; a Redis Cluster, which is not supported yet, has only database 0"
     beginning = text[:_BEGINNING]
     if "command" in beginning.lower() and _REFUSED.search(beginning):
         command = _COMMANDS.search(beginning)
-        name = f"the command {command[0].upper()}" if command else "a command that is needed"
-        return f"does not know {name}, or its configuration, or a proxy in front of it, disables it"
+        name = f"the command {command[0].upper()}" if command else "a required command"
+        return f"does not know {name}; its configuration or a proxy may disable it"
     return ""
-
-
-def ask(pool: Any, command: str, *, with_password: bool = True) -> Any:
-    """Send a command over a new connection to the server of a pool; return the reply, None if there is none.
-
-    An error of the server's is a reply; but while it loads its data it does not reply.
-    """
-    options = {**pool.connection_kwargs, "db": 0}  # a Sentinel knows no SELECT
-    if not with_password:
-        options |= {"username": None, "password": None}
-    connection = pool.connection_class(**options)
-    try:
-        connection.send_command(command)
-        return connection.read_response()
-    except (redis.ResponseError, redis.InvalidResponse, redis.AuthenticationError) as error:
-        return error
-    except redis.RedisError:
-        return None
-    finally:
-        connection.disconnect()

@@ -1,6 +1,7 @@
-"""When events that were published again were published first: kept beside their stream, for listeners that began later.
+"""The times at which republished events were first published, kept beside their stream.
 
-The entry of an event that is published again looks like any other, and must: nothing may be added to it.
+Listeners skip republished events that are older than their start. The entry itself can't say so: Lightbus accepts no
+additional fields.
 """
 
 import logging
@@ -14,28 +15,31 @@ from lightbus_django.events.times import as_aware, stream_time
 from lightbus_django.exceptions import BusError, BusForbidden, BusUnavailable
 
 from .client import RedisClient
+from .wire import Command
 
 logger = logging.getLogger("lightbus_django")
 
 
 def key(stream: str) -> str:
-    """Return the key of the first publications beside a stream; a cluster keeps it where the stream is."""
+    """Return the key of a stream's first publications. In a cluster it is in the same slot as the stream."""
     return f"{{{stream}}}:republished"
 
 
 def record(client: RedisClient, streams: Mapping[str, Mapping[UUID, datetime]], *, keep: float) -> dict[str, BusError]:
-    """Record when events were published first, before they are published again.
+    """Record when events were first published, before they are published again.
 
     Args:
-        streams: by the stream, the first publication of each event.
+        client: the client of the streams' Redis.
+        streams: by stream, the time of the first publication of each event.
         keep: seconds for which Redis keeps the record.
 
-    Returns the streams beside which nothing could be recorded, and why.
+    Returns:
+        The streams for which nothing could be recorded, and the errors.
 
     Raises:
         BusUnavailable: some may be recorded, which does no harm.
     """
-    commands: list[tuple[object, ...]] = []
+    commands: list[Command] = []
     for stream, events in streams.items():
         pairs = ((event_id.bytes, _milliseconds(time)) for event_id, time in events.items())
         commands.append(("HSET", key(stream), *chain.from_iterable(pairs)))
@@ -45,7 +49,7 @@ def record(client: RedisClient, streams: Mapping[str, Mapping[UUID, datetime]], 
     for number, stream in enumerate(streams):
         for reply in replies[2 * number : 2 * number + 2]:
             if isinstance(reply, Exception):
-                problem = client.translate(reply, key(stream))
+                problem = client.handle_error(reply, key(stream))
                 if isinstance(problem, BusUnavailable):
                     raise problem
                 problems[stream] = problem
@@ -53,15 +57,18 @@ def record(client: RedisClient, streams: Mapping[str, Mapping[UUID, datetime]], 
 
 
 def look_up(client: RedisClient, stream: str, event_ids: Sequence[bytes]) -> list[datetime | None]:
-    """Return when each event was published first, in UTC; None if it was not published again, as far as known."""
+    """Return when each event was first published, in UTC; None if no record says that it was republished.
+
+    If the Redis user may not read the record, all are None: listeners go on with the permissions that the previous
+    version needed.
+    """
     (reply,) = client.send([("HMGET", key(stream), *event_ids)])
     if not isinstance(reply, Exception):
         return [stream_time(value.decode()) if value is not None and value.isdigit() else None for value in reply]
-    problem = client.translate(reply, key(stream))
+    problem = client.handle_error(reply, key(stream))
     if not isinstance(problem, BusForbidden):
         raise problem
-    # A listener goes on where its Redis user has the rights that the previous version needed.
-    logger.warning("events that are published again may be older than their listener's start: %s", problem)
+    logger.warning("%s: listeners may get republished events that are older than their start: %s", stream, problem)
     return [None] * len(event_ids)
 
 

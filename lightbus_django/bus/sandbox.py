@@ -1,4 +1,4 @@
-"""In tests, events go to a list instead of Redis, as Django's mails go to `mail.outbox`."""
+"""In tests, events go to a list instead of Redis, as Django's emails go to `mail.outbox`."""
 
 import itertools
 import sys
@@ -13,13 +13,13 @@ NO_BUS = (
 )
 
 fired: list[EventMessage] = []
-"""What the test has published, as listeners would get it."""
+"""The events that the test has fired, as listeners would get them."""
 
 real_buses: list[str] = []
-"""URLs of the buses that the test has asked for."""
+"""URLs of the real buses that the test has asked for."""
 
 is_pytest = False
-"""Whether pytest runs, which also imports modules before Django's test environment is set up."""
+"""Whether pytest runs. It imports modules before Django's test environment is set up."""
 
 _numbers = itertools.count()
 
@@ -28,13 +28,13 @@ def keeps_events() -> bool:
     """Whether this is a test that has not asked for a real bus."""
     if real_buses:
         return False
-    # Not imported here, for it takes a while. mail.outbox would not do: the locmem backend makes one, too.
+    # Not imported here, because that takes a while. mail.outbox proves nothing: the locmem backend creates it, too.
     utils = sys.modules.get("django.test.utils")
     return is_pytest or hasattr(getattr(utils, "_TestState", None), "saved_data")
 
 
 def keep(fields: Fields) -> str:
-    """Add an event to the list instead of a stream; return its stream id."""
+    """Append an event to the list instead of a stream; return a stream id for it."""
     stream_id = f"{time.time_ns() // 1_000_000}-{next(_numbers)}"
     fired.append(decode(fields, stream_id))
     return stream_id

@@ -1,4 +1,4 @@
-"""Whole streams, with all their groups: how old they are, who has not read them, what may go."""
+"""Whole streams with all their groups: how old entries are, which groups have not read them, what can be removed."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -9,30 +9,30 @@ from typing import NamedTuple
 from lightbus_django.events.times import SKEW, is_ahead, published_at, stream_time
 from lightbus_django.exceptions import GroupMissing
 
+from . import scripts
 from .client import RedisClient
-from .scripts import LAST, RETIRE, TIDY, TRIM
 
 RETIRE_AFTER = 120.0
-"""Seconds for which a group is never destroyed after one of its consumers has shown up.
+"""Seconds for which a group is safe from `retire` after one of its consumers was active.
 
-Consumers show up every 10 seconds, and those of previous versions about every 65.
+Consumers are active at least every 10 seconds, and those of previous versions about every 65.
 """
 
 
 class Group(NamedTuple):
-    """A consumer group of a stream, whichever service's."""
+    """A consumer group of a stream, of any service."""
 
     stream: str
     name: str
     pending: int
     lag: int | None
-    """How many entries it has not read yet; None if Redis can't tell."""
+    """Number of entries that it has not read; None if Redis can't tell."""
     last_delivered_id: str
     idle: float | None
-    """Seconds since one of its consumers last asked for events; None if it has no consumer."""
+    """Seconds since one of its consumers was active; None if it has no consumers."""
 
     def unread_for(self) -> float:
-        """Return for how many seconds nobody has read it; infinity if nobody can tell."""
+        """Return the number of seconds since the group was last read; infinity if that is unknown."""
         if self.idle is not None:
             return self.idle
         now = datetime.now(UTC)
@@ -42,27 +42,27 @@ class Group(NamedTuple):
 
 
 def last_id(client: RedisClient, stream: str) -> str:
-    """Return the last stream id that the stream has given, 0-0 if there is no stream."""
+    """Return the last id that was generated for a stream, 0-0 if it does not exist."""
     try:
-        with client.errors(stream):
+        with client.handle_errors(stream):
             found: str = client.redis_py.xinfo_stream(stream)["last-generated-id"].decode()
     except GroupMissing:
         return "0-0"
     return found
 
 
-def end(client: RedisClient, stream: str) -> tuple[str, datetime]:
-    """Return the last stream id that the stream has given, as `last_id` does, and the time at which that is so."""
-    last, time = client.run(LAST, stream)
+def last_id_and_time(client: RedisClient, stream: str) -> tuple[str, datetime]:
+    """Return what `last_id` returns, and the current time: of Redis if its user may call TIME, else of this machine."""
+    last, time = client.execute(scripts.last_id_and_time(stream), stream)
     if not time:
         return last.decode(), datetime.now(UTC)
     seconds, microseconds = map(int, time)
     return last.decode(), datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=microseconds)
 
 
-def oldest(client: RedisClient, stream: str) -> datetime | None:
-    """Return when the first entry was published that the stream still has; None if it has none, or nobody can tell."""
-    with client.errors(stream):
+def oldest_time(client: RedisClient, stream: str) -> datetime | None:
+    """Return when the oldest entry of a stream was published; None if that is unknown or there is none."""
+    with client.handle_errors(stream):
         entries = client.redis_py.xrange(stream, count=1)
         if entries and is_ahead(entries[0][0].decode(), datetime.now(UTC)):
             entries = client.redis_py.xrange(stream, count=100)
@@ -75,11 +75,11 @@ def oldest(client: RedisClient, stream: str) -> datetime | None:
 
 
 def first_ahead(client: RedisClient, stream: str) -> str | None:
-    """Return the first stream id that is ahead of the time; None if none is."""
+    """Return the first stream id that is ahead of the clock, or None."""
     now = datetime.now(UTC)
     if not is_ahead(last := last_id(client, stream), now):
         return None
-    with client.errors(stream):
+    with client.handle_errors(stream):
         entries = client.redis_py.xrange(stream, min=_id_at(now + SKEW), count=1)
     return entries[0][0].decode() if entries else last
 
@@ -89,19 +89,19 @@ def _id_at(time: datetime) -> str:
 
 
 def groups(client: RedisClient, stream: str) -> list[Group]:
-    """Return all groups of a stream; none if there is no stream."""
+    """Return all groups of a stream; none if the stream does not exist."""
     found = []
     try:
-        with client.errors(stream):
+        with client.handle_errors(stream):
             rows = client.redis_py.xinfo_groups(stream)
     except GroupMissing:
         return []
     for row in rows:
         try:
-            with client.errors(stream):
+            with client.handle_errors(stream):
                 idle = [consumer["idle"] / 1000 for consumer in client.redis_py.xinfo_consumers(stream, row["name"])]
         except GroupMissing:
-            continue  # it has just gone
+            continue  # destroyed in the meantime
         name = row["name"].decode(errors="backslashreplace")
         last_delivered_id = row["last-delivered-id"].decode()
         found.append(Group(stream, name, row["pending"], row.get("lag"), last_delivered_id, min(idle, default=None)))
@@ -109,38 +109,56 @@ def groups(client: RedisClient, stream: str) -> list[Group]:
 
 
 def find_streams(client: RedisClient) -> Iterator[str]:
-    """Yield the keys of all streams of events on the server."""
-    with client.errors():
+    """Yield the keys of all event streams on the server."""
+    with client.handle_errors():
         for key in client.redis_py.scan_iter(match="*:stream", count=1000, _type="stream"):
             with suppress(UnicodeDecodeError):  # not one of ours
                 yield key.decode()
 
 
 def trim(
-    client: RedisClient, stream: str, *, awaited: Iterable[str], keep_since: datetime, keep_length: int, limit: int
+    client: RedisClient,
+    stream: str,
+    *,
+    required_groups: Iterable[str],
+    keep_since: datetime,
+    keep_length: int,
+    limit: int,
 ) -> int:
-    """Remove what every group has finished with; return how many entries that were.
+    """Remove entries that every group has finished with; return their number.
+
+    Redis only removes whole nodes of a stream, of 100 entries by default. So up to that many entries more than
+    necessary are kept.
 
     Args:
-        awaited: groups that must be there; while one is not, nothing is removed.
-        keep_since: entries from then on are kept, unless their ids are ahead of the time.
-        keep_length: so many entries are kept, the newest.
-        limit: remove so many at most.
-
-    Whole nodes of a stream are removed, of 100 entries if Redis is not told otherwise; so up to that
-    many more than need be are kept.
+        client: the client of the stream's Redis.
+        stream: the stream to trim.
+        required_groups: while one of these groups does not exist, nothing is removed.
+        keep_since: entries published since then are kept. This does not apply to ids ahead of the clock.
+        keep_length: number of newest entries to keep.
+        limit: maximum number of entries to remove.
     """
-    ahead = _id_at(datetime.now(UTC) + SKEW)
-    removed: int = client.run(TRIM, stream, _id_at(keep_since), keep_length, limit, ahead, *awaited)
+    command = scripts.trim(
+        stream,
+        keep_from=_id_at(keep_since),
+        keep_length=keep_length,
+        limit=limit,
+        ahead_from=_id_at(datetime.now(UTC) + SKEW),
+        required_groups=required_groups,
+    )
+    removed: int = client.execute(command, stream)
     return removed
 
 
-def tidy_consumers(client: RedisClient, stream: str, group: str, *, idle: float) -> int:
-    """Delete consumers idle for `idle` seconds that have nothing pending, but not a group's last one."""
-    deleted: int = client.run(TIDY, stream, group, round(idle * 1000))
+def delete_idle_consumers(client: RedisClient, stream: str, group: str, *, idle: float) -> int:
+    """Delete consumers idle for `idle` seconds that have nothing pending, but never the last one; return how many."""
+    deleted: int = client.execute(scripts.delete_idle_consumers(stream, group, idle=idle), stream)
     return deleted
 
 
 def retire(client: RedisClient, stream: str, group: str, *, idle: float) -> bool:
-    """Destroy a group that nobody has read for `idle` seconds, RETIRE_AFTER at least; return whether that was so."""
-    return bool(client.run(RETIRE, stream, group, round(max(idle, RETIRE_AFTER) * 1000)))
+    """Destroy a group whose consumers have been idle for `idle` seconds, but at least RETIRE_AFTER.
+
+    Return whether it was destroyed.
+    """
+    return bool(client.execute(scripts.retire(stream, group, idle=max(idle, RETIRE_AFTER)), stream))

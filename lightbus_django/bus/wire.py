@@ -1,4 +1,4 @@
-"""Commands and replies as they go over a connection."""
+"""Commands and replies as they travel over a connection."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -9,11 +9,14 @@ from hiredis import pack_command
 
 from lightbus_django.events.chunks import chunks
 
+Command = tuple[Any, ...]
+"""The name of a command and its arguments: str, bytes or int."""
+
 UNANSWERED_SIZE = 1024 * 1024
-"""Bytes of commands that are sent before their replies are awaited, unless one command alone has more."""
+"""Bytes of commands that are sent before their replies are read; a single larger command is sent alone."""
 
 PIECE_SIZE = 64 * 1024
-"""Bytes that have to be sent within the timeout."""
+"""Bytes that must be sent within the timeout."""
 
 
 def flat(fields: Mapping[bytes, bytes]) -> Iterator[bytes]:
@@ -21,15 +24,16 @@ def flat(fields: Mapping[bytes, bytes]) -> Iterator[bytes]:
     return chain.from_iterable(fields.items())
 
 
-def packed(commands: Iterable[Sequence[Any]]) -> bytes:
-    """Return commands as they go over the wire."""
-    return b"".join(pack_command(tuple(command)) for command in commands)
+def packed(commands: Iterable[Command]) -> bytes:
+    """Return commands in the Redis protocol."""
+    return b"".join(map(pack_command, commands))
 
 
-def exchange(connection: Any, commands: Sequence[tuple[Any, ...]], replies: list[Any]) -> None:
-    """Send the commands that have no reply yet, and add their replies; an error is one of redis-py's.
+def exchange(connection: Any, commands: Sequence[Command], replies: list[Any]) -> None:
+    """Send the commands that have no reply yet, and append their replies. An error reply is a redis-py exception.
 
-    The timeout counts for each piece that is sent, and for each reply; so no more is on its way than takes a moment.
+    The timeout applies to each piece that is sent and to each reply. So only a limited number of bytes is sent before
+    replies are read.
     """
     rest = map(pack_command, commands[len(replies) :])
     for some in chunks(rest, len, count=len(commands), size=UNANSWERED_SIZE):
@@ -40,3 +44,23 @@ def exchange(connection: Any, commands: Sequence[tuple[Any, ...]], replies: list
                 replies.append(connection.read_response())
             except redis.ResponseError as error:
                 replies.append(error)
+
+
+def ask(pool: Any, command: str, *, with_password: bool = True) -> Any:
+    """Send a command to the server of a pool over a new connection; return the reply, or None if there is none.
+
+    An error reply is returned as an exception. A server that is loading its data counts as not replying.
+    """
+    options = {**pool.connection_kwargs, "db": 0}  # a Sentinel knows no SELECT
+    if not with_password:
+        options |= {"username": None, "password": None}
+    connection = pool.connection_class(**options)
+    try:
+        connection.send_command(command)
+        return connection.read_response()
+    except (redis.ResponseError, redis.InvalidResponse, redis.AuthenticationError) as error:
+        return error
+    except redis.RedisError:
+        return None
+    finally:
+        connection.disconnect()

@@ -1,4 +1,4 @@
-"""What an event is, apart from any server: its name, its id, its message, and the wire format.
+"""What an event is, independent of Redis and the database: its name, id, times, message and wire format.
 
-Start with `message`; `codec` turns messages into the fields of a stream entry, and back.
+`message` is what handlers get. `codec` turns it into the fields of a stream entry and back. Start with `message`.
 """

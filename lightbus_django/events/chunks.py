@@ -1,4 +1,4 @@
-"""Many events, some at a time."""
+"""Splitting many items into chunks."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -7,7 +7,7 @@ Item = TypeVar("Item")
 
 
 def chunks(items: Iterable[Item], size_of: Callable[[Item], int], *, count: int, size: int) -> Iterator[list[Item]]:
-    """Yield items in their order, in lists of `count` at most and of `size` bytes at most, or of one that is larger."""
+    """Yield items in order, in lists of at most `count` items and `size` bytes. A larger item is yielded alone."""
     chunk: list[Item] = []
     left = size
     for item in items:

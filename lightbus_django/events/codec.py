@@ -1,4 +1,4 @@
-"""An event message as fields of a stream entry, in Lightbus's wire format."""
+"""Event messages as fields of a stream entry, in Lightbus's wire format."""
 
 import json
 import math
@@ -13,23 +13,24 @@ from .json_values import encode_json
 from .message import EventMessage
 
 Fields = dict[bytes, bytes]
-"""One entry of a stream, as Redis holds it."""
+"""The content of a stream entry: names and values as Redis stores them."""
+
 NOOP: Fields = {b"": b""}
+"""An entry that Lightbus adds when it creates a stream."""
 
 
 # --- Encoding ---------------------------------------------------------------------------------
 
 
 def encode_payload(payload: Mapping[str, Any], max_size: float = math.inf) -> dict[str, bytes]:
-    """Return the JSON of each value.
+    """Return each value as JSON.
 
     Args:
-        payload: what is fired.
-        max_size: how many bytes of JSON are allowed in all.
+        payload: the payload of an event.
+        max_size: maximum size of all values together, in bytes of JSON.
 
     Raises:
-        InvalidPayload: naming the key, and the type of a value that has no form on the bus; or the size
-            of a payload that is too large.
+        InvalidPayload: a key or value can't be represented, or the payload is too large.
     """
     encoded = {}
     for key, value in payload.items():
@@ -39,18 +40,18 @@ def encode_payload(payload: Mapping[str, Any], max_size: float = math.inf) -> di
             encoded[str.__str__(key)] = encode_json(value)
         except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
             raise InvalidPayload(
-                f"payload key {key!r}: a value of type {type(value).__qualname__} can't be put on the bus ({error})"
+                f"payload key {key!r}: a value of type {type(value).__qualname__} can't be converted to JSON ({error})"
             ) from error
     if (size := sum(map(len, encoded.values()))) > max_size:
         raise InvalidPayload(
-            f"the payload has {size} bytes, and MAX_PAYLOAD_SIZE allows {max_size}: put the bulk of it elsewhere, "
-            f"and send where it is"
+            f"the payload has {size} bytes, and MAX_PAYLOAD_SIZE allows {max_size}: store large data elsewhere and "
+            f"send a reference to it"
         )
     return encoded
 
 
 def encode(message: EventMessage, payload: Mapping[str, bytes]) -> Fields:
-    """Return the fields of a message whose payload is encoded already."""
+    """Return the fields of a message. `payload` is its payload as `encode_payload` returns it."""
     fields = {
         b"id": message.id.encode(),
         b"api_name": message.api_name.encode(),
@@ -66,10 +67,10 @@ def encode(message: EventMessage, payload: Mapping[str, bytes]) -> Fields:
 
 
 def decode(fields: Mapping[bytes, bytes], stream_id: str, attempt: int = 1) -> EventMessage:
-    """Return the message that `fields` hold.
+    """Return the message in the fields of a stream entry.
 
     Raises:
-        UnreadableEvent: saying what is wrong with which field.
+        UnreadableEvent: a field is missing or can't be read.
     """
     payload: dict[str, Any] = {}
     name = b""
@@ -105,8 +106,7 @@ def _decode_json(value: bytes) -> Any:
     try:
         return _msgspec_decode(value)
     except msgspec.DecodeError:
-        # The standard library reads what Python writes beyond JSON, and Lightbus is written in
-        # Python: NaN and Infinity.
+        # Lightbus is written in Python, whose JSON may contain NaN and Infinity. The standard library reads them.
         return json.loads(value.decode())
 
 
@@ -114,7 +114,7 @@ _msgspec_decode = msgspec.json.Decoder().decode
 
 
 def dump_fields(fields: Mapping[bytes, bytes]) -> str:
-    """Return any fields as JSON text that every database stores; nothing of them is lost."""
+    """Return fields as JSON text that every database can store, without losing anything."""
     pairs = [
         [name.decode(errors="surrogateescape"), value.decode(errors="surrogateescape")]
         for name, value in fields.items()
@@ -123,7 +123,7 @@ def dump_fields(fields: Mapping[bytes, bytes]) -> str:
 
 
 def load_fields(text: str) -> Fields:
-    """The reverse of `dump_fields`."""
+    """Return the fields from a text of `dump_fields`."""
     return {
         name.encode(errors="surrogateescape"): value.encode(errors="surrogateescape")
         for name, value in json.loads(text)

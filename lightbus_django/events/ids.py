@@ -1,4 +1,4 @@
-"""Event ids: how ours are made, and how anybody's are keyed."""
+"""Event ids: how ours are generated, and which key stands for an id in the database."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ _last_uuid_bits = 0
 def uuid7() -> uuid.UUID:
     """Return a version 7 UUID (RFC 9562), greater than every earlier one of this process.
 
-    The standard library has it from Python 3.14 on.
+    The standard library has this from Python 3.14.
     """
     global _last_uuid_bits  # noqa: PLW0603
     random_bits = int.from_bytes(os.urandom(10), "big") >> 6
@@ -31,10 +31,10 @@ def uuid7() -> uuid.UUID:
 
 
 def event_key(event_id: str) -> str:
-    """Return the id as the database keys it: itself, or a digest of it.
+    """Return the key that stands for an event id in the database: the id itself, or its digest.
 
-    Third parties may choose any string. Digested is what is longer than the column, and what some
-    database takes for another one: MariaDB, for instance, ignores case and trailing spaces.
+    Other services may choose any string as an id. A digest is used for an id that is too long for the column, or that
+    some database may confuse with another one: MariaDB, for example, ignores case and trailing spaces.
     """
     if _SAFE_KEY.fullmatch(event_id):
         return event_id

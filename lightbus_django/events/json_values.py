@@ -1,7 +1,7 @@
-"""Values as JSON, in the form that Lightbus gave them.
+"""Values as JSON, in the same form as Lightbus writes them.
 
-An instance of a subclass is written as the type that it derives from, by that type's own methods: what a subclass
-overrides may not fit, and libraries such as freezegun put subclasses in place of the types.
+An instance of a subclass is written like its base type, with the methods of the base type: a subclass may override them
+with something else, and libraries such as freezegun replace types by subclasses.
 """
 
 import dataclasses
@@ -21,16 +21,16 @@ _PLAIN = frozenset({str, int, bool, type(None), uuid.UUID, bytes})
 
 
 def encode_json(value: Any) -> bytes:
-    """Return the JSON of a value.
+    """Return a value as JSON.
 
     Raises:
-        TypeError, ValueError, RecursionError, msgspec.MsgspecError: it has none, or not one that keeps the value.
+        TypeError, ValueError, RecursionError, msgspec.MsgspecError: JSON can't represent it without loss.
     """
     return _encode(value if type(value) in _PLAIN else _to_jsonable(value))
 
 
 def _to_jsonable(value: Any) -> Any:
-    """Bring to msgspec what it doesn't know, or writes otherwise."""
+    """Convert a value to types that msgspec writes as we need them."""
     if type(value) in _PLAIN:
         return value
     if write := _WRITERS.get(type(value)):
@@ -48,7 +48,7 @@ def _to_jsonable(value: Any) -> Any:
         return {field.name: _to_jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, (complex, Promise)):
         return _to_jsonable(str(value))
-    # What else msgspec knows: its own structs, for instance.
+    # Other types that msgspec knows, such as its structs.
     return _to_jsonable(msgspec.to_builtins(value, builtin_types=_BUILTIN, enc_hook=_refuse))
 
 
@@ -59,7 +59,7 @@ def _refuse(value: Any) -> NoReturn:
 def _object(value: Mapping[Any, Any]) -> dict[str, Any]:
     fields = {key if type(key) is str else _key(key): _to_jsonable(item) for key, item in value.items()}
     if len(fields) < len(value):
-        raise ValueError("two keys of a dict are the same text")
+        raise ValueError("two keys of a dict become the same text")
     return fields
 
 
@@ -68,7 +68,7 @@ def _key(key: Any) -> str:
     if isinstance(name, str):
         return name
     if name is None or isinstance(name, (bool, list, dict)):
-        raise TypeError(f"a {type(key).__qualname__} can't be a key")
+        raise TypeError(f"a {type(key).__qualname__} can't be a dict key in JSON")
     return _encode(name).decode().strip('"')
 
 
@@ -77,7 +77,7 @@ def _array(value: Any) -> list[Any]:
 
 
 def _tuple(value: Any) -> Any:
-    return _to_jsonable(value._asdict()) if hasattr(value, "_asdict") else _array(value)  # a named tuple is an object
+    return _to_jsonable(value._asdict()) if hasattr(value, "_asdict") else _array(value)  # named tuple: an object
 
 
 def _float(value: float) -> float:
@@ -94,7 +94,7 @@ def _decimal(value: Decimal) -> str:
 
 def _datetime(value: datetime) -> str:
     if type(value) is not datetime and value != value:
-        raise ValueError("it is not a point in time")  # pandas' NaT
+        raise ValueError("it is not a point in time")  # NaT of pandas
     return _utc(datetime.isoformat(value))
 
 
@@ -108,7 +108,7 @@ _WRITERS: dict[type, Callable[[Any], Any]] = {
     dict: _object,
     list: _array,
     tuple: _tuple,
-    # msgspec cuts the seconds of an offset to UTC, which local mean times have.
+    # msgspec drops the seconds of a UTC offset, which local mean times have.
     datetime: _datetime,
     date: date.isoformat,
     time: lambda value: _utc(time.isoformat(value)),
@@ -123,7 +123,7 @@ _WRITERS: dict[type, Callable[[Any], Any]] = {
     memoryview: bytes,
     Mapping: _object,
 }
-"""How a type, and what derives from it, is written; a type before those that it derives from."""
+"""How each type and its subclasses are written. A type comes before its own base types."""
 
 _BUILTIN = [type_ for type_ in _WRITERS if type_ not in (dict, list, tuple, set, frozenset, str, int, float, Mapping)]
 _encode = msgspec.json.Encoder(enc_hook=_refuse).encode

@@ -1,4 +1,4 @@
-"""EventMessage: one fired event, as handlers see it."""
+"""EventMessage, which handlers get."""
 
 from datetime import datetime
 from typing import Any
@@ -13,9 +13,9 @@ from .times import published_at
 class EventMessage(msgspec.Struct, frozen=True, kw_only=True):
     """One fired event.
 
-    `payload` is what was fired; in a handler, as JSON knows it (the handler's arguments are
-    converted to its annotations). `stream_id` is None until the event is on the bus. `attempt`
-    counts the deliveries to this consumer group, from 1.
+    `payload` is what was fired. In a handler it has the types of JSON: only the handler's arguments are converted to
+    their annotations. `stream_id` is None until the event is in its stream. `attempt` counts the deliveries to this
+    consumer group, from 1.
     """
 
     id: str
@@ -32,7 +32,7 @@ class EventMessage(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def published_at(self) -> datetime | None:
-        """When Redis took the event; aware, in UTC. None if that is unknown."""
+        """When the event was added to its stream; aware, in UTC. None if that is unknown."""
         return None if self.stream_id is None else published_at(self.stream_id, self.id)
 
 

@@ -30,7 +30,7 @@ def fire(name: str, /, **payload: Any) -> EventMessage:
     message = new_message(name, payload)
     fields = encode(message, encode_payload(payload, settings.max_payload_size))
     client = get_client(settings.url, settings.redis_timeout)
-    return _fired(message, client.publish(stream_key(name, settings.stream_use), fields))
+    return _fired(message, client.append(stream_key(name, settings.stream_use), fields))
 
 
 def fire_many(events: Iterable[tuple[str, Mapping[str, Any]]], /) -> list[EventMessage]:
@@ -53,7 +53,7 @@ def fire_many(events: Iterable[tuple[str, Mapping[str, Any]]], /) -> list[EventM
         entries.append((stream_key(name, settings.stream_use), fields))
     stream_ids: list[str] = []
     for chunk in chunks(entries, _size, count=RELAY_SIZE, size=RELAY_BYTES):
-        for result in client.publish_many(chunk):
+        for result in client.append_many(chunk):
             if isinstance(result, BusError):
                 raise result
             stream_ids.append(result)

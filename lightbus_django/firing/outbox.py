@@ -182,7 +182,7 @@ class _Batch:
 
     def _publish(self, events: Sequence[Staged], *, in_doubt: bool) -> None:
         settings, client, left = get_settings(), _client(), len(events)
-        if not client.is_worth_trying():
+        if not client.take_turn():
             logger.debug("outbox: %d events wait for the relay: Redis at %s is down", left, client)
             return
         try:

@@ -59,7 +59,7 @@ def publish(events: Sequence[Staged], using: str, client: RedisClient, settings:
     events = [event for event in events if event.id not in refused]
     if not events:
         return 0
-    results = client.publish_many((stream_key(event.event_name, settings.stream_use), event.fields) for event in events)
+    results = client.append_many((stream_key(event.event_name, settings.stream_use), event.fields) for event in events)
     published: defaultdict[datetime, list[UUID]] = defaultdict(list)
     now = datetime.now(UTC)
     for event, result in zip(events, results, strict=True):
@@ -87,7 +87,7 @@ def publish_confirmed(events: Sequence[Staged], using: str, client: RedisClient,
     if keeps_events() or any(len(event.fields) > MAX_FIELDS for event in events):
         publish(events, using, client, settings)
         return
-    results = Confirmations(client, settings.service_name, using).publish(
+    results = Confirmations(client, settings.service_name, using).append_confirmed(
         (stream_key(event.event_name, settings.stream_use), event.id, event.fields) for event in events
     )
     _put_off_refused(events, results, using)

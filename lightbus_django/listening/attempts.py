@@ -262,7 +262,7 @@ class Attempts:
                 return
             with transaction.atomic(using=self.using):
                 try:
-                    with self.keys.waiting(is_patient=not delivery.entry.is_taken):
+                    with self.keys.waiting(is_patient=not delivery.entry.is_redelivered):
                         guard = self.keys.insert(delivery, timezone.now())
                 except AlreadyHandled:
                     self.keys.check_known(delivery)

@@ -98,7 +98,7 @@ class BatchInbox(Inbox):
         def insert() -> Guard:
             nonlocal guard
             self.activity.start(INSERTING_KEY, *new.values())
-            is_patient = not any(delivery.entry.is_taken for delivery in new.values())
+            is_patient = not any(delivery.entry.is_redelivered for delivery in new.values())
             with self.keys.waiting(is_patient=is_patient):
                 self.keys.insert_all(new.values(), now)
             guard = Guard(connections[self.using])

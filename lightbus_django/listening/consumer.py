@@ -10,7 +10,7 @@ from django.db import DatabaseError
 from django.utils import timezone
 
 from lightbus_django.bus.client import RedisClient
-from lightbus_django.bus.consumer_group import NOBODY, Entry, GroupConsumer
+from lightbus_django.bus.consumer_group import PLACEHOLDER, Entry, GroupConsumer
 from lightbus_django.conf import Settings
 from lightbus_django.database.connections import release_connections
 from lightbus_django.database.errors import one_line
@@ -158,7 +158,7 @@ class Consumer:
     def stop(self) -> None:
         """Acknowledge what is settled, and hand the rest back to the other processes."""
         idle = self.settings.acknowledgement_timeout + 1
-        to = NOBODY if self._leave else None
+        to = PLACEHOLDER if self._leave else None
         self.stopping.set()
         self.leases.end_all()
         if self.reader.is_asked:
@@ -309,7 +309,7 @@ class Consumer:
     def _next(self) -> list[Delivery]:
         """Return what is handled in one go: up to the next event that must not be handled at all."""
         is_single = self.listener.idempotent and not self.listener.batch
-        if self._held[0].entry.is_taken and not is_single:
+        if self._held[0].entry.is_redelivered and not is_single:
             # If this one kills the process, those behind it would be counted, or handled, with it.
             return [self._held[0]]
         return list(takewhile(lambda delivery: not self._has_killed(delivery), self._held))
@@ -317,7 +317,7 @@ class Consumer:
     def _begin(self, *deliveries: Delivery) -> None:
         try:
             for delivery in deliveries:
-                if delivery.entry.is_taken:
+                if delivery.entry.is_redelivered:
                     self.reader.count_delivery(delivery.entry)
         except BusError as error:  # whatever it is, the handler has not failed
             raise BusUnavailable(str(error)) from error

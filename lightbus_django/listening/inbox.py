@@ -185,7 +185,7 @@ class _Run:
     def _insert_key(self) -> Guard:
         self._now = timezone.now()
         self._inbox.activity.start(INSERTING_KEY, self._delivery)
-        is_patient = self._is_patient and not self._delivery.entry.is_taken
+        is_patient = self._is_patient and not self._delivery.entry.is_redelivered
         with self._inbox.keys.waiting(is_patient=is_patient):
             self._guard = self._inbox.keys.insert(self._delivery, self._now)
         return self._guard
@@ -243,7 +243,7 @@ class _Run:
             self._guard,
             defer,
             *inbox.keys.statement(delivery, now),
-            limits=LIMITS if delivery.entry.is_taken else ("", ""),
+            limits=LIMITS if delivery.entry.is_redelivered else ("", ""),
         )
         if self._guard.is_deferred:
             inbox.gate.add(self._delivery.key)

@@ -7,7 +7,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 
-from lightbus_django.bus.consumer_group import SHOW_UP_INTERVAL, Entry, GroupConsumer
+from lightbus_django.bus.consumer_group import ALIVE_INTERVAL, Entry, GroupConsumer
 
 from .activity import HANDLER, Activity, Doing
 from .delivery import Delivery
@@ -77,8 +77,8 @@ class Leases:
             else:
                 self._renew(held)
             if now >= self._show_up_at and not self._has_ended:
-                self._show_up_at = now + SHOW_UP_INTERVAL
-                self.group_consumer.show_up(self._streams)
+                self._show_up_at = now + ALIVE_INTERVAL
+                self.group_consumer.mark_alive(self._streams)
 
     def _renew(self, entries: Iterable[Entry]) -> None:
         by_stream = defaultdict(list)

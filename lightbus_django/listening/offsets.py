@@ -11,7 +11,7 @@ from django.db import connections
 
 from lightbus_django.bus import first_publications as republished
 from lightbus_django.bus.consumer_group import GroupConsumer, id_key
-from lightbus_django.bus.streams import Group, end, groups, last_id
+from lightbus_django.bus.streams import Group, groups, last_id, last_id_and_time
 from lightbus_django.events.names import stream_key
 from lightbus_django.events.times import SKEW, event_bytes, first_id, has_time
 from lightbus_django.exceptions import BusError, BusForbidden, DatabaseUnavailable, GroupMissing
@@ -58,10 +58,11 @@ class Offsets:
         missing = []
         for stream in self._events:
             try:
-                self.look(stream, show_up=True)  # works on a Redis that is full, too
+                self.group_consumer.mark_alive([stream])  # works on a Redis that is full, too
+                self.look(stream)
             except GroupMissing:
                 # What is new is so from the first try on; the database may not answer yet.
-                self._ends.setdefault(stream, end(self.group_consumer.client, stream))
+                self._ends.setdefault(stream, last_id_and_time(self.group_consumer.client, stream))
                 missing.append(stream)
         self.inbox.activity.start(REMEMBERING)
         try:
@@ -78,9 +79,9 @@ class Offsets:
             self.look(stream)
         self.remember()
 
-    def look(self, stream: str, *, show_up: bool = False) -> None:
-        """Remember where the group stands, and say what it lost before it was given it; `show_up` as in `standing`."""
-        self._positions[stream], lost = self.group_consumer.progress(stream, show_up=show_up)
+    def look(self, stream: str) -> None:
+        """Remember where the group stands, and say what it lost before it was given it."""
+        self._positions[stream], lost = self.group_consumer.progress(stream)
         if lost is None:
             return
         if (more := lost - self._unread_lost.get(stream, 0)) > 0:

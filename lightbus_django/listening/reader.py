@@ -70,7 +70,7 @@ class StreamReader:
     def look_back(self, in_hand: Collection[tuple[str, str]]) -> list[Entry]:
         """Acknowledge what is settled, and return what was delivered before, oldest first, less what is in hand."""
         count = self.count + len(in_hand)
-        entries = self._claim(lambda stream: self.group_consumer.own_pending(stream, count))
+        entries = self._claim(lambda stream: self.group_consumer.claim_own(stream, count))
         return [entry for entry in entries if (entry.stream, entry.stream_id) not in in_hand]
 
     def reclaim(self) -> list[Entry]:
@@ -95,7 +95,7 @@ class StreamReader:
         self._send_settled()
         self._asked_at, self._asked_for = time.monotonic(), self.count
         with self._taking_back():
-            self.group_consumer.ask(self.streams, count=self.count, block=block, acknowledge=self._sent)
+            self.group_consumer.start_read(self.streams, count=self.count, block=block, acknowledge=self._sent)
 
     def give_up(self) -> None:
         """Expect no answer any more to what was sent."""
@@ -114,7 +114,7 @@ class StreamReader:
 
     def _receive(self) -> list[Entry]:
         with self._taking_back():
-            entries = self.group_consumer.receive()
+            entries = self.group_consumer.finish_read()
         self._asked_at = None
         self._sent.clear()
         self._adapt(entries)

@@ -156,7 +156,7 @@ class Housekeeping:
             return streams.trim(
                 self.client,
                 stream,
-                awaited=self._groups_of(stream),
+                required_groups=self._groups_of(stream),
                 keep_since=keep_since,
                 keep_length=self.settings.stream_min_length,
                 limit=TRIM_SIZE,
@@ -170,7 +170,8 @@ class Housekeeping:
         def tidy(consumer: Consumer) -> None:
             for stream in consumer.streams:
                 with suppress(GroupMissing):  # its consumer is about to create it
-                    count = streams.tidy_consumers(self.client, stream, consumer.group, idle=self.settings.consumer_ttl)
+                    idle = self.settings.consumer_ttl
+                    count = streams.delete_idle_consumers(self.client, stream, consumer.group, idle=idle)
                     if count:
                         logger.info("%s: deleted %d consumers that are long gone", consumer.group, count)
 

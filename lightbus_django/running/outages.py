@@ -89,7 +89,7 @@ class Outage:
             self._ask_at = now + ASK_INTERVAL
         elif now >= self._ask_at:
             self._ask_at = now + ASK_INTERVAL
-            answers = self._client.answers() if isinstance(error, BusError) else answers_queries()
+            answers = self._client.ping() if isinstance(error, BusError) else answers_queries()
             self._answers_since = (self._answers_since or now) if answers else None
         return self._answers_since is not None and now - self._answers_since >= PATIENCE
 

@@ -58,7 +58,7 @@ def cutoffs_at(now: datetime, settings: Settings, client: RedisClient) -> Cutoff
         for event in listener.events:
             events_of[stream_key(event, settings.stream_use)].add(event)
     for stream, events in events_of.items():
-        if (oldest := streams.oldest(client, stream)) is not None:
+        if (oldest := streams.oldest_time(client, stream)) is not None:
             inbox_of.update(dict.fromkeys(events, ago(settings.outbox_retention, oldest - SKEW)))
     return Cutoffs(
         inbox=ago(settings.inbox_retention),

@@ -12,7 +12,7 @@ from types import FrameType
 from django.db import connections, router
 
 from lightbus_django.bus.client import RedisClient
-from lightbus_django.bus.consumer_group import SHOW_UP_INTERVAL
+from lightbus_django.bus.consumer_group import ALIVE_INTERVAL
 from lightbus_django.conf import Settings
 from lightbus_django.database.connections import check_autocommit, release_connections, warn_of_small_pools
 from lightbus_django.exceptions import BusError, BusUnavailable, BusUnsupported, ConfigurationError, LightbusError
@@ -233,7 +233,7 @@ class Worker:
         done = threading.Event()
 
         def renew() -> None:
-            while not done.wait(min(self.settings.acknowledgement_timeout / 4, SHOW_UP_INTERVAL)):
+            while not done.wait(min(self.settings.acknowledgement_timeout / 4, ALIVE_INTERVAL)):
                 for consumer in self.consumers:
                     if done.is_set():
                         break  # each may take a timeout while Redis hangs

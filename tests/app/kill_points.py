@@ -25,20 +25,20 @@ class Point(NamedTuple):
 
 
 POINTS = {
-    "events read": Point(GroupConsumer, "receive", "after", if_result=bool),
+    "events read": Point(GroupConsumer, "finish_read", "after", if_result=bool),
     "handler begins": Point(Listener, "call", "before"),
     "handler done": Point(Listener, "call", "after"),
     "transaction committed": Point(Inbox, "handle", "after"),
     "commits durable": Point(Inbox, "confirm", "after"),
     "events reclaimed": Point(GroupConsumer, "reclaim", "after", if_result=bool),
-    "event taken": Point(GroupConsumer, "count_delivery", "after"),
+    "delivery counted": Point(GroupConsumer, "count_delivery", "after"),
     "retry committed": Point(Inbox, "retry", "after", if_result=bool),
-    "handing back": Point(GroupConsumer, "release", "before"),
-    "publishing": Point(Confirmations, "publish", "before"),
-    "published": Point(Confirmations, "publish", "after"),
-    "relaying": Point(RedisClient, "publish_many", "before"),
-    "relayed": Point(RedisClient, "publish_many", "after"),
-    "notes read": Point(Confirmations, "read", "after", if_result=bool),
+    "releasing": Point(GroupConsumer, "release", "before"),
+    "publishing": Point(Confirmations, "append_confirmed", "before"),
+    "published": Point(Confirmations, "append_confirmed", "after"),
+    "relaying": Point(RedisClient, "append_many", "before"),
+    "relayed": Point(RedisClient, "append_many", "after"),
+    "confirmations read": Point(Confirmations, "read", "after", if_result=bool),
     "rows marked": Point(Confirmations, "remove", "before"),
 }
 

@@ -1,4 +1,4 @@
-"""Who publishes after a commit notes it in Redis, and a relay marks the rows: nothing comes twice for it, or never."""
+"""Publishing after a commit leaves confirmations, and a relay marks the rows. No event comes twice or gets lost."""
 
 from contextlib import suppress
 from datetime import timedelta
@@ -10,7 +10,7 @@ from django.utils import timezone
 from redis.crc import key_slot
 
 from lightbus_django import on_commit
-from lightbus_django.bus import confirmations as notes
+from lightbus_django.bus import confirmations
 from lightbus_django.firing import outbox as outbox_module
 from lightbus_django.firing import publisher as dispatch
 from lightbus_django.firing import relay
@@ -20,9 +20,9 @@ from tests.app.models import Effect
 from tests.firing.test_api import KEY, NOWHERE, numbers, relay_in_threads, waiting
 from tests.servers import Server
 
-NOTES = f"{{{KEY}}}:published:price-monitor:default"
+CONFIRMED = f"{{{KEY}}}:published:price-monitor:default"
 LOOK = ["SELECT"] if connection.vendor == "mysql" else []
-"""What an `on_commit` asks the database after the commit: whether the rows are there, if a procedure may roll back."""
+"""How `on_commit` asks after the commit whether the rows exist, if a stored procedure may have rolled back."""
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
@@ -56,7 +56,7 @@ class TestTheRequest:
         assert queries_of(lambda: on_commit("shop.order_placed", number=3)) == ["INSERT"]
         assert numbers(r) == [0, 1, 2, 3]
 
-    def test_looks_whether_they_are_there_after_an_error_that_was_caught(self, r):
+    def test_checks_the_rows_after_an_error_that_was_caught(self, r):
         def catch_an_error():
             with transaction.atomic():
                 on_commit("shop.order_placed", number=0)
@@ -67,22 +67,22 @@ class TestTheRequest:
         assert queries_of(lambda: place_orders(1)) == ["INSERT", *LOOK]
         assert numbers(r) == [0, 1]
 
-    def test_leaves_a_note_of_each_event_that_is_in_the_stream(self, r):
+    def test_confirms_each_event_that_is_in_the_stream(self, r):
         place_orders(1, 2)
         assert waiting() == 2
-        assert r.scard(NOTES) == 2
+        assert r.scard(CONFIRMED) == 2
 
-    def test_of_many_marks_some_itself_where_no_relay_does(self, r, monkeypatch):
+    def test_marks_rows_itself_now_and_then_if_no_relay_runs(self, r, monkeypatch):
         monkeypatch.setattr(dispatch, "SETTLE_EVERY", 3)
         place_orders(1, 2)
         assert waiting() == 2
         place_orders(3, 4)
         assert waiting() == 0
-        assert not r.exists(NOTES)
+        assert not r.exists(CONFIRMED)
         assert queries_of(lambda: place_orders(5)) == ["INSERT", *LOOK]
         assert waiting() == 1
 
-    def test_takes_what_it_can_t_mark_for_no_error(self, r, monkeypatch, caplog):
+    def test_goes_on_if_it_can_t_mark_rows(self, r, monkeypatch, caplog):
         monkeypatch.setattr(dispatch, "SETTLE_EVERY", 1)
 
         def refuse(execute, sql, *arguments):
@@ -93,79 +93,24 @@ class TestTheRequest:
         with connection.execute_wrapper(refuse):
             place_orders(1)
         assert "outbox: 1 events wait for the relay: away" in caplog.text
-        assert r.scard(NOTES) == 1
+        assert r.scard(CONFIRMED) == 1
 
     def test_can_have_more_fields_than_a_script_takes(self, r):
-        payload = {f"field_{number}": number for number in range(notes.MAX_FIELDS)}
+        payload = {f"field_{number}": number for number in range(confirmations.MAX_FIELDS)}
         with transaction.atomic():
             on_commit("shop.order_placed", number=1, **payload)
             on_commit("shop.order_placed", number=2)
         assert numbers(r) == [1, 2]
         assert waiting() == 0
 
-    def test_and_as_many_as_a_script_takes(self, r):
-        payload = {f"field_{number}": number for number in range(notes.MAX_FIELDS - 5)}
+    def test_can_have_as_many_fields_as_a_script_takes(self, r):
+        payload = {f"field_{number}": number for number in range(confirmations.MAX_FIELDS - 5)}
         on_commit("shop.order_placed", number=1, **payload)
-        assert r.scard(NOTES) == 1
-
-
-class TestSavepoints:
-    """An event of a savepoint that was rolled back is never published."""
-
-    @pytest.fixture
-    def savepoint(self):
-        # The name before Django 6.1.
-        return getattr(transaction, "savepoint_create", None) or transaction.savepoint
-
-    def test_of_ones_own_before_the_first_event(self, r, savepoint):
-        for number in range(3):
-            with transaction.atomic():
-                before = savepoint()
-                on_commit("shop.order_placed", number=number)
-                transaction.savepoint_rollback(before)
-            place_orders(10 + number)
-        assert numbers(r) == [10, 11, 12]
-
-    def test_though_somebody_emptied_the_list_of_wrappers(self, r, savepoint):
-        place_orders(1)
-        connection.execute_wrappers.clear()
-        with transaction.atomic():
-            before = savepoint()
-            on_commit("shop.order_placed", number=2)
-            transaction.savepoint_rollback(before)
-        assert numbers(r) == [1]
-
-    def test_in_sql_of_ones_own(self, r):
-        with transaction.atomic(), connection.cursor() as cursor:
-            cursor.execute("SAVEPOINT by_hand")
-            on_commit("shop.order_placed", number=1)
-            cursor.execute("ROLLBACK TO SAVEPOINT by_hand")
-            on_commit("shop.order_placed", number=2)
-        assert numbers(r) == [2]
-
-    def test_though_a_hook_before_has_transactions_of_its_own(self, r, savepoint):
-        with transaction.atomic():
-            before = savepoint()
-            transaction.on_commit(lambda: place_orders(1))
-            transaction.savepoint_rollback(before)  # this takes no hook away, for it is not Django's atomic()
-            before = savepoint()
-            on_commit("shop.order_placed", number=2)
-            transaction.savepoint_rollback(before)
-        assert numbers(r) == [1]
-
-    def test_within_a_test_case(self, r, savepoint, django_capture_on_commit_callbacks):
-        with transaction.atomic():
-            before = savepoint()
-            with django_capture_on_commit_callbacks(execute=True):
-                on_commit("shop.order_placed", number=1)
-            assert numbers(r) == [1]
-            on_commit("shop.order_placed", number=2)
-            transaction.savepoint_rollback(before)
-        assert numbers(r) == [1]
+        assert r.scard(CONFIRMED) == 1
 
 
 class TestTheRelay:
-    def test_marks_what_is_noted(self, r, keeper):
+    def test_marks_confirmed_rows(self, r, keeper):
         place_orders(1, 2)
         OutboxEvent.objects.update(error="once refused")
         assert keeper.relay() is False
@@ -174,24 +119,24 @@ class TestTheRelay:
         for row in OutboxEvent.objects.all():
             assert row.created_at <= row.published_at <= timezone.now()
         assert numbers(r) == [1, 2]
-        assert not r.exists(NOTES)
+        assert not r.exists(CONFIRMED)
 
-    def test_marks_more_than_it_reads_at_a_time(self, r, keeper, monkeypatch):
-        monkeypatch.setattr(notes, "CONFIRMATIONS_SIZE", 2)
+    def test_marks_more_rows_than_it_reads_at_once(self, r, keeper, monkeypatch):
+        monkeypatch.setattr(confirmations, "CONFIRMATIONS_SIZE", 2)
         monkeypatch.setattr(dispatch, "CONFIRMATIONS_SIZE", 2)
         place_orders(*range(5))
         keeper.relay()
         assert waiting() == 0
-        assert not r.exists(NOTES)
+        assert not r.exists(CONFIRMED)
 
-    def test_publishes_nothing_that_is_noted_though_it_was_away_for_long(self, r, keeper):
+    def test_publishes_no_confirmed_event_after_a_long_absence(self, r, keeper):
         place_orders(1, 2)
         grow_old()
         keeper.relay()
         assert numbers(r) == [1, 2]
         assert waiting() == 0
 
-    def test_does_so_in_each_database_and_stream(self, r, keeper, lightbus):
+    def test_marks_rows_of_every_database_and_stream(self, r, keeper, lightbus):
         on_commit("shop.order_placed", number=1)
         on_commit("billing.invoice_sent", number=2)
         on_commit.using("other")("shop.order_placed", number=3)
@@ -204,8 +149,8 @@ class TestTheRelay:
             assert not OutboxEvent.objects.using(alias).exclude(due_at=None).exists()
         assert r.keys("*:published:*") == []
 
-    def test_marks_what_is_fresh_though_it_may_publish_nothing_for_now(self, r, keeper):
-        """Another relay is at older rows, or a process published its own late."""
+    def test_marks_new_rows_while_another_relay_publishes(self, r, keeper):
+        """Another relay is at work on older rows, or a process published its own rows late."""
         now = timezone.now()
         OutboxEvent.objects.create(event_name="shop.order_placed", payload="{}", due_at=now, claimed_until=now + GRACE)
         on_commit("billing.invoice_sent", number=1)
@@ -213,15 +158,15 @@ class TestTheRelay:
         assert not r.exists(KEY)
         assert OutboxEvent.objects.get(event_name="billing.invoice_sent").published_at
 
-    def test_leaves_the_notes_of_other_services_alone(self, r, keeper, lightbus):
+    def test_leaves_the_confirmations_of_other_services_alone(self, r, keeper, lightbus):
         lightbus(SERVICE_NAME="another")
         place_orders(1)
         lightbus(SERVICE_NAME="price-monitor")
         place_orders(2)
         keeper.relay()
-        assert r.keys("*:published:*:default") == [NOTES.replace("price-monitor", "another")]
+        assert r.keys("*:published:*:default") == [CONFIRMED.replace("price-monitor", "another")]
 
-    def test_publishes_what_redis_lost_with_its_note(self, r, keeper):
+    def test_publishes_events_that_redis_lost(self, r, keeper):
         place_orders(1, 2)
         r.flushdb()
         grow_old()
@@ -229,16 +174,16 @@ class TestTheRelay:
         assert numbers(r) == [1, 2]
         assert waiting() == 0
 
-    def test_publishes_again_what_it_is_told_to_in_spite_of_an_old_note(self, r, keeper):
+    def test_publishes_again_in_spite_of_an_old_confirmation(self, r, keeper):
         place_orders(1)
         keeper.relay()
-        r.sadd(NOTES, OutboxEvent.objects.get().id.bytes)  # a relay died before it removed it
+        r.sadd(CONFIRMED, OutboxEvent.objects.get().id.bytes)  # as if a relay died before it removed the confirmation
         OutboxEvent.objects.publish_again()
         assert keeper.relay() is True
         assert numbers(r) == [1, 1]
         assert waiting() == 0
 
-    def test_any_number_of_them_mark_and_publish_at_a_time(self, r, housekeeping, lightbus, lightbus_url):
+    def test_any_number_of_relays_can_run(self, r, housekeeping, lightbus, lightbus_url):
         for first in range(0, 1500, 50):
             lightbus(URL=NOWHERE if first % 100 else lightbus_url)
             place_orders(*range(first, first + 50))
@@ -247,7 +192,7 @@ class TestTheRelay:
         relay_in_threads(housekeeping)
         assert sorted(numbers(r)) == list(range(1500))
 
-    def test_publishes_no_more_bytes_at_a_time_than_need_be(self, r, keeper, lightbus, lightbus_url, monkeypatch):
+    def test_limits_the_bytes_that_are_published_at_once(self, r, keeper, lightbus, lightbus_url, monkeypatch):
         monkeypatch.setattr(relay, "RELAY_BYTES", 1000)
         lightbus(URL=NOWHERE)
         for number, size in enumerate([400, 400, 400, 2000, 10]):
@@ -262,14 +207,14 @@ class TestTheRelay:
 
 
 class TestWhatIsRefused:
-    def test_leaves_no_note(self, r, keeper):
+    def test_leaves_no_confirmation(self, r, keeper):
         r.set("bad.*:stream", "in the way")
         with transaction.atomic():
             on_commit("shop.order_placed", number=1)
             on_commit("bad.thing_happened", number=2)
             on_commit("shop.order_placed", number=3)
         assert numbers(r) == [1, 3]
-        assert set(r.keys("*:published:*")) == {NOTES, f"{NOTES}:times"}
+        assert set(r.keys("*:published:*")) == {CONFIRMED, f"{CONFIRMED}:times"}
         bad = OutboxEvent.objects.get(event_name="bad.thing_happened")
         assert "other than a stream" in bad.error
         assert bad.due_at > timezone.now() + GRACE
@@ -282,25 +227,25 @@ class TestWhatIsRefused:
         assert numbers(r, "bad.*:stream") == [2]
         assert waiting() == 0
 
-    def test_what_can_t_be_noted_is_left_to_the_relay(self, r, keeper, caplog):
-        r.set(NOTES, "in the way")
+    def test_is_left_to_the_relay_if_it_can_t_be_confirmed(self, r, keeper, caplog):
+        r.set(CONFIRMED, "in the way")
         place_orders(1)
         assert not r.exists(KEY)
-        assert NOTES in OutboxEvent.objects.get().error
+        assert CONFIRMED in OutboxEvent.objects.get().error
         grow_old()
         keeper.step(now=0.0)
         assert numbers(r) == [1]
         assert waiting() == 0
 
-    def test_nor_does_what_a_redis_without_memory_refuses(self, lightbus):
+    def test_leaves_no_confirmation_in_a_full_redis(self, lightbus):
         with Server("maxmemory 1") as server, server.client() as client:
             lightbus(URL=server.url, REDIS_TIMEOUT=5)
             place_orders(1)
             assert client.keys() == []
-        assert OutboxEvent.objects.get().error == ""  # it is the relay's, as soon as it is due
+        assert OutboxEvent.objects.get().error == ""  # the relay publishes it when it is due
 
 
-def test_the_row_is_as_the_model_would_have_it(r):
+def test_a_row_is_the_same_as_the_model_would_write(r):
     class Odd(Exception):
         pass
 
@@ -316,7 +261,7 @@ def test_the_row_is_as_the_model_would_have_it(r):
 
 
 def test_a_row_that_can_t_be_written_breaks_the_transaction(r, monkeypatch):
-    """As an error of the ORM's does: what was written before can't be committed by mistake."""
+    """As an error of the ORM does, so that earlier writes can't be committed by mistake."""
     existing = OutboxEvent.objects.create(event_name="shop.order_placed", payload="{}", due_at=None)
     monkeypatch.setattr("lightbus_django.events.message.uuid7", lambda: existing.id)
     with transaction.atomic():
@@ -328,17 +273,15 @@ def test_a_row_that_can_t_be_written_breaks_the_transaction(r, monkeypatch):
     assert not r.exists(KEY)
 
 
-def test_a_cluster_keeps_notes_where_the_stream_is(r):
+def test_in_a_cluster_confirmations_are_in_the_slot_of_the_stream(r):
     place_orders(1)
     assert r.dbsize() == 3
     assert len({key_slot(key.encode()) for key in r.scan_iter()}) == 1
 
 
-class TestWhatIsInTheRelaysWay:
-    def test_is_not_kept_from_its_work_by_those_who_publish_late(
-        self, r, housekeeping, lightbus, lightbus_url, monkeypatch
-    ):
-        """Long transactions, of another stream: their rows look like another relay's claim until they are marked."""
+class TestARelayIsNotHeldUp:
+    def test_by_processes_that_publish_late(self, r, housekeeping, lightbus, lightbus_url, monkeypatch):
+        """Rows of long transactions look like another relay's claim until they are marked."""
         keeper = housekeeping()
         lightbus(URL=NOWHERE)
         on_commit("shop.order_placed", number=1)
@@ -353,49 +296,36 @@ class TestWhatIsInTheRelaysWay:
             keeper.relay()
         assert numbers(r) == [1]
 
-    def test_is_no_slower_where_notes_can_t_be_read(self, r, housekeeping, lightbus, lightbus_url, monkeypatch):
-        """As with the rights of the version before: of a backlog it would publish 1000 rows in five seconds."""
+    def test_by_confirmations_that_can_t_be_read(self, r, housekeeping, lightbus, lightbus_url, monkeypatch):
+        """As with the permissions of the previous version. It would publish only 1000 rows in five seconds."""
         keeper = housekeeping()
         lightbus(URL=NOWHERE)
         for number in range(3):
             on_commit("shop.order_placed", number=number)
         lightbus(URL=lightbus_url)
         OutboxEvent.objects.update(due_at=timezone.now() - GRACE)
-        r.set(NOTES, "in the way")
+        r.set(CONFIRMED, "in the way")
         monkeypatch.setattr(relay, "RELAY_SIZE", 1)
         for second in range(5):
             keeper.step(now=float(second))
         assert numbers(r) == [0, 1, 2]
 
-    def test_goes_on_beside_a_note_that_is_none(self, r, housekeeping, lightbus, lightbus_url):
+    def test_by_values_that_are_no_confirmations(self, r, housekeeping, lightbus, lightbus_url):
         keeper = housekeeping()
         lightbus(URL=NOWHERE)
         on_commit("shop.order_placed", number=1)
         lightbus(URL=lightbus_url)
         OutboxEvent.objects.update(due_at=timezone.now() - GRACE)
-        r.sadd(NOTES, "nonsense")
+        r.sadd(CONFIRMED, "nonsense")
         with suppress(ValueError):
             keeper.relay()
         assert numbers(r) == [1]
 
-    def test_knows_when_an_event_was_published_that_is_marked_much_later(self, r, housekeeping):
-        """`published_at` is what republishing and pruning go by: a row may go again for OUTBOX_RETENTION from then on,
-        but the keys of the inbox are kept for the first publication."""
+    def test_even_months_later_and_knows_when_an_event_was_published(self, r, housekeeping):
+        """Republishing and pruning depend on `published_at`: a row can be published again until OUTBOX_RETENTION after
+        it, and the keys of the inbox are kept from the first publication on."""
         on_commit("shop.order_placed", number=1)
         long_ago = timezone.now() - timedelta(days=60)  # no relay ran for two months
         OutboxEvent.objects.update(created_at=long_ago, due_at=long_ago + GRACE)
         housekeeping().relay()
         assert OutboxEvent.objects.get().published_at < timezone.now() - timedelta(days=59)
-
-
-def test_savepoints_that_were_counted_anew_publish_nothing_that_was_rolled_back(r):
-    create = getattr(transaction, "savepoint_create", None) or transaction.savepoint
-    with transaction.atomic():
-        create()
-        on_commit("shop.order_placed", number=1)
-    with transaction.atomic():
-        transaction.clean_savepoints()
-        before = create()
-        on_commit("shop.order_placed", number=2)
-        transaction.savepoint_rollback(before)
-    assert numbers(r) == [1]

@@ -1,4 +1,4 @@
-"""Events that are published again reach no listener that has begun since, and every other one."""
+"""Republished events reach the listeners that existed when they were first published, and no later ones."""
 
 from datetime import timedelta
 
@@ -32,7 +32,7 @@ pytestmark = [
 
 
 def declare(**options):
-    """A listener that writes down the numbers of events."""
+    """Declare a listener that records the numbers of events."""
 
     @listens_to("shop.order_placed", listener_name="record", **options)
     def record(events, number: int = 0):
@@ -50,7 +50,7 @@ def place(*numbers):
 
 @pytest.fixture
 def mark(housekeeping):
-    """Let the relay mark what is published."""
+    """Let the relay mark what has been published."""
 
     def mark():
         while housekeeping().relay():
@@ -75,7 +75,7 @@ both_ways = pytest.mark.parametrize("again", [by_command, in_the_admin])
 @both_ways
 @pytest.mark.parametrize("lost", [True, False], ids=["lost", "kept"])
 @pytest.mark.parametrize("options", [{}, {"idempotent": False}, {"batch": True}], ids=["inbox", "no inbox", "batch"])
-def test_a_new_listener_gets_nothing_that_was_published_before_it_began(r, consume, mark, again, lost, options):
+def test_a_new_listener_gets_nothing_that_was_published_before_it_started(r, consume, mark, again, lost, options):
     place(1, 2)
     declare(**options)
     consumer = consume()
@@ -90,7 +90,7 @@ def test_a_new_listener_gets_nothing_that_was_published_before_it_began(r, consu
 
 
 @both_ways
-def test_nor_one_that_begins_between_a_loss_and_the_republish(r, consume, mark, again):
+def test_nor_does_one_that_starts_between_a_loss_and_the_republish(r, consume, mark, again):
     place(1, 2)
     mark()
     r.flushdb()
@@ -103,7 +103,7 @@ def test_nor_one_that_begins_between_a_loss_and_the_republish(r, consume, mark, 
 
 
 @both_ways
-def test_nor_a_process_that_starts_later(r, consume, mark, again):
+def test_nor_does_a_process_that_starts_later(r, consume, mark, again):
     place(1)
     declare()
     consume()
@@ -115,7 +115,7 @@ def test_nor_a_process_that_starts_later(r, consume, mark, again):
     assert effects() == [2]
 
 
-def test_what_is_taken_from_a_process_that_died_is_passed_over_as_well(r, consume, mark):
+def test_pending_events_of_a_crashed_process_are_skipped_as_well(r, consume, mark):
     place(1)
     declare()
     consumer = consume()
@@ -131,7 +131,7 @@ def test_what_is_taken_from_a_process_that_died_is_passed_over_as_well(r, consum
 
 
 @both_ways
-def test_an_event_is_as_old_as_its_publication_not_as_its_call(r, consume, mark, again):
+def test_the_age_of_an_event_counts_from_its_publication_not_from_the_call(r, consume, mark, again):
     """A transaction may take long, and a relay may wait."""
     declare(idempotent=False)
     old = uuid7()
@@ -151,7 +151,7 @@ def test_an_event_is_as_old_as_its_publication_not_as_its_call(r, consume, mark,
 
 @both_ways
 @pytest.mark.parametrize("idempotent", [True, False])
-def test_so_a_listener_that_begins_during_a_transaction_gets_its_events(r, consume, mark, again, idempotent):
+def test_so_a_listener_that_starts_during_a_transaction_gets_its_events(r, consume, mark, again, idempotent):
     place(1)
     declare(idempotent=idempotent)
     with transaction.atomic():
@@ -167,7 +167,7 @@ def test_so_a_listener_that_begins_during_a_transaction_gets_its_events(r, consu
 
 @both_ways
 @pytest.mark.parametrize("start", ["beginning", "time", "id"])
-def test_any_start_is_a_start(r, consume, mark, again, start):
+def test_every_kind_of_start(r, consume, mark, again, start):
     place(1)
     mark()
     eventually(lambda: timezone.now() > stream_time(r.xrevrange(KEY, count=1)[0][0]) + timedelta(milliseconds=2))
@@ -198,8 +198,8 @@ def test_a_group_of_the_previous_version_gets_everything(r, consume, mark):
     assert effects() == [1]
 
 
-def test_events_that_others_fired_are_not_looked_up(r, consume, mark, monkeypatch):
-    """Nor are those of ours that were fired after a listener began."""
+def test_events_of_other_services_are_not_looked_up(r, consume, mark, monkeypatch):
+    """Neither are our events that were fired after the listener started."""
     asked = []
     monkeypatch.setattr(republished, "look_up", lambda *arguments: asked.append(arguments) or [])
     declare()
@@ -213,7 +213,7 @@ def test_events_that_others_fired_are_not_looked_up(r, consume, mark, monkeypatc
     assert not asked
 
 
-def test_what_is_kept_beside_the_stream_expires(r, mark, lightbus):
+def test_first_publications_expire(r, mark, lightbus):
     lightbus(INBOX_RETENTION=700_000)
     place(1)
     mark()
@@ -223,7 +223,7 @@ def test_what_is_kept_beside_the_stream_expires(r, mark, lightbus):
 
 
 class TestWhatRedisRefuses:
-    """A user may have the rights that the previous version needed, or the key is something else."""
+    """The user may only have the permissions that the previous version needed, or the key has another type."""
 
     @pytest.fixture
     def denied(self, lightbus):
@@ -235,7 +235,7 @@ class TestWhatRedisRefuses:
 
             yield deny, server
 
-    def test_what_can_not_be_published_again_waits_and_holds_up_nothing_else(self, r, housekeeping):
+    def test_events_that_can_not_be_republished_wait_without_holding_up_others(self, r, housekeeping):
         place(1)
         housekeeping().relay()
         again = OutboxEvent.objects.get()
@@ -254,7 +254,7 @@ class TestWhatRedisRefuses:
         assert (again.due_at, again.error) == (None, "")
         assert r.hlen(FIRST) == 1
 
-    def test_a_listener_waits_for_what_can_not_be_read_now(self, r, consume):
+    def test_a_listener_waits_until_the_key_can_be_read(self, r, consume):
         declare()
         consumer = consume()
         r.set(FIRST, "in the way")
@@ -267,7 +267,7 @@ class TestWhatRedisRefuses:
         assert ProcessedEvent.objects.count() == 1
         assert r.xpending(KEY, GROUP)["pending"] == 0
 
-    def test_a_listener_goes_on_where_it_may_not_look(self, denied, caplog):
+    def test_a_listener_goes_on_without_permission(self, denied, caplog):
         deny, server = denied
         declare()
         redis_client = RedisClient(server.url, timeout=60, retries=0)
@@ -284,4 +284,4 @@ class TestWhatRedisRefuses:
         drain(consumer)
         redis_client.close()
         assert effects() == [1]
-        assert "denies its user something with '{shop.*:stream}:republished'" in caplog.text
+        assert "denies its user access to '{shop.*:stream}:republished'" in caplog.text

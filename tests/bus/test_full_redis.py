@@ -1,4 +1,4 @@
-"""A Redis whose memory is full refuses what is new, but what it holds can be drained, also by a process that starts."""
+"""A full Redis refuses new events, but it can be drained, even by a process that has just started."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -38,7 +38,7 @@ def admin(server: Server) -> Iterator[Any]:
 
 @pytest.fixture
 def fill(admin: Any, listeners: Registry) -> Callable[[], None]:
-    """Have a listener with five unread events, two pending ones of a process that died, and no more memory."""
+    """Set up a listener with five unread events, two pending ones of a crashed process, and no memory left."""
 
     @listens_to("shop.order_placed", listener_name="book")
     def book(event: object, number: int) -> None:
@@ -79,14 +79,14 @@ def test_a_process_that_starts_drains_it(name: str, fill: Callable[[], None], ad
     assert group["pending"] == 0
     assert group["last-delivered-id"] == admin.xinfo_stream(KEY)["last-generated-id"]
     with closing(RedisClient(get_settings().url, timeout=5)) as redis_client:
-        streams.trim(redis_client, KEY, awaited=[GROUP], keep_since=timezone.now(), keep_length=0, limit=100)
+        streams.trim(redis_client, KEY, required_groups=[GROUP], keep_since=timezone.now(), keep_length=0, limit=100)
     assert admin.xlen(KEY) <= 1
     left = {row["name"] for row in admin.xinfo_consumers(KEY, GROUP)}
     assert left == {"before", "died"} | ({name} - {"{random4}"})
 
 
 def test_the_last_consumer_leaves(fill: Callable[[], None], admin: Any) -> None:
-    """Where it is the only one, the group keeps the consumer named nobody."""
+    """If it is the only one, the group keeps the consumer named "nobody"."""
     fill()
     admin.config_set("maxmemory", 0)
     burst()

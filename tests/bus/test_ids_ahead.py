@@ -1,4 +1,4 @@
-"""Somebody has put an entry into a stream whose id is far ahead of the time, so all ids that follow are so, too."""
+"""Someone added an entry whose id is far ahead of the clock, so all later ids are ahead as well."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -163,7 +163,7 @@ class TestPublishedAt:
 
 
 class TestKeysOfTheInbox:
-    """They stay while the stream holds anything of their age."""
+    """They are kept while the stream has entries of their age."""
 
     def cutoff(self, redis_client):
         cutoffs = pruning.cutoffs_at(datetime.now(UTC), get_settings(), redis_client)
@@ -203,7 +203,7 @@ class TestGroups:
         assert {group.name for group in streams.groups(consumer.client, KEY)} == {GROUP}
 
     def test_that_start_there_are_new_by_the_clock(self, r, consume, housekeeping, listeners):
-        """What is published again reaches them if it was first published since."""
+        """Republished events reach them if they were first published since then."""
         r.xadd(KEY, entry(), id=AHEAD)
         on_commit("shop.order_placed", number=1)
 

@@ -1,4 +1,4 @@
-"""Streams that grow: trimmed of what every group has finished with, and of nothing else."""
+"""Trimming removes what every group has finished with, and nothing else."""
 
 import pytest
 from django.utils import timezone
@@ -30,7 +30,7 @@ def record(listeners, lightbus):
 
 
 def fill(r, count):
-    """Fire so many events; return their stream ids. A node of a stream holds 100."""
+    """Fire events; return their stream ids. A node of a stream holds 100 entries."""
     return [fire("shop.order_placed", number=number).stream_id for number in range(count)]
 
 
@@ -62,7 +62,7 @@ def test_not_what_another_group_has_not_read(r, record, consume, housekeeping):
 
 
 def test_not_what_is_pending_though_all_else_is_done(r, record, consume, housekeeping):
-    """The last delivered id alone would let a pending event go."""
+    """With the last delivered id alone, a pending event would be trimmed."""
     consumer = consume()
     ids = fill(r, 1000)
     r.xreadgroup(GROUP, "other", {KEY: ">"}, count=300)
@@ -77,8 +77,8 @@ def test_not_what_is_pending_though_all_else_is_done(r, record, consume, houseke
     assert r.xlen(KEY) <= 100
 
 
-def test_nothing_while_one_of_our_groups_is_not_there(r, record, consume, housekeeping):
-    """It will be there in a moment, and may start at the beginning."""
+def test_nothing_while_one_of_our_groups_is_missing(r, record, consume, housekeeping):
+    """It is about to be created, and may start at the beginning."""
     consumer = consume()
     fill(r, 1000)
     drain(consumer)
@@ -103,12 +103,12 @@ def test_what_is_young_or_among_the_newest_is_kept(r, record, consume, housekeep
 
 
 def test_stream_ids_are_compared_as_numbers(r, record, consume, housekeeping, redis_client):
-    """Whatever a third party has chosen: 9 comes before 10, and 2**53 before 2**53 + 1."""
+    """Other services may choose any id: 9 comes before 10, and 2**53 before 2**53 + 1."""
     r.xgroup_create(KEY, "late", "0", mkstream=True)
     for number in range(2**53 - 500, 2**53 + 500):
         r.xadd(KEY, {"a": 1}, id=f"1-{number}")
     r.xgroup_setid(KEY, "late", f"1-{2**53 + 1}")
-    streams.trim(redis_client, KEY, awaited=[], keep_since=timezone.now(), keep_length=0, limit=100_000)
+    streams.trim(redis_client, KEY, required_groups=[], keep_since=timezone.now(), keep_length=0, limit=100_000)
     kept = {stream_id for stream_id, _ in r.xrange(KEY)}
     assert {f"1-{number}" for number in range(2**53 + 2, 2**53 + 500)} <= kept
     assert len(kept) <= 600
@@ -118,21 +118,22 @@ def test_stream_ids_are_compared_as_numbers(r, record, consume, housekeeping, re
         r.xadd(KEY, {"a": 1}, id=f"1-{number}")
     r.xgroup_create(KEY, "later", "1-500")
     r.xgroup_setid(KEY, "late", "1-99")
-    streams.trim(redis_client, KEY, awaited=[], keep_since=timezone.now(), keep_length=0, limit=100_000)
+    streams.trim(redis_client, KEY, required_groups=[], keep_since=timezone.now(), keep_length=0, limit=100_000)
     assert r.xlen(KEY) == 1000  # 1-99 is in the first node
     r.delete(KEY)
     r.xgroup_create(KEY, "late", "0", mkstream=True)
     for number in range(1, 1001):
         r.xadd(KEY, {"a": 1}, id=f"{number}-0")
     r.xgroup_setid(KEY, "late", "9-0")
-    streams.trim(redis_client, KEY, awaited=[], keep_since=timezone.now(), keep_length=0, limit=100_000)
+    streams.trim(redis_client, KEY, required_groups=[], keep_since=timezone.now(), keep_length=0, limit=100_000)
     assert r.xlen(KEY) == 1000  # 9-0 is in the first node
 
 
-def test_a_stream_that_is_not_there_yet_is_none_to_trim(r, record, redis_client, consume):
-    assert streams.trim(redis_client, "no:stream", awaited=[], keep_since=timezone.now(), keep_length=0, limit=10) == 0
+def test_a_stream_that_does_not_exist_yet(r, record, redis_client, consume):
+    options = {"required_groups": [], "keep_since": timezone.now(), "keep_length": 0, "limit": 10}
+    assert streams.trim(redis_client, "no:stream", **options) == 0
     assert streams.groups(redis_client, "no:stream") == []
-    assert streams.oldest(redis_client, "no:stream") is None
+    assert streams.oldest_time(redis_client, "no:stream") is None
 
 
 def test_streams_to_which_the_outbox_fired_are_trimmed_too(r, record, consume, housekeeping):
@@ -145,7 +146,7 @@ def test_streams_to_which_the_outbox_fired_are_trimmed_too(r, record, consume, h
     assert r.xlen("billing.*:stream") <= 100
 
 
-def test_a_group_that_nobody_has_read_for_long_is_reported(
+def test_a_group_that_has_not_been_read_for_long_is_reported(
     r, record, consume, housekeeping, lightbus, caplog, redis_client
 ):
     lightbus(GROUP_STALE_AFTER=0.01)
@@ -154,7 +155,7 @@ def test_a_group_that_nobody_has_read_for_long_is_reported(
     drain(consumer)
     keeper = housekeeping(consumer)
     r.xgroup_create(KEY, "shop-old_name", "0")
-    # It has read all. A Lightbus service asks once and waits for ever, so its consumer may seem to be idle.
+    # It has read everything. A Lightbus service reads once and waits for ever, so its consumer may seem idle.
     r.xgroup_create(KEY, "shop-quiet", "$")
     eventually(lambda: all(group.unread_for() > 0.02 for group in streams.groups(redis_client, KEY)))
     keeper.report_stale_groups()

@@ -128,7 +128,7 @@ def test_a_firing_process_fires_and_can_do_nothing_else(
     relay.client.close()
     assert admin.xlen(SHOP) == 3
 
-    with pytest.raises(BusError, match=r"denies its user something with 'bookkeeping\.\*:stream'.*operations\.md"):
+    with pytest.raises(BusError, match=r"denies its user access to 'bookkeeping\.\*:stream'.*operations\.md"):
         fire("bookkeeping.booked", number=1)
     on_commit("bookkeeping.booked", number=1)
     assert "denies" in OutboxEvent.objects.get(event_name="bookkeeping.booked").error
@@ -138,7 +138,7 @@ def test_a_firing_process_fires_and_can_do_nothing_else(
         refuses(
             redis_client.redis_py, f"XRANGE {SHOP} - +", f"XTRIM {SHOP} MAXLEN 0", f"DEL {SHOP}", "FLUSHALL", "KEYS *"
         )
-        with pytest.raises(BusError, match="denies its user something") as caught:
+        with pytest.raises(BusError, match="denies its user access") as caught:
             GroupConsumer(redis_client, "a", "a").join(SHOP, "0")
         assert not isinstance(caught.value, BusUnavailable)
 
@@ -175,7 +175,7 @@ def test_a_listening_process_can_do_all_its_work_and_nothing_else(
         use_all_of(redis_client, admin)
         refuses(redis_client.redis_py, f"DEL {SHOP}", "FLUSHALL", "KEYS *", f"XGROUP DESTROY {SHOP} bookkeeping-book")
         refuses(redis_client.redis_py, f"XADD {SHOP} * a b", f"XREVRANGE {BOOKKEEPING} + -", "XLEN other.*:stream")
-        with pytest.raises(BusError, match=r"denies its user something with 'other\.\*:stream'"):
+        with pytest.raises(BusError, match=r"denies its user access to 'other\.\*:stream'"):
             streams.last_id(redis_client, "other.*:stream")
 
     assert granted("bookkeeping-listen") <= used(admin)
@@ -212,9 +212,9 @@ def use_all_of(redis_client: RedisClient, admin: Any) -> None:
     group = "bookkeeping-retries"
     one, two = GroupConsumer(redis_client, group, "one"), GroupConsumer(redis_client, group, "two")
     assert one.join(SHOP, "0")
-    one.ask([SHOP], count=10, block=0, acknowledge={})
-    (entry,) = one.receive()
-    assert [found.stream_id for found in one.own_pending(SHOP, 10)] == [entry.stream_id]
+    one.start_read([SHOP], count=10, block=0, acknowledge={})
+    (entry,) = one.finish_read()
+    assert [found.stream_id for found in one.claim_own(SHOP, 10)] == [entry.stream_id]
     one.renew(SHOP, [entry.stream_id])
     one.release(SHOP, [entry.stream_id], idle=61, deliveries=0)
     reading = StreamReader(two, [SHOP], count=10, timeout=60)
@@ -224,7 +224,7 @@ def use_all_of(redis_client: RedisClient, admin: Any) -> None:
     assert republished.look_up(redis_client, SHOP, [uuid7().bytes]) == [None]
     two.acknowledge({SHOP: [entry.stream_id]})
     admin.script_flush()
-    assert streams.tidy_consumers(redis_client, SHOP, group, idle=0) == 1
+    assert streams.delete_idle_consumers(redis_client, SHOP, group, idle=0) == 1
     two.leave(SHOP)
 
 
@@ -235,15 +235,15 @@ def test_what_is_denied_within_a_script_is_told_as_well(
     with transport_of("bookkeeping-listen") as redis_client:
         group_consumer = GroupConsumer(redis_client, "group", "one")
         group_consumer.join(SHOP, "0")
-        group_consumer.ask([SHOP], count=1, block=0, acknowledge={})
-        group_consumer.receive()
+        group_consumer.start_read([SHOP], count=1, block=0, acknowledge={})
+        group_consumer.finish_read()
         admin.execute_command("ACL", "SETUSER", "bookkeeping-listen", "-xclaim")
         try:
-            with pytest.raises(BusError, match="denies its user something"):
-                group_consumer.own_pending(SHOP, 10)
+            with pytest.raises(BusError, match="denies its user access"):
+                group_consumer.claim_own(SHOP, 10)
         finally:
             admin.execute_command("ACL", "SETUSER", "bookkeeping-listen", "+xclaim")
-        assert [entry.stream_id for entry in group_consumer.own_pending(SHOP, 10)] == [stream_id]
+        assert [entry.stream_id for entry in group_consumer.claim_own(SHOP, 10)] == [stream_id]
 
 
 @pytest.mark.django_db(transaction=True, databases=["default", "other"])
@@ -276,10 +276,10 @@ def test_another_database_needs_select(user: str, server: Server, admin: Any) ->
     stream = SHOP if user == "shop-web" else BOOKKEEPING
     with closing(RedisClient(url, timeout=5)) as redis_client:
         with pytest.raises(BusError, match="'select'"):
-            redis_client.publish(stream, FIELDS)
+            redis_client.append(stream, FIELDS)
         admin.execute_command("ACL", "SETUSER", user, "+select")
         try:
-            redis_client.publish(stream, FIELDS)
+            redis_client.append(stream, FIELDS)
         finally:
             admin.execute_command("ACL", "SETUSER", user, "-select")
 
@@ -293,5 +293,5 @@ def test_the_name_of_redis_py_is_told_where_it_may_be(server: Server, admin: Any
     admin.execute_command("ACL", "SETUSER", "shop-web", "+client|setinfo")
     admin.acl_log_reset()
     with closing(RedisClient(server.url_of("shop-web", "a-password"), timeout=5)) as redis_client:
-        redis_client.publish(SHOP, FIELDS)
+        redis_client.append(SHOP, FIELDS)
     assert admin.acl_log() == []

@@ -1,3 +1,5 @@
+"""Messages as fields of a stream entry: written as Lightbus writes them, and read whatever they contain."""
+
 import contextlib
 import dataclasses
 import enum
@@ -15,10 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightbus_django.events.codec import decode, dump_fields, encode, encode_payload, load_fields
-from lightbus_django.events.ids import event_key, uuid7
 from lightbus_django.events.message import new_message
-from lightbus_django.events.names import split_name, stream_key
-from lightbus_django.exceptions import InvalidEventName, InvalidPayload, UnreadableEvent
+from lightbus_django.exceptions import InvalidPayload, UnreadableEvent
 
 
 class Point(NamedTuple):
@@ -110,21 +110,6 @@ def test_a_key_that_the_wire_cannot_carry_is_refused(key):
         encode_payload({key: 1})
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["", ".", "nodot", "a.", ".b", "a b.c", "a.b c", "a..b", "a.b\n", "a.\x00", "a.*", "a:b.c", "x" * 200 + ".y", None],
-)
-def test_event_names_that_cannot_be(name):
-    with pytest.raises(InvalidEventName, match="is not an event name"):
-        split_name(name)
-
-
-def test_the_event_is_what_follows_the_last_dot():
-    assert split_name("my_company.auth.user_registered") == ("my_company.auth", "user_registered")
-    assert stream_key("my_company.auth.user_registered", "per_api") == "my_company.auth.*:stream"
-    assert stream_key("my_company.auth.user_registered", "per_event") == "my_company.auth.user_registered:stream"
-
-
 def test_nothing_but_the_metadata_that_lightbus_knows_is_written():
     message = new_message("auth.user_registered", {"name": "Eva"})
     assert encode(message, encode_payload(message.payload)) == {
@@ -184,24 +169,3 @@ def test_any_bytes_are_read_or_refused_and_kept_to_the_letter(fields):
     assert load_fields(dump_fields(fields)) == fields
     with contextlib.suppress(UnreadableEvent):
         decode(fields, "1-1")
-
-
-@given(st.text())
-def test_a_key_is_the_id_or_stands_for_it(event_id):
-    key = event_key(event_id)
-    assert len(key) <= 80
-    assert key == key.lower().strip()
-    assert event_key(key) == key
-
-
-def test_keys_differ_where_a_database_that_ignores_case_and_blanks_sees_none():
-    ids = ["abc", "ABC", "abc ", "äbc", "a" * 1000, "a" * 1001, ""]
-    assert len({event_key(event_id) for event_id in ids}) == len(ids)
-    assert event_key("abc") == "abc"
-
-
-def test_event_ids_come_in_order_and_say_when():
-    ids = [uuid7() for _ in range(10_000)]
-    assert ids == sorted(set(ids))
-    assert {(i.version, i.variant) for i in ids} == {(7, ids[0].variant)}
-    assert abs((ids[0].int >> 80) / 1000 - datetime.now(UTC).timestamp()) < 60

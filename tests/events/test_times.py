@@ -1,84 +1,68 @@
-"""The outbox knows when an event was published: listeners that began before get it when it is published again."""
+"""The times in stream ids and event ids."""
 
-from datetime import timedelta
+import uuid
+from datetime import UTC, datetime, timedelta
 
 import pytest
-from django.db import transaction
-from django.utils import timezone
 
-from lightbus_django import on_commit
-from lightbus_django.bus import confirmations as notes
-from lightbus_django.events.times import fired_at, stream_time
-from lightbus_django.firing import publisher as dispatch
-from lightbus_django.firing.publisher import GRACE
-from lightbus_django.models import OutboxEvent
-from tests.bus.test_confirmations import NOTES, grow_old, place_orders
-from tests.conftest import eventually
-from tests.firing.test_api import KEY, NOWHERE, waiting
+from lightbus_django.events.ids import uuid7
+from lightbus_django.events.times import (
+    SKEW,
+    as_stored,
+    event_bytes,
+    fired_at,
+    first_id,
+    has_time,
+    is_ahead,
+    published_at,
+    stream_time,
+)
 
-DELAY = timedelta(milliseconds=100)
-
-pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
-
-
-@pytest.fixture
-def keeper(r, housekeeping):
-    return housekeeping()
+NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
+AHEAD = "9000000000000-0"
 
 
-def test_it_is_that_of_redis(r, keeper):
-    with transaction.atomic():
-        for number in range(10):
-            on_commit("shop.order_placed", number=number)
-        eventually(lambda: timezone.now() > fired_at(str(OutboxEvent.objects.latest("pk").pk)) + DELAY)
-    keeper.relay()
-    assert r.keys("*:published:*") == []
-    times = {fields["id"]: stream_time(stream_id) for stream_id, fields in r.xrange(KEY)}
-    for row in OutboxEvent.objects.all():
-        assert row.published_at > row.created_at + DELAY / 2
-        assert abs(row.published_at - times[str(row.pk)]) < DELAY / 2
+def test_a_stream_id_contains_the_time_of_publication():
+    assert stream_time("1767225600000-3") == NEW_YEAR
+    assert stream_time(f"{2**64 - 1}-0").year == 9999
 
 
-def test_it_is_that_of_redis_for_what_the_relay_publishes(r, keeper, lightbus, lightbus_url):
-    lightbus(URL=NOWHERE)
-    place_orders(1, 2)
-    lightbus(URL=lightbus_url)
-    grow_old()
-    keeper.relay()
-    times = [stream_time(stream_id) for stream_id, _ in r.xrange(KEY)]
-    assert list(OutboxEvent.objects.order_by("pk").values_list("published_at", flat=True)) == times
+def test_a_stream_id_is_ahead_if_it_is_further_than_clocks_may_differ():
+    now = NEW_YEAR - SKEW
+    assert not is_ahead("1767225600000-3", now)
+    assert is_ahead("1767225600001-0", now)
 
 
-@pytest.mark.parametrize("size", [2, 1000])
-def test_it_is_about_that_of_the_call_where_the_previous_version_noted_it(r, keeper, monkeypatch, size):
-    """Its relays leave the times behind, which are of no use then."""
-    monkeypatch.setattr(notes, "CONFIRMATIONS_SIZE", size)
-    monkeypatch.setattr(dispatch, "CONFIRMATIONS_SIZE", size)
-    place_orders(*range(5))
-    r.delete(f"{NOTES}:times")
-    place_orders(*range(5))
-    keeper.relay()
-    assert waiting() == 0
-    assert r.keys("*:published:*") == []
-    place_orders(6)
-    r.delete(NOTES)
-    OutboxEvent.objects.update(due_at=None, published_at=timezone.now())
-    before = set(OutboxEvent.objects.values_list("pk", "published_at"))
-    keeper.relay()
-    assert r.keys("*:published:*") == [f"{NOTES}:times"]  # nothing is fired any more
-    place_orders(7)
-    keeper.relay()
-    assert r.keys("*:published:*") == []
-    assert before < set(OutboxEvent.objects.values_list("pk", "published_at"))
+def test_an_event_id_contains_the_time_of_the_call():
+    event_id = uuid7()
+    assert abs(fired_at(str(event_id)) - datetime.now(UTC)) < timedelta(minutes=1)
+    assert has_time(str(event_id))
+    assert event_bytes(str(event_id)) == event_id.bytes
 
 
-def test_it_is_no_time_that_is_ahead(r, keeper, lightbus, lightbus_url):
-    r.xadd(KEY, {"strange": "id"}, id="9000000000000-0")
-    place_orders(1)
-    lightbus(URL=NOWHERE)
-    place_orders(2)
-    lightbus(URL=lightbus_url)
-    OutboxEvent.objects.filter(pk=OutboxEvent.objects.latest("pk").pk).update(due_at=timezone.now() - GRACE)
-    keeper.relay()
-    assert waiting() == 0
-    assert all(row.published_at <= timezone.now() for row in OutboxEvent.objects.all())
+@pytest.mark.parametrize("event_id", ["theirs", "", str(uuid.UUID(int=5))])
+def test_the_ids_of_others_contain_none(event_id):
+    assert fired_at(event_id) is None
+    assert not has_time(event_id)
+
+
+def test_ids_of_later_events_are_greater_than_the_first_id_of_a_time():
+    event_id = str(uuid7())
+    at = fired_at(event_id)
+    assert event_id.startswith(first_id(at))
+    assert first_id(at - timedelta(milliseconds=1)) < event_id < first_id(at + timedelta(milliseconds=1))
+    assert first_id(datetime(1960, 1, 1, tzinfo=UTC)) == "00000000-0000"
+
+
+def test_an_event_was_published_at_the_time_in_its_stream_id_unless_that_is_ahead():
+    event_id = str(uuid7())
+    assert published_at("1767225600000-3", event_id) == NEW_YEAR
+    assert published_at(AHEAD, event_id) == fired_at(event_id)
+    assert published_at(AHEAD, "theirs") is None
+
+
+def test_times_are_stored_as_use_tz_says(settings):
+    settings.USE_TZ, settings.TIME_ZONE = True, "Asia/Tokyo"
+    assert as_stored(NEW_YEAR) is NEW_YEAR
+    settings.USE_TZ = False
+    assert as_stored(NEW_YEAR) == datetime(2026, 1, 1, 9)  # noqa: DTZ001

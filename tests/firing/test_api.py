@@ -318,22 +318,22 @@ class TestRedisIsDown:
         on_commit("shop.order_placed", number=0)
         assert frozen() == 1
         soon = time.monotonic() + 1
-        assert not redis_client.is_worth_trying(soon)
-        assert redis_client.is_worth_trying(soon + PAUSE)
-        assert not redis_client.is_worth_trying(soon + PAUSE)  # the other one is at it
+        assert not redis_client.take_turn(soon)
+        assert redis_client.take_turn(soon + PAUSE)
+        assert not redis_client.take_turn(soon + PAUSE)  # the other one is at it
         for _ in range(10):
             with pytest.raises(BusUnavailable):
                 fire("shop.order_placed", number=1)  # who fires gets an answer, whatever is known
         # However often it failed, somebody asks within five seconds.
-        assert redis_client.is_worth_trying(time.monotonic() + 5 - get_settings().redis_timeout)
+        assert redis_client.take_turn(time.monotonic() + 5 - get_settings().redis_timeout)
 
     def test_an_answer_ends_the_pause(self, r, lightbus_url):
         with closing(RedisClient(lightbus_url, timeout=1)) as redis_client:
             redis_client._try_at = time.monotonic() + PAUSE
             assert redis_client.is_down
-            assert not redis_client.is_worth_trying()
-            redis_client.publish(KEY, {"a": "b"})
-            assert redis_client.is_worth_trying()
+            assert not redis_client.take_turn()
+            redis_client.append(KEY, {"a": "b"})
+            assert redis_client.take_turn()
 
 
 class TestRelay:

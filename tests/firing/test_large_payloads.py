@@ -15,7 +15,6 @@ from django.utils import timezone
 from lightbus_django import fire, fire_many, listens_to, on_commit
 from lightbus_django.bus.client import RedisClient, get_client
 from lightbus_django.conf import get_settings
-from lightbus_django.events.chunks import chunks
 from lightbus_django.firing import api as publishing_module
 from lightbus_django.firing import outbox as outbox_module
 from lightbus_django.firing import relay as relay_module
@@ -57,15 +56,6 @@ def sent(monkeypatch):
 
 def orders(count, size):
     return [("shop.order_placed", {"number": number, "text": "x" * size}) for number in range(count)]
-
-
-def test_chunks_are_limited_by_count_and_by_size():
-    def split(sizes):
-        return list(chunks(sizes, int, count=3, size=10))
-
-    assert split([]) == []
-    assert split([1] * 7) == [[1, 1, 1], [1, 1, 1], [1]]
-    assert split([4, 6, 1, 10, 11, 1]) == [[4, 6], [1], [10], [11], [1]]
 
 
 class TestPublishing:
@@ -188,7 +178,7 @@ class TestASlowLine:
                 on_commit("shop.order_placed", number=number, text="x" * MEGABYTE)
         assert numbers(r) == list(range(20))
         settings = get_settings()
-        assert get_client(settings.url, settings.redis_timeout).is_worth_trying()
+        assert get_client(settings.url, settings.redis_timeout).take_turn()
 
 
 class TestReading:

@@ -130,7 +130,7 @@ def test_while_it_takes_over_what_another_left(killed, manage, effects, all_is_w
     fire_parcels(3)
     killed(*LISTEN, "--process-name", "web-1", at="events read")
     killed(*LISTEN, "--process-name", "web-2", at="events reclaimed", **SHORT_TIMEOUTS)
-    killed(*LISTEN, "--process-name", "web-3", at="event taken", **SHORT_TIMEOUTS)
+    killed(*LISTEN, "--process-name", "web-3", at="delivery counted", **SHORT_TIMEOUTS)
     assert effects("fragile") == []
 
     manage(*LISTEN, "--process-name", "web-4", **SHORT_TIMEOUTS)
@@ -141,7 +141,7 @@ def test_while_it_takes_over_what_another_left(killed, manage, effects, all_is_w
 def test_while_it_stops(manage, burst, effects, all_is_well, tmp_path):
     started = tmp_path / "started"
     fire_parcels(3, sleep=1, once=str(started))
-    process = manage(*LISTEN, "--process-name", "web", KILL_AT="handing back")
+    process = manage(*LISTEN, "--process-name", "web", KILL_AT="releasing")
     eventually(started.exists)
     process.terminate()
     assert process.wait(30) == -signal.SIGKILL
@@ -229,7 +229,7 @@ def published(r):
 
 @pytest.mark.parametrize(("point", "on_the_bus"), [("publishing", 0), ("published", 3)])
 def test_between_the_commit_and_the_publishing_or_right_after_it(point, on_the_bus, killed, burst, all_is_well, r):
-    """What is on the bus was noted there at the same moment, so no relay publishes it again."""
+    """Events on the bus were confirmed in the same step, so no relay publishes them again."""
     killed("shell", "-c", PLACE_THREE_ORDERS, at=point)
     assert r.xlen(KEY) == on_the_bus
     assert OutboxEvent.objects.exclude(due_at=None).count() == 3
@@ -241,8 +241,8 @@ def test_between_the_commit_and_the_publishing_or_right_after_it(point, on_the_b
     assert all_is_well(3)
 
 
-@pytest.mark.parametrize(("point", "left"), [("notes read", 3), ("rows marked", 0)])
-def test_while_it_marks_what_is_noted(point, left, killed, burst, all_is_well, r):
+@pytest.mark.parametrize(("point", "left"), [("confirmations read", 3), ("rows marked", 0)])
+def test_while_it_marks_confirmed_rows(point, left, killed, burst, all_is_well, r):
     killed("shell", "-c", PLACE_THREE_ORDERS, at="published")
     relay_at_once()
     killed(*LISTEN, "--process-name", "web", "--burst", at=point)

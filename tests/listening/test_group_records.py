@@ -82,7 +82,8 @@ def test_of_two_processes_that_start_at_once_the_first_decides(r, consume):
     event = fire("shop.order_placed", number=0)
     for records in (first.offsets.records, second.offsets.records):
         records.load()
-        start = records.begin(KEY, group_records.Start.of(records.listener, *streams.end(first.client, KEY)))
+        end = streams.last_id_and_time(first.client, KEY)
+        start = records.begin(KEY, group_records.Start.of(records.listener, *end))
         assert start.id == event.stream_id
         fire("shop.order_placed", number=1)
     drain(second)

@@ -170,7 +170,7 @@ def test_that_nothing_can_be_asked_for_ahead_costs_the_batch_in_hand_no_attempt(
 
     consumer.inbox.handle = count
     consumer.step(block=0)
-    monkeypatch.setattr(GroupConsumer, "ask", ask)
+    monkeypatch.setattr(GroupConsumer, "start_read", ask)
     with pytest.raises(BusUnavailable):
         consumer.step(block=0)
     drain(consumer)
@@ -183,9 +183,9 @@ def test_replies_that_are_read_later_are_not_taken_for_that_to_redis_pys_ping(r,
     group_consumer = GroupConsumer(redis_client, GROUP, "worker")
     group_consumer.join(KEY, "0")
     fire_numbers(2)
-    group_consumer.ask([KEY], count=2, block=0, acknowledge={})
-    assert len(group_consumer.receive()) == 2
-    for entry in group_consumer.own_pending(KEY, 2):
+    group_consumer.start_read([KEY], count=2, block=0, acknowledge={})
+    assert len(group_consumer.finish_read()) == 2
+    for entry in group_consumer.claim_own(KEY, 2):
         group_consumer.count_delivery(entry, acknowledge={})
         time.sleep(1.1)  # longer than the interval
     eventually(lambda: [row["times_delivered"] for row in r.xpending_range(KEY, GROUP, "-", "+", 2)] == [2, 2])

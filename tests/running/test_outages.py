@@ -85,7 +85,7 @@ class TestOutage:
     def test_a_server_that_loads_its_data_or_wants_another_password(self) -> None:
         with Server(password="secret") as server:
             with closing(RedisClient(server.url_of("", "wrong"), timeout=5)) as redis_client:
-                assert redis_client.answers()
+                assert redis_client.ping()
             with server.client() as client:
                 client.config_set("rdbcompression", "no")
                 client.mset({f"filler-{number}": "x" * 1000 for number in range(3000)})
@@ -94,7 +94,7 @@ class TestOutage:
                 server.config = ["key-load-delay 10000", "loading-process-events-interval-bytes 1024"]
                 server.start()
                 with closing(RedisClient(server.url, timeout=5)) as redis_client:
-                    assert not redis_client.answers()
+                    assert not redis_client.ping()
 
     def test_a_right_that_is_denied_is_an_error_at_once(
         self, redis_client: RedisClient, logs: pytest.LogCaptureFixture
