@@ -40,7 +40,7 @@ def check_takes_list(handler: Callable[..., Any]) -> None:
         inspect.signature(handler).bind([])
     except (TypeError, ValueError) as error:
         raise ConfigurationError(
-            f"The batch handler {path_of(handler)} must take one argument, a list of events: {error}."
+            f"The batch handler {path_of(handler)} must take one argument, the list of events: {error}."
         ) from error
 
 
@@ -103,7 +103,7 @@ class Arguments:
         """
         for name in self._required:
             if name not in payload:
-                raise UnreadableEvent(f"the event lacks the handler's argument {name!r}")
+                raise UnreadableEvent(f"the handler's argument {name!r} is missing from the event")
         arguments = {}
         for name, value in payload.items():
             if name in self._taken or (name not in self._hints and not self._takes_all):

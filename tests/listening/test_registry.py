@@ -206,7 +206,7 @@ def test_types_of_ones_own_are_converted_by_lightbus_hook():
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
-        ({}, "the event lacks the handler's argument 'price'"),
+        ({}, "argument 'price' is missing from the event"),
         ({"price": "much"}, "the event's 'price' can't be converted for the handler: Invalid decimal"),
         ({"price": None}, "'price' can't be converted for the handler"),
     ],
