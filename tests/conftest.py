@@ -56,7 +56,6 @@ def unhurried(monkeypatch) -> None:
     """What is measured against the clock is not to depend on the machine; tests of it set their own times."""
     monkeypatch.setattr("lightbus_django.listening.commit_gate.WINDOW", 600)
     monkeypatch.setattr("lightbus_django.listening.commit_gate.SLOW", 600)
-    monkeypatch.setattr("lightbus_django.listening.consumer.WINDOW", 600)
 
 
 @pytest.fixture

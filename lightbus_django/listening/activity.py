@@ -13,7 +13,7 @@ COMMITTING = "ending a transaction"
 RECORDING = "recording a failure"
 CONFIRMING = "making commits durable"
 CLAIMING = "looking for a retry"
-REMEMBERING = "reading or writing where its group is"
+SAVING_OFFSETS = "loading or saving the offsets of its group"
 
 
 class Doing(NamedTuple):

@@ -1,4 +1,4 @@
-"""From a payload to a handler's arguments, by its annotations; worked out once per handler."""
+"""Converts payloads to the arguments of a handler, as its annotations say."""
 
 import inspect
 import re
@@ -16,7 +16,7 @@ from lightbus_django.exceptions import ConfigurationError, UnreadableEvent
 
 
 def function_of(handler: Any) -> Any:
-    """Return the function that a handler calls, which may be a method, a partial or an object with `__call__`."""
+    """Return the function behind a handler, which may be a method, a partial or an object with `__call__`."""
     while True:
         if isinstance(handler, partial):
             handler = handler.func
@@ -29,7 +29,7 @@ def function_of(handler: Any) -> Any:
 
 
 def path_of(handler: Any) -> str:
-    """Return where a handler is, for people."""
+    """Return the dotted path of a handler, for log lines and error messages."""
     function = function_of(handler)
     return f"{getattr(function, '__module__', 'builtins')}.{function.__qualname__}"
 
@@ -45,29 +45,30 @@ def check_takes_list(handler: Callable[..., Any]) -> None:
 
 
 class Arguments:
-    """How to make a handler's keyword arguments of a payload.
-
-    Raises:
-        ConfigurationError: the handler can't be called with an event, whatever is in it.
-    """
+    """The keyword arguments of one handler."""
 
     def __init__(self, handler: Callable[..., Any]) -> None:
+        """Inspect the handler, once for all events.
+
+        Raises:
+            ConfigurationError: the handler can't be called with any event.
+        """
         path = path_of(handler)
         try:
             parameters = list(inspect.signature(handler).parameters.values())
             inner = inspect.signature(function_of(handler)).parameters.values()
         except (TypeError, ValueError) as error:
-            raise ConfigurationError(f"The arguments of the handler {path} can't be found out: {error}.") from error
+            raise ConfigurationError(f"Can't inspect the arguments of the handler {path}: {error}.") from error
         if not parameters or parameters[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
             raise ConfigurationError(
-                f"The handler {path} takes no event: its first argument must be one, as in (event, **kwargs)."
+                f"The first argument of the handler {path} must take the event, as in (event, **kwargs)."
             )
         self._hints: dict[str, Any] = {}
         self._required: list[str] = []
         self._takes_all = False
         self._rest: Any = Any
-        # Payload keys of these names can't be given: beside the event, `self`, or what a partial gives. They are in
-        # event.payload.
+        # Payload keys with these names are only in event.payload: the names are taken by the event, by `self`, or by
+        # arguments that a partial gives.
         names = {parameter.name for parameter in parameters[1:]}
         self._taken = {
             parameter.name
@@ -83,21 +84,22 @@ class Arguments:
                 hint = _for_msgspec(hint, f"The argument {parameter.name!r} of the handler {path}")
             if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
                 raise ConfigurationError(
-                    f"The handler {path} can't be given {parameter.name!r} by name: take it from in front of the '/'."
+                    f"The handler {path} can't be called with {parameter.name!r} as a keyword argument: move it "
+                    f"behind the '/'."
                 )
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 self._takes_all, self._rest = True, hint
             elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
-                # As Lightbus: `number: int = None` takes None too.
+                # As in Lightbus, `number: int = None` also takes None.
                 self._hints[parameter.name] = hint | None if parameter.default is None and hint is not Any else hint
                 if parameter.default is inspect.Parameter.empty:
                     self._required.append(parameter.name)
 
     def read(self, payload: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments that the handler takes of `payload`.
+        """Return the handler's arguments for a payload.
 
         Raises:
-            UnreadableEvent: one is missing, or can't be converted.
+            UnreadableEvent: an argument is missing, or can't be converted.
         """
         for name in self._required:
             if name not in payload:
@@ -110,10 +112,10 @@ class Arguments:
             try:
                 arguments[name] = value if hint is Any or hint is type(value) else _convert(value, hint)
             except DatabaseError:
-                raise  # a __from_bus__() may ask the database
+                raise  # a __from_bus__() may query the database
             except Exception as error:
                 raise UnreadableEvent(
-                    f"the handler's argument {name!r} can't be made of the event: {_without_value(error)}"
+                    f"the event's {name!r} can't be converted for the handler: {_without_value(error)}"
                 ) from error
         return arguments
 
@@ -122,14 +124,14 @@ def _hints(handler: Callable[..., Any], path: str) -> dict[str, Any]:
     try:
         return get_type_hints(handler, include_extras=True)
     except (NameError, TypeError) as error:
-        raise ConfigurationError(f"The annotations of the handler {path} can't be read: {error}.") from error
+        raise ConfigurationError(f"Can't read the annotations of the handler {path}: {error}.") from error
 
 
 def _for_msgspec(hint: Any, what: str) -> Any:
-    """Return a type that msgspec converts to as Lightbus does, also within list[...], ... | None and the like.
+    """Return a type for which msgspec converts as Lightbus does, also inside list[...], ... | None and the like.
 
-    It knows named tuples, but as arrays, where the bus has objects; and it lets a class of its own kinds,
-    such as a dataclass, not have a `__from_bus__()`, Lightbus's hook.
+    By itself, msgspec reads named tuples from arrays, though they are objects on the bus. For classes that it knows,
+    such as dataclasses, it ignores Lightbus's hook `__from_bus__()`.
     """
     if isinstance(hint, type) and (hasattr(hint, "__from_bus__") or hasattr(hint, "_fields")):
         return _stand_in(hint, what)
@@ -144,10 +146,10 @@ def _for_msgspec(hint: Any, what: str) -> Any:
 
 
 class _StandIn(type):
-    """A type that msgspec does not know, so that it asks `_from_bus` for a value."""
+    """A type that msgspec does not know, so that it calls `_from_bus` for a value."""
 
     def __instancecheck__(cls, instance: object) -> bool:
-        return True  # msgspec checks what it got
+        return True  # msgspec checks the value that it got
 
 
 def _stand_in(cls: Any, what: str) -> type:
@@ -156,7 +158,7 @@ def _stand_in(cls: Any, what: str) -> type:
     hints = {name: _for_msgspec(cls.__annotations__.get(name, Any), what) for name in cls._fields}
 
     def make(value: Any) -> Any:
-        # A new field of the producer does no harm.
+        # The producer may have added fields.
         return cls(**{name: _convert(value[name], hint) for name, hint in hints.items() if name in value})
 
     return _StandIn(cls.__name__, (), {"make": staticmethod(make)})
@@ -166,14 +168,14 @@ def _known(hint: Any, what: str) -> Any:
     try:
         known = msgspec.inspect.type_info(hint)
     except TypeError as error:
-        raise ConfigurationError(f"{what} has a type that no JSON converts to: {error}") from error
+        raise ConfigurationError(f"{what} has a type that JSON can't be converted to: {error}") from error
     if isinstance(known, msgspec.inspect.CustomType):
-        raise ConfigurationError(f"{what} has a type that no JSON converts to; give {hint!r} a __from_bus__().")
+        raise ConfigurationError(f"{what} has a type that JSON can't be converted to: give {hint!r} a __from_bus__().")
     return hint
 
 
 def _without_value(error: Exception) -> str:
-    """Return what is wrong with a value, but not the value: it is the payload's, and this goes into the log."""
+    """Return what is wrong with a value without the value itself, which must not get into the log."""
     if isinstance(error, msgspec.ValidationError) and error.__cause__ is None:
         return re.sub(r"^(Invalid enum value) .*?( - at `[^`]*`)?$", r"\1\2", str(error), flags=re.DOTALL)
     return type(error).__name__
@@ -193,7 +195,7 @@ _OFFSET_WITH_SECONDS = re.compile(r"(\d{4}-\d\d-\d\dT)?\d\d:\d\d:\d\d(\.\d+)?[+-
 
 
 def _parse_offsets(value: Any) -> Any:
-    """Return `value` with the datetimes and times that msgspec can't read: those whose offset to UTC has seconds."""
+    """Return `value` with datetimes and times parsed whose UTC offset has seconds, which msgspec can't read."""
     if isinstance(value, list):
         return [_parse_offsets(item) for item in value]
     if isinstance(value, dict):

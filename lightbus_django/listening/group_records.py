@@ -1,4 +1,4 @@
-"""What the database remembers of a listener's consumer group: where it started, and how far it was."""
+"""What the database knows of a listener's consumer group: where it started in each stream, and its last offset."""
 
 import logging
 import time
@@ -22,27 +22,32 @@ from .listener import Listener
 logger = logging.getLogger("lightbus_django")
 
 SAVE_INTERVAL = 15.0
-"""Seconds between two times that a process writes down how far a group is, if that has changed."""
+"""Seconds between two saves of the offsets, if they have changed."""
 
 SEEN_INTERVAL = 60.0
-"""Seconds between two such times if it has not."""
+"""Seconds between two saves of the offsets, if they have not changed."""
 
 REMIND_INTERVAL = 3600.0
-"""Seconds between two warnings that the records can't be read or written."""
+"""Seconds between two warnings that the rows can't be read or written."""
 
 
 class Start(NamedTuple):
     """Where a group started in a stream."""
 
     id: str = ""
-    """The stream id behind which it started; empty if nobody knows."""
+    """The stream id after which it started; empty if unknown."""
 
     at: datetime | None = None
-    """What was published first before then is not for it; None if everything is."""
+    """The group gets no event that was first published before this time; None if it gets every event."""
 
     @classmethod
     def of(cls, listener: Listener, last_id: str, now: datetime) -> "Start":
-        """Return where a new group of a listener starts, by the last stream id that was given, and the time."""
+        """Return where a new group of a listener starts.
+
+        Args:
+            last_id: the last stream id that the stream has given.
+            now: the time of Redis.
+        """
         start = listener.start
         if start == "beginning":
             return cls("0")
@@ -50,30 +55,30 @@ class Start(NamedTuple):
             return cls(listener.start_id, as_aware(start))
         if start != "new":
             return cls(start, now if is_ahead(start, now) else stream_time(start))
-        # Redis goes on from its last id if its clock was put back.
-        behind = stream_time(last_id) + timedelta(milliseconds=1)
-        return cls(last_id, now if is_ahead(last_id, now) else max(behind, now))
+        # If its clock was set back, Redis goes on from the last id.
+        after_last = stream_time(last_id) + timedelta(milliseconds=1)
+        return cls(last_id, now if is_ahead(last_id, now) else max(after_last, now))
 
 
 class GroupRecords:
     """The rows of one listener's group, one for each stream.
 
-    A listener does not stop because they can't be written: that is tried again.
+    If they can't be read or written, the listener goes on, and this is tried again.
     """
 
     def __init__(self, listener: Listener, group: str, service_name: str, streams: Mapping[str, Sequence[str]]) -> None:
         """Make the records; nothing is read before `load`.
 
         Args:
-            streams: the names of the events that the listener gets of each stream.
+            streams: the names of the events that the listener gets from each stream.
         """
         self.listener = listener
         self.group = group
         self.using = listener.using or router.db_for_write(ConsumerGroup)
         self.starts: dict[str, Start] = {}
         """Where the group started in each stream, as far as known."""
-        self.known: dict[str, str] = {}
-        """How far it was in each stream when that was last written down."""
+        self.saved: dict[str, str] = {}
+        """The offset that the database has for each stream."""
         self._streams = streams
         self._service_name = service_name
         self._rows = ConsumerGroup.objects.using(self.using)
@@ -82,7 +87,7 @@ class GroupRecords:
         self._save_at = self._seen_at = self._warn_at = 0.0
 
     def load(self) -> None:
-        """Read what is there.
+        """Read the rows.
 
         Raises:
             DatabaseUnavailable
@@ -98,10 +103,10 @@ class GroupRecords:
             if (row := rows.get(key)) is not None:
                 self._learn(stream, row)
 
-    def begin(self, stream: str, start: Start) -> Start:
-        """Write down where a new group starts, before it is made.
+    def save_start(self, stream: str, start: Start) -> Start:
+        """Save where a new group will start, before it is created.
 
-        Returns where it does: another process may have been faster.
+        Returns where it does start: another process may have been faster.
         """
         self.starts[stream] = start
         try:
@@ -111,13 +116,13 @@ class GroupRecords:
             self._warn(error)
         return self.starts[stream]
 
-    def save(self, positions: Mapping[str, str], now: float | None = None, *, at_once: bool = False) -> None:
-        """Write down how far the group is, unless it was done lately.
+    def save(self, offsets: Mapping[str, str], now: float | None = None, *, at_once: bool = False) -> None:
+        """Save the offsets of the group, unless that was done within the interval.
 
         Args:
-            positions: the stream id up to which everything was acknowledged, by the stream.
+            offsets: by stream, the stream id up to which the group is done with everything.
             now: the time on the monotonic clock, in seconds.
-            at_once: also if it was done lately.
+            at_once: don't wait for the end of the interval.
         """
         if now is None:
             now = time.monotonic()
@@ -129,26 +134,26 @@ class GroupRecords:
             if not self._is_loaded:
                 self.load()
             with transient_errors(self.using):
-                for stream, position in positions.items():
-                    if is_seen or position != self.known.get(stream):
-                        self._save(stream, position)
+                for stream, offset in offsets.items():
+                    if is_seen or offset != self.saved.get(stream):
+                        self._save(stream, offset)
         except (DatabaseUnavailable, DatabaseError) as error:
             self._warn(error)
             return
         if is_seen:
             self._seen_at = now + SEEN_INTERVAL
 
-    def has_news(self, positions: Mapping[str, str]) -> bool:
-        """Whether any of these is not written down."""
-        return any(position != self.known.get(stream) for stream, position in positions.items())
+    def is_behind(self, offsets: Mapping[str, str]) -> bool:
+        """Whether the database lacks any of these offsets."""
+        return any(offset != self.saved.get(stream) for stream, offset in offsets.items())
 
-    def _save(self, stream: str, position: str) -> None:
+    def _save(self, stream: str, offset: str) -> None:
         row = self._rows.filter(pk=self._keys[stream])
-        if not row.update(position=position, seen_at=timezone.now(), **self._names(stream)):
-            self._learn(stream, self._get_or_create(stream, position))
-        self.known[stream] = position
+        if not row.update(position=offset, seen_at=timezone.now(), **self._names(stream)):
+            self._learn(stream, self._get_or_create(stream, offset))
+        self.saved[stream] = offset
 
-    def _get_or_create(self, stream: str, position: str) -> ConsumerGroup:
+    def _get_or_create(self, stream: str, offset: str) -> ConsumerGroup:
         start = self.starts.get(stream, Start())
         row, _ = self._rows.get_or_create(
             pk=self._keys[stream],
@@ -158,7 +163,7 @@ class GroupRecords:
                 "stream": stream,
                 "start_id": start.id,
                 "starts_at": None if start.at is None else as_stored(start.at),
-                "position": position,
+                "position": offset,
             },
         )
         return row
@@ -173,9 +178,10 @@ class GroupRecords:
     def _learn(self, stream: str, row: ConsumerGroup) -> None:
         at = None if row.starts_at is None else as_aware(row.starts_at).astimezone(UTC)
         self.starts[stream] = Start(row.start_id, at)
-        self.known[stream] = row.position
+        self.saved[stream] = row.position
 
     def _warn(self, error: Exception) -> None:
         if (now := time.monotonic()) >= self._warn_at:
             self._warn_at = now + REMIND_INTERVAL
-            logger.warning("%s: its row of consumer groups can't be read or written: %s", self.group, one_line(error))
+            text = "%s: can't read or write the row of this consumer group; going on without it, and trying again: %s"
+            logger.warning(text, self.group, one_line(error))

@@ -23,7 +23,7 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 @dataclass(frozen=True, eq=False)
 class Listener:
-    """A handler, the events it wants, and how."""
+    """A handler, the events it wants, and its options, as `@listens_to` takes them."""
 
     handler: Callable[..., Any]
     events: tuple[str, ...]
@@ -36,17 +36,17 @@ class Listener:
     defer_commits: bool = True
 
     def group(self, service_name: str) -> str:
-        """Return the consumer group of this listener in the service `service_name`."""
+        """Return the consumer group of this listener in a service."""
         return self.consumer_group or f"{service_name}-{self.listener_name}".replace("_", "-")
 
     @property
     def path(self) -> str:
-        """Where the handler is, for people."""
+        """The dotted path of the handler, for log lines and error messages."""
         return path_of(self.handler)
 
     @property
     def start_id(self) -> str:
-        """The stream id behind which a new consumer group starts."""
+        """The stream id after which a new consumer group starts."""
         if isinstance(self.start, datetime):
             start = self.start if timezone.is_aware(self.start) else timezone.make_aware(self.start)
             milliseconds = (start - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
@@ -54,7 +54,7 @@ class Listener:
         return {"new": "$", "beginning": "0"}.get(self.start, self.start)
 
     def wants(self, fields: Fields) -> bool:
-        """Whether this entry of a stream is for this listener; one that does not even say its name may be."""
+        """Whether a stream entry is for this listener. An entry without an event name may be."""
         api_name, event_name = fields.get(b"api_name"), fields.get(b"event_name")
         return not api_name or not event_name or (api_name, event_name) in self._wanted
 
@@ -67,21 +67,21 @@ class Listener:
         return Arguments(self.handler)
 
     def call(self, message: EventMessage) -> None:
-        """Run the handler.
+        """Call the handler with an event.
 
         Raises:
             UnreadableEvent: the payload does not fit the handler's arguments.
-            Exception: whatever the handler raises.
+            Exception: any error that the handler raises.
         """
         arguments = self._arguments.read(message.payload)
         self._check_result(self._call(message, **arguments))
 
     def call_with(self, messages: list[EventMessage]) -> None:
-        """Run a batch handler."""
+        """Call a batch handler with a list of events."""
         self._check_result(self._call(messages))
 
     def call_one(self, message: EventMessage) -> None:
-        """Run either kind of handler with one event."""
+        """Call the handler, which may be a batch handler, with one event."""
         if self.batch:
             self.call_with([message])
         else:
@@ -93,7 +93,7 @@ class Listener:
         if inspect.iscoroutine(result):
             result.close()
         if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
-            raise TypeError(f"the handler {self.path} returned a {type(result).__name__}, which nobody runs")
+            raise TypeError(f"the handler {self.path} returned a {type(result).__name__}, which is never run")
 
     @cached_property
     def _call(self) -> Callable[..., Any]:
@@ -105,7 +105,7 @@ class Listener:
         """Raise ConfigurationError if the handler can't be called with an event."""
         function = function_of(self.handler)
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise ConfigurationError(f"The handler {self.path} is a generator, and nobody takes what it yields.")
+            raise ConfigurationError(f"The handler {self.path} is a generator, so calling it would not run it.")
         if self.batch:
             check_takes_list(self.handler)
         else:

@@ -35,26 +35,26 @@ class Registry:
             named_by_listeners[listener.using] += 1
 
     def check_groups(self, service_name: str) -> None:
-        """Raise ConfigurationError if two listeners of the service are of one consumer group after all."""
+        """Raise ConfigurationError if two listeners of the service have the same consumer group."""
         for listener in self:
             self._check_group(listener, service_name)
 
     def _check_group(self, listener: Listener, service_name: str) -> None:
-        # In lower case, for a database that ignores case would take the groups for one.
+        # In lower case, because to a database that ignores case the groups would be the same.
         group = listener.group(service_name).lower()
         for other in self:
             if other is not listener and other.group(service_name).lower() == group:
                 raise ConfigurationError(
-                    f"{other.path} and {listener.path} are of one consumer group "
-                    f"({listener.consumer_group or listener.listener_name!r}), so each would get a part of the events. "
-                    f"Give one of them another listener_name."
+                    f"{other.path} and {listener.path} have the same consumer group "
+                    f"({listener.consumer_group or listener.listener_name!r}), so each would get only some of the "
+                    f"events. Give one of them another listener_name."
                 )
 
     def select(self, listener_names: Collection[str] | None = None) -> list[Listener]:
-        """Return the listeners of these names, all without names.
+        """Return the listeners with these names; without names, return all of them.
 
         Raises:
-            ConfigurationError: there is no listener of such a name; or a handler can't take an event.
+            ConfigurationError: there is no such listener, or a handler can't be called with an event.
         """
         known = {listener.listener_name for listener in self}
         for name in listener_names or ():
@@ -66,6 +66,7 @@ class Registry:
         return listeners
 
     def remove(self, listener: Listener) -> None:
+        """Remove a listener that was added."""
         self._listeners.remove(listener)
         if listener.using:
             named_by_listeners[listener.using] -= 1
@@ -85,29 +86,30 @@ def listens_to(
     start: str | datetime = "new",
     defer_commits: bool = True,
 ) -> Callable[[Handler], Handler]:
-    """Register a callable as the handler of one or more events; it comes back unchanged.
+    """Register a callable as the handler of one or more events, and return it unchanged.
 
-    The handler is called as `handler(event, **payload)`: the EventMessage, and the payload keys it
-    names (all of them if it has `**kwargs`), converted to its annotations.
+    The handler is called as `handler(event, **payload)`, with the EventMessage and the payload keys that it
+    names (all of them if it has `**kwargs`), converted as its annotations say.
 
     Args:
-        events: event name or names, such as "competitor_prices.changed".
-        listener_name: tells this listener from the service's others; the function's name if it has one.
-        consumer_group: the whole name of the consumer group, instead of
+        events: one or more event names, such as "competitor_prices.changed".
+        listener_name: the name of this listener, unique in the service; by default the name of the function.
+        consumer_group: the full name of the consumer group, instead of
             `{service_name}-{listener_name}` with hyphens for underscores.
         idempotent: commit an idempotency key together with the handler's writes, so that an event
             has its effects in the database once. False gives that up for speed.
-        batch: the handler takes a list of events, at most BATCH_SIZE, for one bulk_create for instance:
-            `handler(events)`. Of each event it has the payload as JSON knows it. If it raises, what it
-            wrote is rolled back and the list is split, until the event is found that it can't handle.
-        using: alias of the database that the handler writes to, where its keys are kept too.
-        start: where a consumer group that does not exist yet starts: "new", "beginning", a datetime
-            (events from then on) or a stream id (events after it).
+        batch: call `handler(events)` with a list of up to BATCH_SIZE events, for instance for one bulk_create.
+            Payloads are not converted. If the handler raises, its writes are rolled back and the list is split
+            until the event that it can't handle is found.
+        using: alias of the database that the handler writes to. The idempotency keys are kept there too.
+        start: where a new consumer group starts: "new", "beginning", a datetime (events from then on) or a
+            stream id (events after it).
         defer_commits: on PostgreSQL, let the commits of several events wait for the disk together, before any of
-            them is acknowledged. False lets each commit wait, as the setting DEFER_COMMITS does for all listeners.
+            them is acknowledged. With False each commit waits for itself. The setting DEFER_COMMITS does the same
+            for all listeners.
 
     Raises:
-        ConfigurationError: an argument can't work, or another listener has the same consumer group.
+        ConfigurationError: an argument is not valid, or another listener has the same consumer group.
         InvalidEventName: an event name is not `api_name.event`.
     """
     if callable(events):
@@ -126,12 +128,13 @@ def listens_to(
             argument.strip() and argument.isprintable() and len(argument) <= MAX_NAME_LENGTH // 2
         ):
             raise ConfigurationError(
-                f"{argument!r} can't name a listener: use up to {MAX_NAME_LENGTH // 2} printable characters."
+                f"{argument!r} is not a valid name for a listener or its consumer group: use up to "
+                f"{MAX_NAME_LENGTH // 2} printable characters."
             )
 
     def register(handler: Handler) -> Handler:
         if not callable(handler):
-            raise ConfigurationError(f"{handler!r} can't be called, so it can't be the handler of {', '.join(names)}.")
+            raise ConfigurationError(f"{handler!r} can't be called, so it can't handle {', '.join(names)}.")
         name = listener_name or str(getattr(handler, "__name__", ""))
         if not listener_name and not name.isidentifier():
             raise ConfigurationError(

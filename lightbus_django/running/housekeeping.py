@@ -19,6 +19,7 @@ from lightbus_django.events.names import stream_key
 from lightbus_django.exceptions import BusUnavailable, DatabaseUnavailable, GroupMissing, LightbusError
 from lightbus_django.listening.consumer import Consumer
 from lightbus_django.listening.registry import registry
+from lightbus_django.listening.stranded import report_stranded
 from lightbus_django.models import OutboxEvent
 
 from . import stale_groups
@@ -180,7 +181,10 @@ class Housekeeping:
 
     def report_stale_groups(self) -> bool:
         """Warn of groups that nobody reads, and that keep events from being trimmed, and of events that ours left."""
-        _each(self.consumers, lambda consumer: consumer.offsets.report_stranded())
+        _each(
+            self.consumers,
+            lambda consumer: report_stranded(self.client, consumer.listener, consumer.group, self.settings.stream_use),
+        )
         missing = _each(self._streams(), lambda stream: self._stale_groups.look_at(stream, self._groups_of(stream)))
         self._stale_groups.report_missing(set().union(*missing))
         return False

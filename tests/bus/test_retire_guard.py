@@ -41,7 +41,7 @@ def work():
         thread = threading.Thread(target=worker.run)
         thread.start()
         running.append((worker, thread))
-        eventually(lambda: all(consumer._joined for consumer in worker.consumers))
+        eventually(lambda: all(consumer.has_joined for consumer in worker.consumers))
 
     yield start
     for worker, thread in running:

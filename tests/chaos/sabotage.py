@@ -16,31 +16,32 @@ SABOTAGES = {
 
 def sabotage(kind: str) -> None:
     from lightbus_django.bus import streams
-    from lightbus_django.database import transactions
     from lightbus_django.firing import outbox
+    from lightbus_django.listening import commit_gate
     from lightbus_django.listening.consumer import Consumer
+    from lightbus_django.listening.in_flight import InFlight
 
     if kind == "acknowledgement":
-        sort = Consumer._sort
+        receive = Consumer._receive
 
-        def acknowledge_and_sort(self: Consumer, entry: Any) -> None:
-            self.reader.settle(entry)
+        def acknowledge_and_receive(self: Consumer, entries: Any, now: float) -> bool:
+            self.in_flight.skip(entries)
             self.reader.flush()
-            sort(self, entry)
+            return receive(self, entries, now)
 
-        Consumer._sort = acknowledge_and_sort
+        Consumer._receive = acknowledge_and_receive
     elif kind == "order":
-        publish, handle = outbox.publish_confirmed, Consumer._handle
+        publish, admit = outbox.publish_confirmed, InFlight.admit
 
         def publish_in_reverse(events: Any, *args: Any) -> None:
             publish(events[::-1], *args)
 
-        def handle_in_reverse(self: Consumer, now: float) -> bool:
-            self._held.reverse()
-            return handle(self, now)
+        def admit_in_reverse(self: InFlight, **options: Any) -> None:
+            admit(self, **options)
+            self._waiting.reverse()
 
         outbox.publish_confirmed = publish_in_reverse
-        Consumer._handle = handle_in_reverse
+        InFlight.admit = admit_in_reverse
     elif kind == "trimming":
 
         def trim_all(redis_client: Any, stream: str, **kwargs: Any) -> int:
@@ -49,9 +50,9 @@ def sabotage(kind: str) -> None:
 
         streams.trim = trim_all
     elif kind == "gate":
-        transactions.Gate._prove = lambda self, keys: len(keys)
+        commit_gate.Gate._prove = lambda self, keys: len(keys)
     elif kind == "gate-writes-nothing":
-        transactions._PROVE = transactions._PROVE.replace("FOR KEY SHARE", "")
+        commit_gate._PROVE = commit_gate._PROVE.replace("FOR KEY SHARE", "")
     elif kind == "found":
-        transactions.Gate.add_found = lambda self, key: None
+        commit_gate.Gate.add_found = lambda self, key: None
     # "keys" and "outbox" are seen to by the listeners and the producers.

@@ -21,6 +21,7 @@ from lightbus_django.bus.consumer_group import GroupConsumer
 from lightbus_django.conf import get_settings
 from lightbus_django.events.ids import uuid7
 from lightbus_django.firing import publisher as dispatch
+from lightbus_django.listening.in_flight import InFlight
 from lightbus_django.listening.reader import StreamReader
 from lightbus_django.listening.registry import registry
 from lightbus_django.models import OutboxEvent
@@ -217,9 +218,9 @@ def use_all_of(redis_client: RedisClient, admin: Any) -> None:
     assert [found.stream_id for found in one.claim_own(SHOP, 10)] == [entry.stream_id]
     one.renew(SHOP, [entry.stream_id])
     one.release(SHOP, [entry.stream_id], idle=61, deliveries=0)
-    reading = StreamReader(two, [SHOP], count=10, timeout=60)
+    reading = StreamReader(two, [SHOP], InFlight(), count=10, timeout=60)
     (entry,) = reading.reclaim()
-    reading.count_delivery(entry)
+    two.count_delivery(entry, acknowledge={})
     assert two.progress(SHOP).position < streams.last_id(redis_client, SHOP)
     assert republished.look_up(redis_client, SHOP, [uuid7().bytes]) == [None]
     two.acknowledge({SHOP: [entry.stream_id]})

@@ -14,6 +14,7 @@ from lightbus_django.conf import get_settings
 from lightbus_django.database.connections import fetch
 from lightbus_django.database.errors import is_transient
 from lightbus_django.exceptions import DatabaseUnavailable
+from lightbus_django.listening.consumer import State
 from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, ProcessedEvent
 from lightbus_django.running.worker import Worker
@@ -475,7 +476,7 @@ class TestAnEventThatCanNotGetThrough:
 
     def test_nor_do_many_of_them_hold_up_what_comes_behind_for_long(self, r, row, listen, consume, monkeypatch):
         """Though no other transaction succeeds meanwhile, for nothing else is read: recording the failure does."""
-        monkeypatch.setattr("lightbus_django.listening.consumer.MAX_ASIDE", 3)
+        monkeypatch.setattr("lightbus_django.listening.processor.MAX_ASIDE", 3)
         monkeypatch.setattr("lightbus_django.listening.contention.PATIENCE", 0.5)
         listen(before=lambda number: number < 5 and Parent.objects.select_for_update(nowait=True).get())
         consumer = consume()
@@ -559,16 +560,16 @@ class TestAnEventThatCanNotGetThrough:
         assert deliveries(r) == [0]
 
     def test_a_look_back_does_not_take_it_twice(self, r, row, consumer):
-        consumer._look_back = True
+        consumer.state = State.OWN_PENDING
         for _ in range(3):
             consumer.step(block=0)
-        assert not consumer._held
+        assert not consumer.in_flight.waiting
         row.set()
         drain(consumer)
         assert handled() == at_first(4)
 
     def test_what_is_new_waits_while_many_are_aside(self, r, row, listen, consume, monkeypatch):
-        monkeypatch.setattr("lightbus_django.listening.consumer.MAX_ASIDE", 3)
+        monkeypatch.setattr("lightbus_django.listening.processor.MAX_ASIDE", 3)
         calls = []
 
         def want(number):
@@ -580,7 +581,7 @@ class TestAnEventThatCanNotGetThrough:
         fire_orders(6)
         for _ in range(8):
             consumer.step(block=0)
-        assert len(consumer._aside) >= 3
+        assert len(consumer.in_flight.set_aside) >= 3
         fire_orders(2)
         row.set()
         drain(consumer)

@@ -83,7 +83,7 @@ def test_of_two_processes_that_start_at_once_the_first_decides(r, consume):
     for records in (first.offsets.records, second.offsets.records):
         records.load()
         end = streams.last_id_and_time(first.client, KEY)
-        start = records.begin(KEY, group_records.Start.of(records.listener, *end))
+        start = records.save_start(KEY, group_records.Start.of(records.listener, *end))
         assert start.id == event.stream_id
         fire("shop.order_placed", number=1)
     drain(second)
@@ -223,9 +223,9 @@ class TestWriting:
             fire("shop.order_placed", number=1)
             drain(consumer)
         assert effects() == [1]
-        assert caplog.text.count("its row of consumer groups can't be read or written") == 1
+        assert caplog.text.count("can't read or write the row of this consumer group") == 1
         consumer.offsets.records._save_at = 0.0
-        consumer.offsets.remember()
+        consumer.offsets.save()
         assert ConsumerGroup.objects.get().start_id == ""
 
     def test_a_new_listener_needs_no_table_and_its_start_is_written_down_later(self, r, consume):

@@ -1,4 +1,4 @@
-"""A database that stops to answer and closes nothing, as behind a firewall that drops packets."""
+"""Leases are renewed while events wait, and released while a database hangs without closing its connections."""
 
 import contextlib
 import threading
@@ -7,14 +7,17 @@ import pytest
 from django.db import connection, transaction
 
 from lightbus_django import fire, listens_to
+from lightbus_django.bus.consumer_group import Entry
+from lightbus_django.listening.consumer import State
+from lightbus_django.listening.delivery import Delivery
 from lightbus_django.models import ProcessedEvent
 from tests.app.models import Effect
-from tests.conftest import eventually
+from tests.conftest import drain, eventually
+from tests.listening.streams import GROUP, KEY, age, fetch
 from tests.network import Proxy
 from tests.own_postgresql import own_postgresql
 
-KEY = "shop.*:stream"
-GROUP = "price-monitor-fragile"
+FRAGILE = "price-monitor-fragile"
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
@@ -62,8 +65,8 @@ def handled(postgresql):
     return sorted(number for (number,) in postgresql.query("SELECT number FROM tests_effect"))
 
 
-def pending(r):
-    return r.xpending_range(KEY, GROUP, "-", "+", 100)
+def fragile_pending(r):
+    return r.xpending_range(KEY, FRAGILE, "-", "+", 100)
 
 
 def says(process, text):
@@ -86,11 +89,11 @@ def test_in_a_commit_others_get_what_waits_and_the_event_follows_once_its_transa
     assert "ending a transaction" in line
     eventually(lambda: handled(postgresql) == [1, 2, 3, 4])
     assert says(healthy, "is set aside for 1 s")
-    eventually(lambda: len(pending(r)) == 1)
+    eventually(lambda: len(fragile_pending(r)) == 1)
     assert postgresql.query("SELECT count(*) FROM lightbus_django_failedevent") == [(0,)]
     proxy.close()  # as the server's own keepalives would end the session
     eventually(lambda: handled(postgresql) == [0, 1, 2, 3, 4])
-    eventually(lambda: not pending(r))
+    eventually(lambda: not fragile_pending(r))
 
 
 def test_before_the_handler_nothing_counts(postgresql, proxy, work, r):
@@ -101,16 +104,16 @@ def test_before_the_handler_nothing_counts(postgresql, proxy, work, r):
     for number in range(1, 5):
         fire("shop.parcel_delivered", number=number)
     says(stuck, "the database has not answered for")  # as it connects, or with its key
-    eventually(lambda: {row["times_delivered"] for row in pending(r)} == {0})
+    eventually(lambda: {row["times_delivered"] for row in fragile_pending(r)} == {0})
     work("healthy")
     eventually(lambda: handled(postgresql) == [0, 1, 2, 3, 4])
-    eventually(lambda: not pending(r))
+    eventually(lambda: not fragile_pending(r))
 
 
 def test_while_a_consumer_joins(postgresql, proxy, work, r):
     proxy.drop()
     stuck = work("stuck", proxy.port)
-    assert "reading or writing where its group is" in says(stuck, "the database has not answered for")
+    assert "loading or saving the offsets of its group" in says(stuck, "the database has not answered for")
 
 
 def test_in_a_statement_of_a_handler_those_behind_it_are_let_go(postgresql, proxy, work, r, tmp_path):
@@ -213,3 +216,79 @@ class TestReleased:
                 transaction.set_rollback(True)
             eventually(lambda: len(r.xpending_range(KEY, consumer.group, "-", "+", 10)) == 1)
         assert sorted(Effect.objects.values_list("number", flat=True)) == [0, 1, 2, 3]
+
+
+@pytest.mark.usefixtures("listeners")
+class TestRenewing:
+    def test_the_clock_of_waiting_events_and_of_the_one_in_hand_is_reset(self, r, listeners, consume):
+        seen = []
+
+        @listens_to("shop.order_placed")
+        def record(event, number):
+            if number == 0:
+                age(r, [row["message_id"] for row in r.xpending_range(KEY, GROUP, "-", "+", 10)], "worker")
+                consumer.renew()
+                seen.extend(row["time_since_delivered"] < 60_000 for row in r.xpending_range(KEY, GROUP, "-", "+", 10))
+
+        consumer = consume()
+        for number in range(3):
+            fire("shop.order_placed", number=number)
+        drain(consumer)
+        assert seen == [True, True, True]
+
+    def test_an_event_that_exceeds_the_timeout_is_not_renewed_but_those_behind_it_are(
+        self, r, listeners, consume, caplog
+    ):
+        seen = []
+
+        @listens_to("shop.order_placed")
+        def record(event, number):
+            if number == 0:
+                age(r, [row["message_id"] for row in r.xpending_range(KEY, GROUP, "-", "+", 10)], "worker")
+                consumer.renew(now=1e9)
+                consumer.renew(now=1e9)
+                seen.extend(row["time_since_delivered"] < 60_000 for row in r.xpending_range(KEY, GROUP, "-", "+", 10))
+
+        consumer = consume()
+        for number in range(3):
+            fire("shop.order_placed", number=number)
+        drain(consumer)
+        assert seen == [False, True, True]
+        (warning,) = [r.getMessage() for r in caplog.records if "exceeds ACKNOWLEDGEMENT_TIMEOUT" in r.getMessage()]
+        assert "in record\n" in warning  # where its thread is
+        assert "consumer.renew(now=1e9)" in warning
+
+    def test_a_trimmed_event_is_not_renewed_away_but_reported(self, r, record, consume, caplog):
+        consumer = consume()
+        fire("shop.order_placed", number=1)
+        (stream_id,) = fetch(r, "worker")
+        r.xtrim(KEY, maxlen=0, approximate=False)
+        consumer.in_flight.add([Delivery.of(Entry(KEY, stream_id, {}))])
+        consumer.renew()
+        consumer.in_flight.drop_unhandled()
+        consumer.state = State.OWN_PENDING
+        drain(consumer)
+        assert f"lost {stream_id}" in caplog.text
+
+    def test_a_lease_that_another_process_has_by_now_is_left_to_it(self, r, record, consume):
+        consumer = consume()
+        fire("shop.order_placed", number=1)
+        (stream_id,) = fetch(r, "other")
+        entry = Entry(KEY, stream_id, {}, deliveries=7)
+        consumer.in_flight.add([Delivery.of(entry)])
+        consumer.renew()
+        consumer.group_consumer.count_delivery(entry, acknowledge={})
+        consumer.in_flight.drop_unhandled()
+        assert consumer.reader.own_pending() == []
+        ((_, owner, _, deliveries),) = [tuple(row.values()) for row in r.xpending_range(KEY, GROUP, "-", "+", 1)]
+        assert (owner, deliveries) == ("other", 1)
+
+    def test_after_the_end_nothing_is_renewed(self, r, record, consume):
+        consumer = consume()
+        fire("shop.order_placed", number=1)
+        stream_ids = fetch(r, "worker")
+        consumer.in_flight.add([Delivery.of(Entry(KEY, stream_ids[0], {}))])
+        age(r, stream_ids, "worker")
+        consumer.leases.end()
+        consumer.renew()
+        assert r.xpending_range(KEY, GROUP, "-", "+", 1)[0]["time_since_delivered"] > 60_000

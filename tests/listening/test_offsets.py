@@ -1,108 +1,163 @@
-"""Events that wait in the streams of the other STREAM_USE are told of."""
+"""Where a group starts, where it goes on after Redis has lost it, and what was trimmed before it was read."""
 
-from collections.abc import Callable
-from contextlib import closing
-from typing import Any
+from contextlib import suppress
 
-import msgspec
 import pytest
-import redis
+from django.db import OperationalError, connection
 
 from lightbus_django import fire, listens_to
-from lightbus_django.bus.client import RedisClient
-from lightbus_django.conf import get_settings
-from lightbus_django.listening.consumer import Consumer
-from lightbus_django.listening.registry import Registry, registry
+from lightbus_django.exceptions import DatabaseUnavailable
+from lightbus_django.listening.registry import registry
+from lightbus_django.models import ProcessedEvent
 from tests.app.models import Effect
 from tests.conftest import drain
-from tests.servers import Server
+from tests.listening.streams import GROUP, KEY, effects
 
-pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
-
-STREAMS = {"per_api": "shop.*:stream", "per_event": "shop.order_placed:stream"}
-SWITCHES = [("per_api", "per_event"), ("per_event", "per_api")]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("listeners")]
 
 
-@pytest.fixture
-def report(
-    listeners: Registry,
-    consume: Callable[..., Consumer],
-    housekeeping: Callable[..., Any],
-    caplog: pytest.LogCaptureFixture,
-) -> Callable[[], str]:
-    """Let a process of the service report; return its warnings."""
+def test_a_new_group_gets_what_is_new(r, record, consume):
+    fire("shop.order_placed", number=1)
+    consumer = consume()
+    fire("shop.order_placed", number=2)
+    drain(consumer)
+    assert effects() == [2]
 
-    @listens_to(["shop.order_placed", "shop.parcel_sent"], listener_name="book")
-    def book(event: object, number: int) -> None:
+
+def test_what_is_new_is_so_from_the_first_try_on(r, record, consume):
+    """The inbox has to say that the listener is new, and the database may be away when the process starts."""
+
+    def refuse(*args):
+        raise OperationalError("away")
+
+    fire("shop.order_placed", number=1)
+    consumer = consume(join=False)
+    with connection.execute_wrapper(refuse), suppress(DatabaseUnavailable, OperationalError):
+        consumer.step(block=0)
+    assert r.xinfo_groups(KEY) == []
+    fire("shop.order_placed", number=2)
+    drain(consumer)
+    assert effects() == [2]
+
+
+def test_a_new_group_can_start_at_the_beginning_and_an_old_one_goes_on(r, listeners, consume, caplog):
+    @listens_to("shop.order_placed", start="beginning")
+    def record(event, number):
         Effect.objects.create(number=number)
 
-    def report() -> str:
-        caplog.clear()
-        housekeeping(consume()).report_stale_groups()
-        return caplog.text
-
-    return report
-
-
-@pytest.mark.parametrize(("before", "after"), SWITCHES)
-def test_events_that_nobody_reads_after_a_switch(
-    before: str, after: str, r: redis.Redis, report: Any, consume: Any, lightbus: Callable[..., None]
-) -> None:
-    lightbus(STREAM_USE=before)
-    consume()
-    assert "STREAM_USE" not in report()
+    caplog.set_level("INFO")
     fire("shop.order_placed", number=1)
-    lightbus(STREAM_USE=after)
-    text = report()
-    assert f"price-monitor-book: 1 unread and 0 pending events in {STREAMS[before]}" in text
-    assert f"with STREAM_USE {before!r} until" in text
-    assert f"lightbus_retire price-monitor-book --stream '{STREAMS[before]}'" in text
-
-    r.xreadgroup("price-monitor-book", "worker", {STREAMS[before]: ">"})
-    assert f"0 unread and 1 pending events in {STREAMS[before]}" in report()
-
-    lightbus(STREAM_USE=before)
     drain(consume())
-    assert [effect.number for effect in Effect.objects.all()] == [1]
-    lightbus(STREAM_USE=after)
-    assert "STREAM_USE" not in report()
+    assert "created a new consumer group on shop.*:stream, which starts after 0" in caplog.text
+    drain(consume())
+    assert effects() == [1]
+    assert caplog.text.count("new consumer group") == 1
 
 
-def test_where_redis_can_not_count_them(
-    r: redis.Redis, report: Any, consume: Any, lightbus: Callable[..., None]
-) -> None:
-    consume()
-    for number in range(3):
-        fire("shop.order_placed", number=number)
-    (_, (second, _), _) = r.xrange("shop.*:stream")
-    r.xdel("shop.*:stream", second)
-    (group,) = r.xinfo_groups("shop.*:stream")
-    assert group["lag"] is None
-    lightbus(STREAM_USE="per_event")
-    assert "price-monitor-book: some unread and 0 pending events" in report()
-    r.xgroup_setid("shop.*:stream", "price-monitor-book", "$")
-    assert "STREAM_USE" not in report()
+def test_a_new_group_can_start_at_a_time_or_behind_an_entry(r, listeners, consume):
+    first = fire("shop.order_placed", number=1)
+
+    @listens_to("shop.order_placed", start=first.published_at)
+    def from_then_on(event, number):
+        Effect.objects.create(name="time", number=number)
+
+    @listens_to("shop.order_placed", start=first.stream_id)
+    def behind(event, number):
+        Effect.objects.create(name="id", number=number)
+
+    fire("shop.order_placed", number=2)
+    for listener in registry:
+        drain(consume(listener))
+    assert set(Effect.objects.values_list("name", "number")) == {("time", 1), ("time", 2), ("id", 2)}
 
 
-def test_groups_of_others_do_not_matter(r: redis.Redis, report: Any, lightbus: Callable[..., None]) -> None:
+def test_a_group_that_vanished_comes_back_where_it_was(r, record, consume, caplog):
+    fire("shop.order_placed", number=0)  # before the group: not for it
+    consumer = consume()
     fire("shop.order_placed", number=1)
-    r.xgroup_create("shop.*:stream", "another", "0")
-    lightbus(STREAM_USE="per_event")
-    assert "STREAM_USE" not in report()
+    drain(consumer)
+    fire("shop.order_placed", number=2)
+    r.xgroup_destroy(KEY, GROUP)
+    fire("shop.order_placed", number=3)
+    drain(consumer)
+    assert effects() == [1, 2, 3]
+    assert "created it again after" in caplog.text
 
 
-def test_a_user_that_may_not_look_there(report: Any, lightbus: Callable[..., None]) -> None:
-    """Nor could it have read there."""
-    with Server() as server, server.client() as client:
-        client.execute_command(*r"ACL SETUSER me on >secret ~shop.order_placed:stream +@all".split())
-        (listener,) = registry
-        with closing(RedisClient(server.url_of("me", "secret"), timeout=5)) as redis_client:
-            positions = Consumer(
-                listener,
-                service_name="price-monitor",
-                process_name="worker",
-                settings=msgspec.structs.replace(get_settings(), stream_use="per_event"),
-                client=redis_client,
-            ).offsets
-            positions.report_stranded()
-        assert client.acl_log()
+def test_a_stream_that_vanished_comes_back(r, record, consume):
+    consumer = consume()
+    fire("shop.order_placed", number=1)
+    drain(consumer)
+    r.flushdb()
+    fire("shop.order_placed", number=2)
+    drain(consumer)
+    assert effects() == [1, 2]
+
+
+def test_a_stream_that_comes_back_with_its_clock_behind_is_read_from_its_beginning(r, record, consume):
+    consumer = consume()
+    fire("shop.order_placed", number=1)
+    drain(consumer)
+    ((_, fields),) = r.xrange(KEY)
+    r.flushdb()
+    r.xadd(KEY, {**fields, "id": "another", ":number": "2"}, id="5-1")
+    drain(consumer)
+    assert effects() == [1, 2]
+
+
+def test_after_a_restore_of_the_database_a_group_can_be_set_back(r, record, consume, caplog):
+    consumer = consume()
+    events = [fire("shop.order_placed", number=number) for number in range(3)]
+    drain(consumer)
+    Effect.objects.exclude(number=0).delete()
+    ProcessedEvent.objects.exclude(event_id=events[0].id).delete()
+    r.xgroup_setid(KEY, GROUP, "0")
+    drain(consume())
+    assert effects() == [0, 1, 2]
+    assert "lost" not in caplog.text
+
+
+class TestLosses:
+    """Somebody else's trimming, such as Lightbus's own, takes events that nobody was given yet."""
+
+    def test_are_counted_when_the_process_starts(self, r, record, consume, caplog):
+        drain(consume())
+        fire("shop.order_placed", number=0)
+        drain(consume())
+        for number in range(1, 6):
+            fire("shop.order_placed", number=number)
+        r.xtrim(KEY, maxlen=2, approximate=False)
+        caplog.clear()
+        consumer = consume()
+        assert consumer.offsets.lost == 3
+        assert "lost 3 events of shop.*:stream: they were trimmed unread" in caplog.text
+        drain(consumer)
+        assert effects() == [0, 4, 5]
+
+    def test_are_counted_once_while_it_runs(self, r, record, consume, lightbus, caplog):
+        lightbus(RECLAIM_INTERVAL=5)
+        consumer = consume()
+        fire("shop.order_placed", number=0)
+        drain(consumer)
+        for turn in range(1, 4):
+            for number in range(5):
+                fire("shop.order_placed", number=10 * turn + number)
+            r.xtrim(KEY, maxlen=2, approximate=False)
+            consumer.step(now=1e6 * turn, block=0)
+            drain(consumer)
+            consumer.step(now=1e6 * turn + 1e5, block=0)
+        assert consumer.offsets.lost == 9
+        assert effects() == [0, 13, 14, 23, 24, 33, 34]
+
+    def test_what_is_trimmed_after_it_was_handled_is_none(self, r, record, consume, caplog):
+        consumer = consume()
+        for number in range(5):
+            fire("shop.order_placed", number=number)
+        drain(consumer)
+        r.xtrim(KEY, maxlen=0, approximate=False)
+        consumer.step(now=1e6, block=0)
+        fire("shop.order_placed", number=5)
+        consumer.step(now=2e6, block=0)
+        consumer = consume(process_name="another")
+        assert consumer.offsets.lost == 0
+        assert "lost" not in caplog.text

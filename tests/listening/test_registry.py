@@ -207,8 +207,8 @@ def test_types_of_ones_own_are_converted_by_lightbus_hook():
     ("payload", "reason"),
     [
         ({}, "argument 'price' is missing from the event"),
-        ({"price": "much"}, "argument 'price' can't be made of the event: Invalid decimal"),
-        ({"price": None}, "argument 'price' can't be made"),
+        ({"price": "much"}, "the event's 'price' can't be converted for the handler: Invalid decimal"),
+        ({"price": None}, "'price' can't be converted for the handler"),
     ],
 )
 def test_an_event_that_does_not_fit_says_why(payload, reason):
@@ -223,7 +223,7 @@ def test_two_listeners_of_one_consumer_group_are_an_error_that_names_both():
     @listens_to("a.b", listener_name="update_db")
     def one(event): ...
 
-    with pytest.raises(ConfigurationError, match=r"one and .*other are of one consumer group"):
+    with pytest.raises(ConfigurationError, match=r"one and .*other have the same consumer group"):
 
         @listens_to("c.d", listener_name="Update-DB")
         def other(event): ...

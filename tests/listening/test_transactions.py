@@ -14,9 +14,9 @@ from lightbus_django.conf import get_settings
 from lightbus_django.exceptions import DatabaseUnavailable, EventContended, SequenceBehind
 from lightbus_django.listening.attempts import Attempts
 from lightbus_django.listening.batch_inbox import BatchInbox
-from lightbus_django.listening.consumer import ASIDE
 from lightbus_django.listening.failures import Failures
 from lightbus_django.listening.inbox import Inbox
+from lightbus_django.listening.processor import ASIDE
 from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, ProcessedEvent
 from tests.app.models import Child, Effect

@@ -69,7 +69,7 @@ def run(book: None) -> Iterator[Callable[[], None]]:
         thread.start()
         running.append((worker, thread))
         if joined:
-            eventually(lambda: all(consumer._joined for consumer in worker.consumers))
+            eventually(lambda: all(consumer.has_joined for consumer in worker.consumers))
 
     yield start
     for worker, _ in running:
