@@ -1,4 +1,4 @@
-"""What the thread of a listener is doing, for the thread that renews its leases to see."""
+"""What a listener's thread is doing, for the thread that renews its leases to see."""
 
 import time
 from typing import NamedTuple
@@ -13,11 +13,11 @@ COMMITTING = "ending a transaction"
 RECORDING = "recording a failure"
 CONFIRMING = "making commits durable"
 CLAIMING = "looking for a retry"
-REMEMBERING = "reading or writing where its group is"
+REMEMBERING = "reading or writing the group's record"
 
 
 class Doing(NamedTuple):
-    """One thing that takes a while: what it is, when it began on the monotonic clock, and for which events."""
+    """One step: what it is, when it began on the monotonic clock, and the events concerned."""
 
     what: str
     since: float
@@ -25,15 +25,19 @@ class Doing(NamedTuple):
 
 
 class Activity:
-    """The thread replaces `current` as a whole and never changes it, so that others may read it at any time."""
+    """The step at hand. `current` is replaced and never changed, so other threads may read it at any time."""
 
     def __init__(self) -> None:
         self.current: Doing | None = None
 
     def start(self, what: str, *deliveries: Delivery) -> None:
-        """Begin to do something, for these events; what was done before is over."""
+        """Begin a step for these events, which ends the one before."""
         self.current = Doing(what, time.monotonic(), deliveries)
 
+    def go_on(self, what: str) -> None:
+        """Begin another step for the same events."""
+        self.start(what, *(self.current.deliveries if self.current else ()))
+
     def end(self) -> None:
-        """Do nothing that takes a while."""
+        """End the step; the thread does nothing that can take long."""
         self.current = None

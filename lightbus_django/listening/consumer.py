@@ -18,7 +18,6 @@ from lightbus_django.events.codec import NOOP
 from lightbus_django.exceptions import BusError, BusUnavailable, DatabaseUnavailable, EventContended, GroupMissing
 
 from .activity import CONNECTING
-from .batch_inbox import BatchInbox
 from .commit_gate import WINDOW
 from .delivery import Delivery
 from .inbox import Inbox
@@ -68,7 +67,7 @@ class Consumer:
         self.settings = settings
         self.client = client
         self.group_consumer = GroupConsumer(client, self.group, process_name)
-        self.inbox = (BatchInbox if listener.batch else Inbox)(listener, self.group, settings)
+        self.inbox = Inbox(listener, self.group, settings)
         self.offsets = Offsets(self.group_consumer, listener, settings.stream_use, self.inbox, service_name)
         self.streams = self.offsets.streams
         self.leases = Leases(self.group_consumer, settings.acknowledgement_timeout, self.streams, self.inbox.activity)
@@ -268,7 +267,7 @@ class Consumer:
         first = self._held[0]
         handled = 0
         self._lease()
-        self.inbox.troubles.is_crowded = len(self._aside) >= MAX_ASIDE - 1
+        self.inbox.contention.is_crowded = len(self._aside) >= MAX_ASIDE - 1
         try:
             self.inbox.connect()
             if self.leases.are_released:

@@ -16,8 +16,8 @@ SABOTAGES = {
 
 def sabotage(kind: str) -> None:
     from lightbus_django.bus import streams
-    from lightbus_django.database import transactions
     from lightbus_django.firing import outbox
+    from lightbus_django.listening import commit_gate
     from lightbus_django.listening.consumer import Consumer
 
     if kind == "acknowledgement":
@@ -49,9 +49,9 @@ def sabotage(kind: str) -> None:
 
         streams.trim = trim_all
     elif kind == "gate":
-        transactions.Gate._prove = lambda self, keys: len(keys)
+        commit_gate.CommitGate._prove = lambda self, keys: len(keys)
     elif kind == "gate-writes-nothing":
-        transactions._PROVE = transactions._PROVE.replace("FOR KEY SHARE", "")
+        commit_gate._PROVE = commit_gate._PROVE.replace("FOR KEY SHARE", "")
     elif kind == "found":
-        transactions.Gate.add_found = lambda self, key: None
+        commit_gate.CommitGate.add_found = lambda self, key: None
     # "keys" and "outbox" are seen to by the listeners and the producers.

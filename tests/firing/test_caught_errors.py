@@ -9,7 +9,6 @@ from django.db import DatabaseError, connection, connections, transaction
 from lightbus_django import listens_to, on_commit
 from lightbus_django.conf import get_settings
 from lightbus_django.exceptions import LightbusError
-from lightbus_django.listening.batch_inbox import BatchInbox
 from lightbus_django.listening.inbox import Inbox
 from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent
@@ -94,7 +93,7 @@ class TestAnErrorThatWasCaught:
             fail_and_catch()
 
         (listener,) = registry
-        box = BatchInbox(listener, "group", get_settings())
+        box = Inbox(listener, "group", get_settings())
         left = [deliver(1), deliver(2)]
         while left:
             left = left[box.handle(left) :]

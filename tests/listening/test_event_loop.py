@@ -12,7 +12,6 @@ from django.utils import timezone
 
 from lightbus_django import fire, listens_to
 from lightbus_django.conf import get_settings
-from lightbus_django.listening.batch_inbox import BatchInbox
 from lightbus_django.listening.inbox import Inbox
 from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, ProcessedEvent
@@ -40,7 +39,7 @@ def client(r, lightbus_url):
 
 def inbox():
     (listener,) = registry
-    return (BatchInbox if listener.batch else Inbox)(listener, "group", get_settings())
+    return Inbox(listener, "group", get_settings())
 
 
 def in_the_transaction(number):

@@ -465,8 +465,8 @@ class TestRetry:
         box, failed = self.fail()
         self.error = None
         other = FailedEvent.objects.get()
-        assert box._retry(failed) is None
-        assert box._retry(other) is None
+        assert box._retries._handle(failed) is None
+        assert box._retries._handle(other) is None
         assert effects() == [1]
 
     def test_the_bus_being_away_costs_no_attempt(self):

@@ -15,7 +15,6 @@ from django.utils import timezone, translation
 from lightbus_django import listens_to, on_commit
 from lightbus_django.conf import get_settings
 from lightbus_django.database.rollback_detector import RollbackDetector
-from lightbus_django.listening.batch_inbox import BatchInbox
 from lightbus_django.listening.inbox import Inbox
 from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent
@@ -100,7 +99,7 @@ def listen(*, batch=False, asynchronous=False, raises=False, hook=None, **option
 
 def inbox():
     (listener,) = registry
-    return (BatchInbox if listener.batch else Inbox)(listener, "group", get_settings())
+    return Inbox(listener, "group", get_settings())
 
 
 @pytest.fixture(autouse=True)

@@ -110,7 +110,7 @@ def test_before_the_handler_nothing_counts(postgresql, proxy, work, r):
 def test_while_a_consumer_joins(postgresql, proxy, work, r):
     proxy.drop()
     stuck = work("stuck", proxy.port)
-    assert "reading or writing where its group is" in says(stuck, "the database has not answered for")
+    assert "reading or writing the group's record" in says(stuck, "the database has not answered for")
 
 
 def test_in_a_statement_of_a_handler_those_behind_it_are_let_go(postgresql, proxy, work, r, tmp_path):
