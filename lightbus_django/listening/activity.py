@@ -1,7 +1,8 @@
 """What a listener's thread is doing, for the thread that renews its leases to see."""
 
 import time
-from typing import NamedTuple
+
+import msgspec
 
 from .delivery import Delivery
 
@@ -16,7 +17,7 @@ CLAIMING = "looking for a retry"
 REMEMBERING = "reading or writing the group's record"
 
 
-class Doing(NamedTuple):
+class Doing(msgspec.Struct, frozen=True, eq=False):
     """One step: what it is, when it began on the monotonic clock, and the events concerned."""
 
     what: str

@@ -43,17 +43,16 @@ class _Thread:
 
     def run(self, context: Context, call: Callable[..., None], *arguments: object) -> None:
         """Call a handler or a commit hook, then restore the execute wrappers of all connections."""
-        self.wrappers = wrappers = []
+        self.wrappers = [connection.execute_wrappers[:] for connection in self.connections]
         for connection in self.connections:
             if connection.queries_log:
                 connection.queries_log.clear()
-            wrappers.append(connection.execute_wrappers[:])
         try:
             context.run(call, *arguments)
         finally:
-            for connection, before in zip(self.connections, wrappers, strict=True):
-                if connection.execute_wrappers != before:
-                    _restore(connection, before)
+            for number, connection in enumerate(self.connections):
+                if connection.execute_wrappers != self.wrappers[number]:
+                    _restore(connection, self.wrappers[number])
 
 
 _local = threading.local()
@@ -99,11 +98,14 @@ class Isolation:
         connection = thread.by_alias[self._using]
         before = len(connection.run_on_commit)
         thread.run(context, call, *arguments)
-        hooks = connection.run_on_commit
-        for number in range(before, len(hooks)):
-            if len(hooks[number]) == 3:  # as Django keeps them: savepoint ids, hook, robust
-                savepoints, hook, _ = hooks[number]
-                hooks[number] = savepoints, partial(self._run_hook, context, hook), False
+        if len(connection.run_on_commit) > before:
+            self._isolate_hooks(connection.run_on_commit, before, context)
+
+    def _isolate_hooks(self, hooks: list[Any], start: int, context: Context) -> None:
+        for index in range(start, len(hooks)):
+            if len(hooks[index]) == 3:  # Django keeps savepoint ids, the hook, and whether it is robust
+                savepoints, hook, _ = hooks[index]
+                hooks[index] = savepoints, partial(self._run_hook, context, hook), False
 
     def _run_hook(self, context: Context, hook: Callable[[], None]) -> None:
         try:

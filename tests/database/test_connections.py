@@ -81,7 +81,7 @@ class TestAListener:
 
     @of_servers
     def test_checks_its_health_if_asked_to(self, consumer, keep_for, caplog):
-        from tests.listening.test_contention import kill_this_connection
+        from tests.listening.handling import kill_this_connection
 
         keep_for(None, CONN_HEALTH_CHECKS=True)
         handle(consumer, 1)
