@@ -24,9 +24,6 @@ def insert(model: type[models.Model], using: str, names: tuple[str, ...], rows: 
     Args:
         names: the fields of the tuples, in order.
         rows: values in the form that the driver takes.
-
-    Raises:
-        SequenceBehind: as in `inserting`.
     """
     if not rows:
         return

@@ -1,7 +1,7 @@
 """Chained transactions on PostgreSQL: COMMIT, BEGIN and the next event's key in one round trip.
 
-With these, an event that writes one row takes two round trips instead of five. Django sees one `atomic()` block that
-stays open. With another driver, a proxy of psycopg's cursor, or internals that have changed, nothing is chained.
+An event that writes one row then takes two round trips instead of five. Django sees one `atomic()` block that stays
+open. With another driver, a proxy of psycopg's cursor, or internals that have changed, nothing is chained.
 """
 
 from collections.abc import Iterator
@@ -14,17 +14,6 @@ from .transaction_monitor import TransactionMonitor
 
 IN_TRANSACTION = 2
 """libpq's PQTRANS_INTRANS."""
-
-DJANGO_INTERNALS = (
-    "atomic_blocks",
-    "closed_in_transaction",
-    "commit_on_exit",
-    "needs_rollback",
-    "run_on_commit",
-    "savepoint_ids",
-)
-DRIVER_INTERNALS = ("deferrable", "info", "isolation_level", "read_only")
-"""Attributes of Django's connection and of psycopg's that tell whether a transaction can be chained."""
 
 
 class ChainBroken(Exception):
@@ -41,27 +30,25 @@ class Chain:
 
     @property
     def is_intact(self) -> bool:
-        """Whether the open transaction is in the state in which the block began."""
+        """Whether the open transaction is in the state in which the block began, as far as Django and psycopg tell."""
         connection, driver = self._connection, self._connection.connection
-        return bool(
-            driver is self._driver
-            and connection.commit_on_exit
-            and len(connection.atomic_blocks) == 1
-            and not (connection.savepoint_ids or connection.run_on_commit)
-            and not (connection.needs_rollback or connection.closed_in_transaction)
-            and driver.read_only is None
-            and driver.deferrable is None
-            and driver.info.transaction_status == IN_TRANSACTION
-        )
+        try:
+            return bool(
+                driver is self._driver
+                and connection.commit_on_exit
+                and len(connection.atomic_blocks) == 1
+                and not (connection.savepoint_ids or connection.run_on_commit)
+                and not (connection.needs_rollback or connection.closed_in_transaction)
+                and driver.read_only is None
+                and driver.deferrable is None
+                and driver.info.transaction_status == IN_TRANSACTION
+                and hasattr(driver, "isolation_level")
+            )
+        except AttributeError:  # another version of one of them
+            return False
 
     def commit_and_begin(
-        self,
-        monitor: TransactionMonitor,
-        defer: str,
-        insert: str,
-        row: tuple[Any, ...],
-        *,
-        limits: tuple[str, str] = ("", ""),
+        self, monitor: TransactionMonitor, defer: str, insert: str, row: tuple[Any, ...], limits: tuple[str, str]
     ) -> bool:
         """Commit the open transaction and begin the next with a key; return whether that key was inserted.
 
@@ -70,7 +57,7 @@ class Chain:
             defer: as for `TransactionMonitor.check`.
             insert: SQL that inserts the key, and returns the transaction id if the key is new.
             row: its parameters.
-            limits: SQL to run before and after it.
+            limits: SQL to run before and after the insertion.
 
         Raises:
             ChainBroken: a statement failed, or the handler had ended its transaction, as `monitor` then says.
@@ -110,9 +97,4 @@ def chain_on(using: str) -> Iterator[Chain | None]:
     connection: Any = connections[using]
     client_cursor = getattr(connection.Database, "ClientCursor", ())
     with connection.cursor() as cursor:
-        can_chain = (
-            isinstance(getattr(cursor, "cursor", None), client_cursor)
-            and all(hasattr(connection, name) for name in DJANGO_INTERNALS)
-            and all(hasattr(connection.connection, name) for name in DRIVER_INTERNALS)
-        )
-        yield Chain(using, cursor) if can_chain else None
+        yield Chain(using, cursor) if isinstance(getattr(cursor, "cursor", None), client_cursor) else None

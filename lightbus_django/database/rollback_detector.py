@@ -12,14 +12,7 @@ from .connections import is_aborted
 
 _ROLLS_BACK = re.compile(r"ROLLBACK|\bABORT\b", re.IGNORECASE).search
 
-INTERNALS = (
-    "commit_on_exit",
-    "execute_wrappers",
-    "in_atomic_block",
-    "run_commit_hooks_on_set_autocommit_on",
-    "run_on_commit",
-    "wrap_database_errors",
-)
+INTERNALS = ["commit_on_exit", "execute_wrappers", "run_commit_hooks_on_set_autocommit_on", "run_on_commit"]
 """Attributes of Django's connection on which the detector relies. If one is missing, each transaction is in doubt."""
 
 
@@ -138,14 +131,11 @@ def _count_uses(connection: Any) -> bool:
     if connection.Database.__name__ != "psycopg" or hasattr(driver, "lightbus_waits"):
         return True
     connection_class: Any = type(driver)
-    if not issubclass(connection_class, connection.Database.Connection):  # a proxy, or no connection yet
-        return True
-    if not hasattr(connection_class, "wait"):
-        return False
-    try:
-        driver.__class__ = _counting(connection_class)
-    except TypeError:
-        return False
+    if issubclass(connection_class, connection.Database.Connection):  # not a proxy
+        try:
+            driver.__class__ = _counting(connection_class)
+        except (AttributeError, TypeError):
+            return False
     return True
 
 
@@ -156,9 +146,11 @@ def _counting(connection_class: Any) -> type:
     Every statement waits: those of a cursor, of the connection itself, and of `connection.transaction()`.
     """
 
+    original = connection_class.wait
+
     def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
         self.lightbus_waits += 1
-        return connection_class.wait(self, *args, **kwargs)
+        return original(self, *args, **kwargs)
 
     members = {"lightbus_waits": 0, "wait": wait, "__module__": connection_class.__module__}
     return type(connection_class.__name__, (connection_class,), members)

@@ -116,7 +116,7 @@ class OneByOne:
             return False
         now, delivery = timezone.now(), self.deliveries[index]
         limits = LOCK_TIMEOUT_SQL if delivery.entry.is_taken else ("", "")
-        is_new = chain.commit_and_begin(monitor, defer, *runner.keys.statement(delivery, now), limits=limits)
+        is_new = chain.commit_and_begin(monitor, defer, *runner.keys.statement(delivery, now), limits)
         if monitor.is_deferred:
             runner.gate.add(self._delivery.key)
         self.handled, handling.keys, handling.processed_at = index, [delivery.key], now

@@ -2,6 +2,7 @@
 
 import logging
 from datetime import datetime, timedelta
+from functools import partial
 
 from lightbus_django.database.errors import transient_errors
 from lightbus_django.exceptions import DatabaseUnavailable, EventContended, UnreadableEvent
@@ -39,14 +40,13 @@ class Retries:
         failed = self._claim(now)
         if failed is None:
             return False
+        handle = partial(self._handle, failed)
         try:
             with transient_errors(self._runner.using):
-                self._failure = self._handle(failed)
+                self._failure = handle()
         except DatabaseUnavailable as error:
             try:
-                self._failure = self._runner.contention.handle_again(
-                    failed.event_id, lambda: self._handle(failed), error
-                )
+                self._failure = self._runner.contention.handle_again(failed.event_id, handle, error)
             except EventContended:
                 self.release(CONTENDED_DELAY)
                 return True

@@ -156,7 +156,7 @@ def test_an_error_without_a_text_is_recorded():
         raise Mute
 
     inbox().handle([deliver(1)])
-    assert FailedEvent.objects.get().error == "Mute: its text can't be had"
+    assert FailedEvent.objects.get().error == "Mute: its __str__() raised an error"
 
 
 def test_a_handler_whose_result_nobody_runs_fails():
