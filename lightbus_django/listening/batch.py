@@ -76,11 +76,9 @@ class Batch:
         return None
 
     def _handle_new(self) -> BaseException | None:
-        keys = self.runner.keys
         with self.runner.transaction([delivery.key for delivery in self.new]) as handling:
             self.runner.activity.start(INSERTING_KEY, *self.new)
-            with keys.lock_timeout(applies=any(delivery.entry.is_taken for delivery in self.new)):
-                handling.monitor = keys.insert_all(self.new, handling.processed_at)
+            handling.monitor = self.runner.keys.insert_all(self.new, handling.processed_at)
             self._call_handler()
         return handling.failure
 

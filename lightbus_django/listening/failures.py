@@ -21,17 +21,7 @@ from .tracebacks import describe, format_traceback, locate
 
 logger = logging.getLogger("lightbus_django")
 
-_COLUMNS = (
-    "event_id",
-    "consumer_group",
-    "event_name",
-    "stream",
-    "stream_id",
-    "fields",
-    "error",
-    "traceback",
-    "attempts",
-)
+_COLUMNS = tuple("event_id consumer_group event_name stream stream_id fields error traceback attempts".split())
 
 MAX_CONTENT = 7 * 1024 * 1024
 """Characters of an entry that are kept. mysqlclient may send twice as many, and MariaDB takes 16 MiB by default."""

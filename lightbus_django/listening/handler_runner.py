@@ -61,11 +61,7 @@ class HandlerRunner:
         watch_connections()
 
     def connect(self) -> None:
-        """Open the connection unless it is open.
-
-        Raises:
-            DatabaseUnavailable
-        """
+        """Open the connection unless it is open, or raise DatabaseUnavailable."""
         self.activity.start(CONNECTING)
         with transient_errors(self.using):
             connections[self.using].ensure_connection()
@@ -107,8 +103,7 @@ class HandlerRunner:
                 text = "the handler rolled back; what it wrote afterwards may be in the database"
                 handling.failure = TransactionEnded(text)
                 return
-            text = "%s: %s committed its own transaction; remove the statement that does"
-            logger.error(text, self.group, self.listener.path)
+            logger.error("%s: %s committed its own transaction; leave that to Lightbus", self.group, self.listener.path)
         if monitor and monitor.is_deferred:
             for key in handling.keys:
                 self.gate.add(key)
@@ -150,11 +145,7 @@ class HandlerRunner:
 
     @contextmanager
     def no_transaction(self) -> Iterator[Handling]:
-        """Run a handler without keys; the block calls it. Its error is in `failure`.
-
-        Raises:
-            BusUnavailable, DatabaseUnavailable, SequenceBehind, django.db.Error: the handler is not to blame.
-        """
+        """Let the block call the handler without keys; otherwise as `transaction`."""
         handling = Handling()
         connection = connections[self.using]
         try:
@@ -187,8 +178,7 @@ class HandlerRunner:
                 return
             with transaction.atomic(using=self.using):
                 try:
-                    with self.keys.lock_timeout(applies=delivery.entry.is_taken):
-                        monitor = self.keys.insert(delivery, timezone.now())
+                    monitor = self.keys.insert(delivery, timezone.now())
                 except AlreadyHandled:
                     self.keys.check_exists(delivery)
                     self.gate.add_found(delivery.key)

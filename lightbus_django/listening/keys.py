@@ -83,20 +83,24 @@ class Keys:
         if not self.existing([delivery.key]):
             raise DatabaseUnavailable(f"{self.group}: the key of {delivery.key} was not inserted, and is not there")
 
-    def insert(self, delivery: Delivery, now: datetime) -> TransactionMonitor:
+    def insert(self, delivery: Delivery, now: datetime, *, limits_lock: bool = False) -> TransactionMonitor:
         """Insert a key as the first statement of a transaction, and return the transaction's monitor.
 
-        Waits for another transaction that has inserted the key and not ended.
+        Waits for another transaction that has inserted the key and not ended. On PostgreSQL this is limited by
+        LOCK_TIMEOUT if another process had the event, or `limits_lock` is true.
 
         Raises:
             AlreadyHandled: it was not inserted; `check_exists` tells whether it is there.
+            KeyLocked: another transaction has it and has not ended in time.
+            DatabaseUnavailable: it can't be inserted for now.
             SequenceBehind: no keys can be inserted.
         """
         sql, row = self.statement(delivery, now)
         connection: Any = connections[self.using]
         mark: str | None = None
+        lock_timeout = self._lock_timeout(applies=limits_lock or delivery.entry.is_taken)
         try:
-            with inserting(ProcessedEvent, self.using), connection.cursor() as cursor:
+            with lock_timeout, inserting(ProcessedEvent, self.using), connection.cursor() as cursor:
                 if connection.vendor == "mysql" and takes_several_statements(connection):
                     mark = SAVEPOINT
                     sql += f"; {SAVEPOINT}"
@@ -131,11 +135,12 @@ class Keys:
 
         Raises:
             AlreadyHandled: one of them may be there; the transaction can only be rolled back.
-            SequenceBehind: as `insert`.
+            KeyLocked, DatabaseUnavailable, SequenceBehind: as `insert`.
         """
         rows = sorted(self._row(delivery, now) for delivery in deliveries)
         try:
-            insert(ProcessedEvent, self.using, _COLUMNS, rows)
+            with self._lock_timeout(applies=any(delivery.entry.is_taken for delivery in deliveries)):
+                insert(ProcessedEvent, self.using, _COLUMNS, rows)
         except IntegrityError as error:
             raise AlreadyHandled from error
         return TransactionMonitor(connections[self.using])
@@ -153,13 +158,8 @@ class Keys:
         return TransactionMonitor(connections[self.using])
 
     @contextmanager
-    def lock_timeout(self, *, applies: bool) -> Iterator[None]:
-        """On PostgreSQL, apply LOCK_TIMEOUT to the insertions in this block if `applies` is true.
-
-        Raises:
-            KeyLocked: another transaction that has a key has not ended in time.
-            DatabaseUnavailable: the keys can't be inserted for now.
-        """
+    def _lock_timeout(self, *, applies: bool) -> Iterator[None]:
+        """Apply LOCK_TIMEOUT to the insertions in this block on PostgreSQL, and translate their transient errors."""
         connection = connections[self.using]
         applies = applies and connection.vendor == "postgresql"
         before = fetch(connection, _SET_LOCK_TIMEOUT, [_TIMEOUT])[0] if applies else None

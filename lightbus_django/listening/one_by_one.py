@@ -78,7 +78,9 @@ class OneByOne:
             return self._handle_without_keys()
         try:
             with runner.transaction([self._delivery.key], defer=self.defer) as handling:
-                self._insert_key(handling)
+                runner.activity.start(INSERTING_KEY, self._delivery)
+                now = handling.processed_at
+                handling.monitor = runner.keys.insert(self._delivery, now, limits_lock=self.is_repeated)
                 with chain_on(runner.using) if self.defer and self.is_chained else nullcontext() as chain:
                     self._call_handler()
                     while chain and self._begin_next(chain, handling):
@@ -95,12 +97,6 @@ class OneByOne:
                 logger.info("%s: %s is handled again: %s", runner.group, self._delivery.key, cause)
             return self._handle()
         return handling.failure
-
-    def _insert_key(self, handling: Handling) -> None:
-        keys, delivery = self.runner.keys, self._delivery
-        self.runner.activity.start(INSERTING_KEY, delivery)
-        with keys.lock_timeout(applies=self.is_repeated or delivery.entry.is_taken):
-            handling.monitor = keys.insert(delivery, handling.processed_at)
 
     def _begin_next(self, chain: Chain, handling: Handling) -> bool:
         """Commit and begin the next event's transaction in one round trip; return False if that can't be done.

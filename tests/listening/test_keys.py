@@ -43,11 +43,11 @@ class TestTheKey:
 
         insert, calls = Keys.insert, []
 
-        def refuse_the_second(*args):
+        def refuse_the_second(*args, **kwargs):
             calls.append(args)
             if len(calls) > 1:
                 raise AlreadyHandled
-            return insert(*args)
+            return insert(*args, **kwargs)
 
         monkeypatch.setattr(Keys, "insert", refuse_the_second)
         with pytest.raises(DatabaseUnavailable, match="was not inserted, and is not there"):
@@ -80,7 +80,7 @@ class TestTheKey:
         def handler(event, number):
             Effect.objects.create(number=number)
 
-        def refuse(*args):
+        def refuse(*args, **kwargs):
             raise AlreadyHandled
 
         monkeypatch.setattr(Keys, "insert", refuse)
