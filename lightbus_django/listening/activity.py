@@ -40,5 +40,5 @@ class Activity:
         self.start(what, *(self.current.deliveries if self.current else ()))
 
     def end(self) -> None:
-        """End the step; the thread does nothing that can take long."""
+        """End the step."""
         self.current = None

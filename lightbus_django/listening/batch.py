@@ -16,8 +16,7 @@ from .keys import AlreadyHandled
 class Batch:
     """One call of `Inbox.handle`, if the listener takes lists of events.
 
-    If the handler raises, its transaction is rolled back and the first half of the events is handled, until the event
-    that fails is found.
+    If the handler raises, the first half of the events is handled instead, until the event that fails is found.
     """
 
     runner: HandlerRunner

@@ -55,15 +55,9 @@ class Contention:
     def handle_again(
         self, key: str, handle: Callable[[], BaseException | None], error: DatabaseUnavailable
     ) -> BaseException | None:
-        """Handle an event again, a few times, after a transient error.
+        """Handle an event again, a few times, after a transient error; return the failure that `handle` returns.
 
-        Args:
-            key: the key of the event.
-            handle: handles the event and returns its failure.
-            error: the error.
-
-        Returns:
-            The failure, which is EventContended if the event seems to be the cause of its errors.
+        It is an EventContended if the event itself seems to be the cause of its errors.
 
         Raises:
             DatabaseUnavailable: the database doesn't answer, or is contended as a whole.

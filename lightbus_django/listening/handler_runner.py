@@ -70,11 +70,8 @@ class HandlerRunner:
     def transaction(self, keys: Sequence[str], *, defer: bool = False) -> Iterator[Handling]:
         """Open the transaction of one handling: the block inserts the keys, sets `monitor` and calls the handler.
 
-        If the handler fails, the transaction is rolled back and the error is in `failure`.
-
-        Args:
-            keys: the keys of its events.
-            defer: whether the commit may be deferred.
+        If the handler fails, the transaction is rolled back and the error is in `failure`. `defer` says whether the
+        commit may be deferred.
 
         Raises:
             AlreadyHandled, ChainBroken: as the block did.

@@ -75,11 +75,7 @@ class Keys:
         return set(self.of(keys).values_list("event_id", flat=True))
 
     def check_exists(self, delivery: Delivery) -> None:
-        """Check that a key which could not be inserted is there.
-
-        Raises:
-            DatabaseUnavailable: it isn't, so the event is not handled.
-        """
+        """Raise DatabaseUnavailable if a key that could not be inserted is not there, so its event is not handled."""
         if not self.existing([delivery.key]):
             raise DatabaseUnavailable(f"{self.group}: the key of {delivery.key} was not inserted, and is not there")
 
@@ -92,8 +88,7 @@ class Keys:
         Raises:
             AlreadyHandled: it was not inserted; `check_exists` tells whether it is there.
             KeyLocked: another transaction has it and has not ended in time.
-            DatabaseUnavailable: it can't be inserted for now.
-            SequenceBehind: no keys can be inserted.
+            DatabaseUnavailable, SequenceBehind: no keys can be inserted for now.
         """
         sql, row = self.statement(delivery, now)
         connection: Any = connections[self.using]

@@ -101,9 +101,7 @@ class OneByOne:
     def _begin_next(self, chain: Chain, handling: Handling) -> bool:
         """Commit and begin the next event's transaction in one round trip; return False if that can't be done.
 
-        Raises:
-            AlreadyHandled: its key is already there.
-            ChainBroken: as `Chain.commit_and_begin`.
+        Raises AlreadyHandled if its key is already there.
         """
         runner, index, monitor = self.runner, self.handled + 1, handling.monitor
         if monitor is None or not self._goes_on(index) or not chain.is_intact:
