@@ -1,6 +1,6 @@
-"""Rows inserted as tuples.
+"""Inserts rows from tuples.
 
-An instance of a model for each row, and Django's compiler for each statement, take twice as long as the database.
+Model instances and Django's SQL compiler would take twice as long as the database itself.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,15 +15,15 @@ from django.db import IntegrityError, connections, models
 from lightbus_django.exceptions import SequenceBehind
 
 UNLESS_THERE = " ON CONFLICT (event_id, consumer_group) DO NOTHING"
-"""The target is named, for without it another conflict, such as that of a sequence that is behind, looks like a key."""
+"""The target is named because any other conflict, such as that of a sequence behind its rows, is an error."""
 
 
 def insert(model: type[models.Model], using: str, names: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
-    """Insert rows with as few statements as the database allows. No signals are sent, no defaults filled in.
+    """Insert rows with as few statements as the database allows, without signals or default values.
 
     Args:
-        names: the fields that the tuples hold, in order.
-        rows: values as the driver takes them.
+        names: the fields of the tuples, in order.
+        rows: values in the form that the driver takes.
     """
     if not rows:
         return
@@ -38,8 +38,8 @@ def insert(model: type[models.Model], using: str, names: tuple[str, ...], rows: 
 
 
 def insert_unless_there(model: type[models.Model], using: str, names: tuple[str, ...], row: tuple[Any, ...]) -> None:
-    """Insert a row unless its event has one in its consumer group; else as `insert`."""
-    is_mysql = connections[using].vendor == "mysql"  # whose own ways to ignore a conflict ignore more
+    """Insert a row, as `insert` does, unless its consumer group already has one for its event."""
+    is_mysql = connections[using].vendor == "mysql"  # its INSERT IGNORE ignores other errors too
     sql = statement(model, using, names, 1)
     try:
         with inserting(model, using), connections[using].cursor() as cursor:
@@ -51,13 +51,13 @@ def insert_unless_there(model: type[models.Model], using: str, names: tuple[str,
 
 @contextmanager
 def inserting(model: type[models.Model], using: str) -> Iterator[None]:
-    """Raise SequenceBehind instead of the conflict of a primary key that the database has made itself."""
+    """Raise SequenceBehind if a primary key that the database generated is already taken."""
     try:
         yield
     except IntegrityError as error:
         if not isinstance(model._meta.pk, models.AutoField | models.BigAutoField):
             raise
-        diagnosis: Any = getattr(error.__cause__, "diag", None)  # of PostgreSQL's drivers
+        diagnosis: Any = getattr(error.__cause__, "diag", None)  # PostgreSQL only
         key = f"({model._meta.pk.column})="
         if getattr(diagnosis, "table_name", None) != model._meta.db_table or key not in (
             diagnosis.message_detail or ""
@@ -66,13 +66,13 @@ def inserting(model: type[models.Model], using: str) -> Iterator[None]:
         statements = connections[using].ops.sequence_reset_sql(no_style(), [model])
         raise SequenceBehind(
             f"database {using!r}: the sequence of {model._meta.db_table} is behind its rows, as after a restore, so no "
-            f"row can be inserted. No event is lost. Execute this, and all goes on by itself: {' '.join(statements)}"
+            f"rows can be inserted. No events are lost. To continue, execute: {' '.join(statements)}"
         ) from error
 
 
 @lru_cache(maxsize=256)
 def statement(model: type[models.Model], using: str, names: tuple[str, ...], count: int) -> str:
-    """Return the SQL that inserts so many rows of these fields."""
+    """Return the SQL that inserts `count` rows of these fields."""
     ops: Any = connections[using].ops
     fields: Any = [model._meta.get_field(name) for name in names]
     columns = ", ".join(ops.quote_name(field.column) for field in fields)

@@ -1,4 +1,4 @@
-"""Which database errors are transient: the same work may succeed later."""
+"""Classifies database errors: after a transient one, the same work may succeed later."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -15,17 +15,17 @@ from .connections import fetch
 logger = logging.getLogger("lightbus_django")
 
 # Classes and codes of SQLSTATE: connection exceptions, insufficient resources, operator intervention,
-# serialization failure, deadlock, lock not available. Not 57014, for a handler may be too slow by itself.
+# serialization failure, deadlock, lock not available. Not query cancelled (57014): the handler itself may be too slow.
 _POSTGRESQL = ("08", "53", "57P", "40001", "40P01", "55P03")
-# Lock wait timeout, deadlock, gone away, lost, can't connect, too many connections, shutdown, killed,
-# read-only (a failover), disk full, changed since last read, node not ready.
+# Lock wait timeout, deadlock; gone away, lost, can't connect, too many connections, shutdown, killed;
+# read-only (a failover), disk full, record changed, node not ready.
 _MYSQL = {1205, 1213, 2002, 2003, 2006, 2013, 2055, 1040, 1053, 1927, 1290, 1021, 1020, 1047}
 _LOCKED = {"55P03", "57014", 1205}  # lock not available, query cancelled, lock wait timeout
 _SQLITE = {5, 6, 10, 13, 14}  # busy, locked, I/O error, full, can't open
 
 
 def is_transient(error: BaseException, using: str) -> bool:
-    """Whether `error`, or one that it was raised for, says that a database is away, overloaded or busy with others."""
+    """Whether `error`, or an error that led to it, means that a database is unavailable, overloaded or contended."""
     origin: BaseException | None = error
     seen = set()
     while origin is not None and not isinstance(origin, _error_types()):
@@ -38,7 +38,7 @@ def is_transient(error: BaseException, using: str) -> bool:
 
 def _is_transient(error: BaseException, using: str) -> bool:
     cause: Any = error.__cause__
-    # psycopg raises an InternalError if an answer does not fit its question.
+    # psycopg raises InternalError if an answer doesn't match its query.
     if isinstance(error, (OperationalError, InternalError)):
         if hasattr(cause, "sqlite_errorcode"):
             return bool(cause.sqlite_errorcode & 0xFF in _SQLITE)
@@ -51,27 +51,27 @@ def _is_transient(error: BaseException, using: str) -> bool:
 
 
 def is_locked(error: Error) -> bool:
-    """Whether a statement gave up waiting for another transaction."""
+    """Whether a statement gave up waiting for a lock."""
     cause: Any = error.__cause__
     code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None) or (error.args[0] if error.args else None)
     return code in _LOCKED
 
 
 def one_line(error: Exception) -> str:
-    """Return what an error says; that of a database may take several lines."""
+    """Return the text of an error, which may have several lines, on one line."""
     return " ".join(str(error).split())
 
 
 def close_broken() -> None:
-    """Close this thread's connections that do not answer, whichever database's; the next query opens new ones."""
+    """Close this thread's broken connections to any database. The next query opens new ones."""
     for connection in _broken():
         if not connection.in_atomic_block:
-            with suppress(*_error_types()):  # MySQL's driver complains of a connection that is closed already
+            with suppress(*_error_types()):  # mysqlclient raises if the connection is already closed
                 connection.close()
 
 
-def answers_queries() -> bool:
-    """Whether each database that this thread has used answers a query that needs nothing."""
+def reconnect() -> bool:
+    """Replace this thread's broken connections; return whether each database that it has used answers a query."""
     close_broken()
     try:
         for connection in connections.all(initialized_only=True):
@@ -82,7 +82,7 @@ def answers_queries() -> bool:
 
 
 def _error_types() -> tuple[type[Exception], ...]:
-    """Return Django's own errors, and the drivers': one that is raised as a cursor is closed comes as it is."""
+    """Return Django's database errors, and those of the drivers, which closing a cursor raises untranslated."""
     initialized: Iterable[Any] = connections.all(initialized_only=True)
     return Error, *{connection.Database.Error for connection in initialized}
 
@@ -94,9 +94,9 @@ def _broken() -> list[BaseDatabaseWrapper]:
 
 @contextmanager
 def transient_errors(using: str) -> Iterator[None]:
-    """Raise DatabaseUnavailable instead of errors of a database that the same work may not meet later.
+    """Raise DatabaseUnavailable instead of transient database errors.
 
-    Within a transaction of `using` all errors go as they are to the one who opened it.
+    Inside a transaction of `using`, all errors pass unchanged to the code that opened it.
     """
     try:
         yield

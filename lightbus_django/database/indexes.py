@@ -1,4 +1,4 @@
-"""Indexes of a few rows in a large table."""
+"""Indexes on a few rows of a large table."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ from django.db import models
 
 
 class NotNullIndex(models.Index):
-    """An index of the rows in which its first field is not null; of all rows where a database can't leave any out.
+    """A partial index on the rows whose first field is not null, or a full index where partial ones don't exist.
 
-    It stays small, however many rows have left it. And PostgreSQL's planner reads the ends of an index of all rows,
-    with all the dead entries there. Django's own `condition=` makes each `migrate` on MySQL and MariaDB warn.
+    It stays small however many rows have left it. PostgreSQL's planner reads the ends of an index, which in a full one
+    would be dead entries. Django's `condition=` would warn at each `migrate` on MySQL and MariaDB.
     """
 
     def create_sql(self, model: type[models.Model], schema_editor: Any, using: str = "", **kwargs: Any) -> Any:
-        """Return the statement that creates it."""
+        """Return the statement that creates the index."""
         if not schema_editor.connection.features.supports_partial_indexes:
             return super().create_sql(model, schema_editor, using, **kwargs)
         condition = models.Q((f"{self.fields[0]}__isnull", False))

@@ -1,4 +1,4 @@
-"""Rollbacks within a transaction that Django does not know of: its commit hooks run all the same."""
+"""Detects rollbacks that Django doesn't know of, after which its commit hooks run all the same."""
 
 import re
 from collections.abc import Callable
@@ -12,12 +12,15 @@ from .connections import is_aborted
 
 _ROLLS_BACK = re.compile(r"ROLLBACK|\bABORT\b", re.IGNORECASE).search
 
+INTERNALS = ["commit_on_exit", "execute_wrappers", "run_commit_hooks_on_set_autocommit_on", "run_on_commit"]
+"""Attributes of Django's connection on which the detector relies. If one is missing, each transaction is in doubt."""
+
 
 class Observation:
     """What was seen of one transaction.
 
-    `in_doubt` says that writes may have been rolled back since the observation began; `is_committed`, that Django has
-    committed the transaction and is about to run its hooks.
+    `in_doubt`: whether some of its writes may have been rolled back since the observation began.
+    `is_committed`: whether Django has committed it and is about to run its commit hooks.
     """
 
     def __init__(self, *, in_doubt: bool) -> None:
@@ -26,59 +29,66 @@ class Observation:
 
 
 class RollbackDetector(DatabaseErrorWrapper):
-    """Watches one connection for rollbacks to savepoints, and for signs that it could not see them.
+    """Watches one connection for rollbacks to savepoints, and for signs that it may have missed one.
 
-    Asking the database for the rows after each commit would cost as much as everything else that this package does in
-    a request. So it is asked only in doubt: after a rollback in SQL; after any error, for PostgreSQL then takes COMMIT
-    for ROLLBACK; and when somebody else replaced what is watched here, which is Django's list of hooks and what it
-    calls around statements (`execute_wrappers`) and around the driver (`wrap_database_errors`). Of these two each tells
-    when the other one is missing.
+    To query the rows after each commit would cost as much as the rest of `on_commit()`. So they are queried only if
+    their transaction is in doubt: after a rollback in SQL; after an error, because PostgreSQL then turns COMMIT into
+    ROLLBACK; and after other code has replaced Django's list of commit hooks, its `execute_wrappers` or its
+    `wrap_database_errors`. Each of the last two notices when the other is missing.
 
-    psycopg 3 also tells when somebody uses the driver's own connection. With other drivers that is not seen, nor is
-    SQL executed while both of Django's are replaced for a while. MySQL is always in doubt, for its procedures may roll
-    back.
+    With psycopg 3, use of the driver's own connection counts as well. It goes unnoticed with other drivers, and so does
+    SQL that runs while both of Django's wrappers are replaced for a time. On MySQL each transaction is in doubt,
+    because stored procedures may roll back.
     """
 
     def __init__(self, connection: Any) -> None:
         super().__init__(connection)
         self._connection = connection
-        self._others = connection.wrap_database_errors
+        self._others: Any = getattr(connection, "wrap_database_errors", None)
         self._execute_wrapper = self._execute
         self._observation = Observation(in_doubt=True)
+        self._is_supported = self._others is not None and all(hasattr(connection, name) for name in INTERNALS)
         self._hooks: object = None
         self._uses_of_driver = 0
 
     @classmethod
     def of(cls, connection: Any) -> "RollbackDetector":
-        """Return the detector that watches this connection from now on."""
-        detector = connection.wrap_database_errors
+        """Return the connection's detector, which is installed unless it was before."""
+        detector = getattr(connection, "wrap_database_errors", None)
         if not isinstance(detector, cls):
-            detector = connection.wrap_database_errors = cls(connection)
+            detector = cls(connection)
+            if not detector._is_supported:
+                return detector
+            connection.wrap_database_errors = detector
         if detector._execute_wrapper not in connection.execute_wrappers:
-            # First, because leaving `with connection.execute_wrapper():` removes the last.
+            # First, because leaving `with connection.execute_wrapper():` removes the last one.
             connection.execute_wrappers.insert(0, detector._execute_wrapper)
         return detector
 
     def observe(self) -> Observation:
-        """Return the observation of a transaction that is open, if one is; it ends the one before."""
+        """End the previous observation, and return that of the transaction that is open or about to begin."""
+        if not self._is_supported:
+            return Observation(in_doubt=True)
         connection = self._connection
-        _count_uses(connection)
+        counts_uses = _count_uses(connection)
         self._hooks = connection.run_on_commit
         self._uses_of_driver = _uses(connection)
         self._observation = Observation(
             in_doubt=connection.vendor == "mysql"
-            # A transaction that is managed by hand may end unseen, and so may one after a hook that raised: there
-            # Django's flag for a commit is still set.
+            or not counts_uses
+            # A transaction that is managed by hand may end unseen. So may one that begins after a commit hook raised,
+            # because Django's flag for a commit is then still set.
             or not connection.commit_on_exit
             or connection.run_commit_hooks_on_set_autocommit_on
         )
         return self._observation
 
     def check(self) -> None:
-        """Put the transaction in doubt if there are signs that something happened unseen."""
+        """Put the transaction in doubt if there are signs that a rollback was missed."""
         connection = self._connection
         if (
-            self._execute_wrapper not in connection.execute_wrappers
+            not self._is_supported
+            or self._execute_wrapper not in connection.execute_wrappers
             or connection.run_on_commit is not self._hooks
             or _uses(connection) != self._uses_of_driver
             or (connection.connection is not None and is_aborted(connection))
@@ -91,12 +101,12 @@ class RollbackDetector(DatabaseErrorWrapper):
         return execute(sql, *args)
 
     def __enter__(self) -> None:
-        # Django enters before whatever it asks of the driver, COMMIT included.
+        # Django enters this before each call of the driver, COMMIT included.
         self.check()
         connection = self._connection
         is_committed = connection.run_commit_hooks_on_set_autocommit_on and not connection.in_atomic_block
         if is_committed and not connection.autocommit:
-            # Autocommit is about to be turned on again. What comes afterwards is another transaction.
+            # Django is about to turn autocommit on again; what follows is another transaction.
             self._observation.is_committed = True
             self._observation = Observation(in_doubt=True)
         self._others.__enter__()
@@ -111,29 +121,36 @@ class RollbackDetector(DatabaseErrorWrapper):
 
 
 def _uses(connection: Any) -> int:
-    """Return how often the driver's connection has waited for the server, where that is counted."""
+    """Return how often the driver's connection has waited for the server, if that is counted."""
     return getattr(connection.connection, "lightbus_waits", 0)
 
 
-def _count_uses(connection: Any) -> None:
+def _count_uses(connection: Any) -> bool:
+    """Have psycopg's connection count its waits; return False if that is not possible."""
     driver = connection.connection
     if connection.Database.__name__ != "psycopg" or hasattr(driver, "lightbus_waits"):
-        return
+        return True
     connection_class: Any = type(driver)
-    if issubclass(connection_class, connection.Database.Connection):  # not somebody's proxy of one
-        driver.__class__ = _counting(connection_class)
+    if issubclass(connection_class, connection.Database.Connection):  # not a proxy
+        try:
+            driver.__class__ = _counting(connection_class)
+        except (AttributeError, TypeError):
+            return False
+    return True
 
 
 @cache
 def _counting(connection_class: Any) -> type:
     """Return a subclass of psycopg's Connection that counts its waits.
 
-    Every statement waits: of a cursor, of the connection itself, and of `connection.transaction()`.
+    Every statement waits: those of a cursor, of the connection itself, and of `connection.transaction()`.
     """
+
+    original = connection_class.wait
 
     def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
         self.lightbus_waits += 1
-        return connection_class.wait(self, *args, **kwargs)
+        return original(self, *args, **kwargs)
 
     members = {"lightbus_waits": 0, "wait": wait, "__module__": connection_class.__module__}
     return type(connection_class.__name__, (connection_class,), members)

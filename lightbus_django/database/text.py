@@ -1,4 +1,4 @@
-"""Text that a column can hold, whatever the character set of its database."""
+"""Makes text fit a column, whatever the character set of its database."""
 
 import hashlib
 import re
@@ -9,7 +9,7 @@ from django.db import connections
 
 from .connections import fetch
 
-# The highest code point of a character set, as PostgreSQL and MySQL name it. Any other is taken for ASCII.
+# The highest code point of character sets, by their PostgreSQL and MySQL names. Others count as ASCII.
 _HIGHEST = {
     "UTF8": 0x10FFFF,
     "SQL_ASCII": 0x10FFFF,
@@ -27,14 +27,14 @@ WHERE table_schema = DATABASE() AND table_name = %s AND column_name = %s
 
 
 def storable(text: str, field: Any, using: str) -> str:
-    """Return text as a column can hold it; the same text always comes out the same.
+    """Return text in a form that a column can hold. Equal texts have equal results.
 
-    Characters that the column lacks become escapes such as `\\u20ac`; so do NUL, which PostgreSQL lacks, and control
-    characters. Text that is too long ends with a digest instead, so that it still differs from others.
+    Characters that the column can't hold become escapes such as `\\u20ac`, and so do NUL, which PostgreSQL rejects, and
+    control characters. Text that is too long is cut and ends with a digest, so that it still differs from others.
 
     Args:
-        field: the field of a model.
-        using: alias of the database. On MySQL, text that is not ASCII takes a query.
+        field: a model field.
+        using: the database alias. On MySQL, text that is not ASCII takes a query.
     """
     if "\0" in text or not text.isascii():
         text = _lacking(_highest(field, using)).sub(_escape, text)
@@ -52,7 +52,7 @@ def _highest(field: Any, using: str) -> int:
         status = connection.connection.info.parameter_status
         character_sets = status("server_encoding"), status("client_encoding")
     elif connection.vendor == "mysql":
-        # Not cached: a column may be converted while we run.
+        # Not cached, because a column may be converted while the process runs.
         character_sets = fetch(connection, _CHARACTER_SETS, [field.model._meta.db_table, field.column]) or ("",)
     else:
         character_sets = ("UTF8",)

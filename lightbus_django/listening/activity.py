@@ -1,7 +1,8 @@
-"""What the thread of a listener is doing, for the thread that renews its leases to see."""
+"""What a listener's thread is doing, for the thread that renews its leases to see."""
 
 import time
-from typing import NamedTuple
+
+import msgspec
 
 from .delivery import Delivery
 
@@ -16,8 +17,8 @@ CLAIMING = "looking for a retry"
 SAVING_OFFSETS = "loading or saving the offsets of its group"
 
 
-class Doing(NamedTuple):
-    """One thing that takes a while: what it is, when it began on the monotonic clock, and for which events."""
+class Doing(msgspec.Struct, frozen=True, eq=False):
+    """One step: what it is, when it began on the monotonic clock, and the events concerned."""
 
     what: str
     since: float
@@ -25,15 +26,19 @@ class Doing(NamedTuple):
 
 
 class Activity:
-    """The thread replaces `current` as a whole and never changes it, so that others may read it at any time."""
+    """The step at hand. `current` is replaced and never changed, so other threads may read it at any time."""
 
     def __init__(self) -> None:
         self.current: Doing | None = None
 
     def start(self, what: str, *deliveries: Delivery) -> None:
-        """Begin to do something, for these events; what was done before is over."""
+        """Begin a step for these events, which ends the one before."""
         self.current = Doing(what, time.monotonic(), deliveries)
 
+    def go_on(self, what: str) -> None:
+        """Begin another step for the same events."""
+        self.start(what, *(self.current.deliveries if self.current else ()))
+
     def end(self) -> None:
-        """Do nothing that takes a while."""
+        """End the step."""
         self.current = None

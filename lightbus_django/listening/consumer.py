@@ -17,7 +17,6 @@ from lightbus_django.events.codec import NOOP
 from lightbus_django.exceptions import BusError, DatabaseUnavailable, EventContended, GroupMissing
 
 from .activity import CONNECTING
-from .batch_inbox import BatchInbox
 from .delivery import Delivery
 from .in_flight import InFlight
 from .inbox import Inbox
@@ -76,7 +75,7 @@ class Consumer:
         self.stopping = threading.Event()
         self.retries_due = threading.Event()
         self.group_consumer = GroupConsumer(client, self.group, process_name)
-        self.inbox = (BatchInbox if listener.batch else Inbox)(listener, self.group, settings)
+        self.inbox = Inbox(listener, self.group, settings)
         self.offsets = Offsets(self.group_consumer, listener, settings.stream_use, self.inbox, service_name)
         self.streams = self.offsets.streams
         self.in_flight = InFlight()
@@ -86,6 +85,7 @@ class Consumer:
             self.group_consumer, self.streams, self.in_flight, count=settings.batch_size, timeout=timeout
         )
         self.processor = Processor(
+            listener,
             self.group_consumer,
             self.in_flight,
             self.inbox,

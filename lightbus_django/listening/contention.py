@@ -1,98 +1,114 @@
-"""Events that meet transient errors again and again: when one is the cause of them itself."""
+"""Events that meet transient errors again and again, and when such an event is itself the cause."""
 
+import logging
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from django.db import connections
 
 from lightbus_django.database.connections import fetch
-from lightbus_django.database.errors import transient_errors
-from lightbus_django.exceptions import DatabaseUnavailable, EventContended
+from lightbus_django.database.errors import one_line, transient_errors
+from lightbus_django.exceptions import DatabaseUnavailable, EventContended, KeyLocked
 
-Result = TypeVar("Result")
+from .activity import CONNECTING, Activity
+
+logger = logging.getLogger("lightbus_django")
 
 TRIES = 2
-"""How often a transaction is tried again at once."""
+"""How often an event is handled again at once."""
 
 TRIES_WITHIN = 1.0
-"""Seconds after which it is not tried at once again."""
+"""Seconds after which it isn't handled again at once."""
 
 PAUSE = 0.05
-"""Seconds at most before such a try, twice as many before the next one. Half of it is random."""
+"""Longest pause in seconds before the first of these tries; twice that before the second. Half of it is random."""
 
 ROUNDS = 4
 PATIENCE = 3.0
-"""Rounds of tries, and seconds, after which trouble is an event's own, if others have none or can't be tried."""
+"""Rounds of such tries, and seconds, after which an event is the cause, if others succeed or can't be tried."""
 
 MAX_REMEMBERED = 1000
 
 
 @dataclass
-class _Trouble:
+class _Rounds:
     since: float
     successes: int
-    rounds: int = 0
+    count: int = 0
 
 
 class Contention:
-    """The troubles of one listener's events with one database."""
+    """The events of one listener that met transient database errors."""
 
-    def __init__(self, using: str) -> None:
-        self._using = using
+    def __init__(self, using: str, group: str, activity: Activity) -> None:
         self.successes = 0
-        """How many transactions have succeeded."""
+        """The number of events that got through."""
         self.is_crowded = False
-        """Whether so many events wait that no other can succeed, for none is read."""
-        self._by_key: dict[str, _Trouble] = {}
+        """Whether so many events are set aside that no others are read, so that none can succeed."""
+        self._using = using
+        self._group = group
+        self._activity = activity
+        self._rounds: dict[str, _Rounds] = {}
 
-    def persist(self, key: str, work: Callable[[], Result], trouble: DatabaseUnavailable) -> Result:
-        """Try the work of an event again, a few times, after it met `trouble` in the database.
+    def handle_again(
+        self, key: str, handle: Callable[[], BaseException | None], error: DatabaseUnavailable
+    ) -> BaseException | None:
+        """Handle an event again, a few times, after a transient error; return the failure that `handle` returns.
+
+        It is an EventContended if the event itself seems to be the cause of its errors.
 
         Raises:
-            DatabaseUnavailable: the database does not answer, or is busy as a whole.
-            EventContended: it has answered since, so that other events may have better luck.
+            DatabaseUnavailable: the database doesn't answer, or is contended as a whole.
+            EventContended: it does answer, so other events may get through.
         """
+        if isinstance(error, KeyLocked):  # another try would wait again
+            raise EventContended(str(error)) from error
+        logger.info("%s: %s is handled again: %s", self._group, key, one_line(error))
+        self._activity.start(CONNECTING)
         connection = connections[self._using]
-        if connection.vendor == "sqlite":  # it has one lock, for all
-            raise trouble
+        if connection.vendor == "sqlite":  # has one lock for the whole database
+            raise error
         began_at = time.monotonic()
-        for attempt in range(TRIES):
-            time.sleep((attempt + 1) * PAUSE * random.uniform(0.5, 1))
+        for number in range(1, TRIES + 1):
+            time.sleep(number * PAUSE * random.uniform(0.5, 1))
             with transient_errors(self._using):
                 connection.ensure_connection()
             driver = connection.connection
             try:
                 with transient_errors(self._using):
-                    result = work()
-            except DatabaseUnavailable as error:
-                trouble = error
+                    failure = handle()
+            except DatabaseUnavailable as again:
+                error = again
                 if time.monotonic() - began_at > TRIES_WITHIN:
                     break
             else:
-                self.end(key)
-                return result
+                self.succeeded(key)
+                return failure
         with transient_errors(self._using):
             fetch(connection, "SELECT 1")
         if connection.connection is not driver:
-            self.successes += 1  # a new connection works, so the loss of the old one is not an outage
-        raise EventContended(str(trouble)) from trouble
+            self.successes += 1  # a new connection works, so the loss of the old one was no outage
+        contended = EventContended(str(error))
+        contended.__cause__ = error
+        if isinstance(error, KeyLocked) or not self._end_round(key):
+            raise contended
+        return contended
 
-    def end(self, key: str) -> None:
-        """The work of an event is done."""
+    def succeeded(self, key: str) -> None:
+        """Note that an event got through."""
         self.successes += 1
-        self._by_key.pop(key, None)
+        self._rounds.pop(key, None)
 
-    def count_round(self, key: str) -> bool:
-        """Count one more round of tries in vain; return whether the event seems to be the cause itself."""
-        trouble = self._by_key.pop(key, None) or _Trouble(time.monotonic(), self.successes)
-        trouble.rounds += 1
-        is_long = trouble.rounds >= ROUNDS and time.monotonic() - trouble.since >= PATIENCE
-        if is_long and (self.is_crowded or self.successes > trouble.successes):
+    def _end_round(self, key: str) -> bool:
+        """Count a round of tries; return True, and forget the event, if it seems to be the cause itself."""
+        rounds = self._rounds.pop(key, None) or _Rounds(time.monotonic(), self.successes)
+        rounds.count += 1
+        is_long = rounds.count >= ROUNDS and time.monotonic() - rounds.since >= PATIENCE
+        if is_long and (self.is_crowded or self.successes > rounds.successes):
             return True
-        if len(self._by_key) >= MAX_REMEMBERED:
-            del self._by_key[next(iter(self._by_key))]
-        self._by_key[key] = trouble
+        if len(self._rounds) >= MAX_REMEMBERED:
+            del self._rounds[next(iter(self._rounds))]
+        self._rounds[key] = rounds
         return False

@@ -1,7 +1,5 @@
 """A delivery: one stream entry, decoded for one consumer."""
 
-import logging
-
 import msgspec
 
 from lightbus_django.bus.consumer_group import Entry
@@ -10,11 +8,9 @@ from lightbus_django.events.ids import event_key
 from lightbus_django.events.message import EventMessage
 from lightbus_django.exceptions import UnreadableEvent
 
-logger = logging.getLogger("lightbus_django")
-
 
 class Delivery(msgspec.Struct, frozen=True, eq=False):
-    """An entry to handle: the message that it holds, or the reason why it holds none."""
+    """A stream entry with its event message, or the reason why it can't be read."""
 
     entry: Entry
     message: EventMessage | None = None
@@ -22,6 +18,7 @@ class Delivery(msgspec.Struct, frozen=True, eq=False):
 
     @classmethod
     def of(cls, entry: Entry) -> "Delivery":
+        """Decode an entry."""
         try:
             return cls(entry, decode(entry.fields, entry.stream_id, entry.deliveries))
         except UnreadableEvent as problem:
@@ -29,14 +26,15 @@ class Delivery(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def key(self) -> str:
-        """What the database knows the event by."""
+        """The id by which the database knows the event."""
         if self.message is not None:
             return event_key(self.message.id)
-        # Its place: a readable event that comes under the same id later is another matter.
+        # Its position in the stream, because a readable event may arrive later under the same id.
         return event_key(f"{self.entry.stream}/{self.entry.stream_id}")
 
     @property
     def event_name(self) -> str:
+        """The event name, or as much of it as can be read."""
         if self.message is not None:
             return self.message.name
         names = (self.entry.fields.get(name, b"?") for name in (b"api_name", b"event_name"))

@@ -1,7 +1,7 @@
-"""The event loop of this process, in a thread of its own, where all async handlers run.
+"""The event loop of the process, in which all async handlers run.
 
-`async_to_sync` alone makes a new loop for each call. An async client that was connected in one event would then fail in
-the next one, because its connection belongs to a loop that is closed.
+`async_to_sync` alone creates a loop for each call, so an async client that connected in one event would fail in the
+next, because the loop of its connection is closed.
 """
 
 import asyncio
@@ -20,16 +20,17 @@ from django.db import connections, reset_queries
 Result = TypeVar("Result")
 
 _tasks: ContextVar[WeakSet["asyncio.Task[Any]"] | None] = ContextVar("lightbus_tasks", default=None)
-"""The tasks that were started in the event at hand."""
+"""The tasks that the event has started."""
 
 
 def run(function: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-    """Run an async function in the loop, and in this thread what it gives to `sync_to_async`, such as its queries.
+    """Run an async function in the loop, and what it passes to `sync_to_async`, such as queries, in this thread.
 
-    Tasks that it started are cancelled if they have not ended with it.
+    Tasks that it started and that have not ended are cancelled.
     """
-    # asgiref runs a function in the loop that it finds here, as it would in a thread that was called from that loop.
-    state = vars(SyncToAsync.threadlocal)
+    # asgiref takes the loop from here, as in a thread that was started from that loop. Without this attribute of
+    # asgiref's, each call has a loop of its own.
+    state = vars(getattr(SyncToAsync, "threadlocal", threading.local()))
     before = dict(state)
     state.update(main_event_loop=_get_loop(), main_event_loop_pid=os.getpid())
     try:
@@ -52,7 +53,7 @@ async def _run(function: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
 
 
 def _make_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **kwargs: Any) -> "asyncio.Task[Any]":
-    """Make a task. It belongs to the event whose context it has, if any."""
+    """Create a task and add it to those of the event whose context it has."""
     task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **kwargs)
     context = kwargs.get("context")
     tasks = context.get(_tasks) if context is not None else _tasks.get()
@@ -62,7 +63,7 @@ def _make_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **kwargs: Any) -
 
 
 class _Threads(ThreadPoolExecutor):
-    """The threads for `asyncio.to_thread` and the like. They keep no connection, which nobody would look after."""
+    """The threads of `asyncio.to_thread` and the like. They close their database connections after each call."""
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
         return super().submit(_call_and_close, function, *args, **kwargs)
@@ -78,7 +79,7 @@ def _call_and_close(function: Callable[..., Result], *args: Any, **kwargs: Any) 
 
 _lock = threading.Lock()
 _loops: dict[int, asyncio.AbstractEventLoop] = {}
-"""The loop of this process, and perhaps those of processes that it was forked from, by their ids."""
+"""The loops of this process and of those it was forked from, by process id."""
 
 
 def _get_loop() -> asyncio.AbstractEventLoop:
@@ -95,5 +96,5 @@ def _get_loop() -> asyncio.AbstractEventLoop:
 def _run_forever(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
     while not loop.is_closed():
-        with suppress(BaseException):  # such as sys.exit() in a task, which its handler gets to know
+        with suppress(BaseException):  # such as SystemExit in a task, which its handler also receives
             loop.run_forever()

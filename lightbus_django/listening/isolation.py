@@ -1,4 +1,4 @@
-"""The thread state of one event: its handler begins with a fresh one, as a view does, and leaves nothing behind."""
+"""Isolates the thread state of events: each handler starts afresh, as a view does, and leaves nothing behind."""
 
 import decimal
 import logging
@@ -19,39 +19,40 @@ logger = logging.getLogger("lightbus_django")
 
 
 class _Thread:
-    """What all events of a thread share."""
+    """The state that all events of a thread share."""
 
     def __init__(self) -> None:
-        # The caches too: one that is first used in an event would be another one in the next event.
+        # Caches too, because one that is first used in an event would be another object in the next event.
         _make_all(caches)
-        self.connections = _make_all(connections)
+        self.by_alias = _make_all(connections)
+        self.connections = tuple(self.by_alias.values())
         self.wrappers: list[list[Any]] = []
-        """The execute wrappers that each connection had when its event began, or since then, when it connected."""
+        """The execute wrappers of each connection when its event began, or when it connected since."""
         self._seen = Context()
         self._has_decimal = False
 
     def new_context(self) -> Context:
-        """Return a copy of this thread's context."""
+        """Return a copy of the thread's context."""
         context = copy_context()
         if context != self._seen:
             self._seen = context.copy()
             self._has_decimal = any(isinstance(value, decimal.Context) for value in context.values())
-        if self._has_decimal:  # it is changed in place
+        if self._has_decimal:  # decimal contexts are changed in place
             context.run(lambda: decimal.setcontext(decimal.getcontext().copy()))
         return context
 
     def run(self, context: Context, call: Callable[..., None], *arguments: object) -> None:
-        """Call something of an event's; what it leaves on the connections is taken away."""
+        """Call a handler or a commit hook, then restore the execute wrappers of all connections."""
+        self.wrappers = [connection.execute_wrappers[:] for connection in self.connections]
         for connection in self.connections:
             if connection.queries_log:
                 connection.queries_log.clear()
-        self.wrappers = [connection.execute_wrappers[:] for connection in self.connections]
         try:
             context.run(call, *arguments)
         finally:
-            for connection, wrappers in zip(self.connections, self.wrappers, strict=True):
-                if connection.execute_wrappers != wrappers:
-                    _restore(connection, wrappers)
+            for number, connection in enumerate(self.connections):
+                if connection.execute_wrappers != self.wrappers[number]:
+                    _restore(connection, self.wrappers[number])
 
 
 _local = threading.local()
@@ -65,25 +66,25 @@ def _this_thread() -> _Thread:
     return found
 
 
-def _make_all(handler: Any) -> list[Any]:
-    made = []
+def _make_all(handler: Any) -> dict[str, Any]:
+    made = {}
     for alias in handler:
-        with suppress(Exception):  # it is for those who use it to complain
-            made.append(handler[alias])
+        with suppress(Exception):  # raised again for the code that uses it
+            made[alias] = handler[alias]
     return made
 
 
 def _restore(connection: Any, wrappers: list[Any]) -> None:
     connection.execute_wrappers[:] = wrappers
     if isinstance(connection.wrap_database_errors, RollbackDetector):
-        RollbackDetector.of(connection)  # its wrapper is one of ours
+        RollbackDetector.of(connection)  # puts its own wrapper back
 
 
 class Isolation:
-    """The state in which a listener's handler runs for one event, and afterwards the event's commit hooks.
+    """Runs handlers and their commit hooks, each event with a state of its own.
 
-    It holds context variables, and with them asgiref's `Local`: language, time zone, URLconf, script prefix. On the
-    connections of the thread it holds the execute wrappers, and the log of queries that Django keeps if DEBUG is on.
+    The state consists of context variables, which include asgiref's `Local` (language, time zone, URLconf, script
+    prefix), and of the connections' execute wrappers and query logs.
     """
 
     def __init__(self, using: str, group: str) -> None:
@@ -91,16 +92,20 @@ class Isolation:
         self._group = group
 
     def run(self, call: Callable[..., None], *arguments: object) -> None:
-        """Call a handler. A commit hook that it adds and that raises doesn't keep the hooks after it from running."""
+        """Call a handler. If one of its commit hooks raises, the error is logged and the other hooks run."""
         thread = _this_thread()
         context = thread.new_context()
-        connection: Any = connections[self._using]
-        first = len(connection.run_on_commit)
+        connection = thread.by_alias[self._using]
+        before = len(connection.run_on_commit)
         thread.run(context, call, *arguments)
-        hooks = connection.run_on_commit
-        for number in range(first, len(hooks)):
-            savepoints, hook, _ = hooks[number]
-            hooks[number] = savepoints, partial(self._run_hook, context, hook), False
+        if len(connection.run_on_commit) > before:
+            self._isolate_hooks(connection.run_on_commit, before, context)
+
+    def _isolate_hooks(self, hooks: list[Any], start: int, context: Context) -> None:
+        for index in range(start, len(hooks)):
+            if len(hooks[index]) == 3:  # Django keeps savepoint ids, the hook, and whether it is robust
+                savepoints, hook, _ = hooks[index]
+                hooks[index] = savepoints, partial(self._run_hook, context, hook), False
 
     def _run_hook(self, context: Context, hook: Callable[[], None]) -> None:
         try:
@@ -108,13 +113,13 @@ class Isolation:
         except KeyboardInterrupt:
             raise
         except BaseException:
-            logger.exception("%s: what a handler gave to transaction.on_commit() raised", self._group)
+            logger.exception("%s: a transaction.on_commit() hook of the handler raised an error", self._group)
 
 
 def watch_connections() -> None:
-    """Know from now on what execute wrappers the project gives to each new connection.
+    """Learn of the execute wrappers that the project adds to new connections.
 
-    It does that in receivers of the same signal, so ours must be the last one.
+    It adds them in receivers of `connection_created`, so ours has to be the last receiver.
     """
     connection_created.disconnect(_remember_wrappers)
     connection_created.connect(_remember_wrappers)

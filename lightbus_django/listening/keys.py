@@ -1,4 +1,4 @@
-"""Idempotency keys: which events a consumer group has handled, as the database knows it."""
+"""Idempotency keys: the record of which events a consumer group has handled."""
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,41 +12,41 @@ from lightbus_django.database.bulk_insert import UNLESS_THERE, insert, inserting
 from lightbus_django.database.connections import fetch, takes_several_statements
 from lightbus_django.database.errors import is_locked
 from lightbus_django.database.text import storable
-from lightbus_django.database.transactions import SAVEPOINT, Guard
+from lightbus_django.database.transaction_monitor import SAVEPOINT, TransactionMonitor
 from lightbus_django.exceptions import DatabaseUnavailable, KeyLocked
-from lightbus_django.models import ProcessedEvent, stored_group
+from lightbus_django.models import FailedEvent, ProcessedEvent, stored_group
 
 from .delivery import Delivery
 
 _COLUMNS = ("event_id", "consumer_group", "event_name", "processed_at", "discarded")
 _EVENT_NAME = ProcessedEvent._meta.get_field("event_name")
 
-
 LOCK_TIMEOUT = 1000.0
-"""Milliseconds to wait for the transaction of a process that has had an event before. It may hang, or be cut off."""
+"""Milliseconds to wait for the transaction of another process, which may hang or be cut off."""
 
 _TIMEOUT = f"{LOCK_TIMEOUT:.0f}ms"
 
-_LIMIT_BEFORE = (
+_SET = (
     "SELECT set_config('lightbus.lock_timeout', current_setting('lock_timeout'), true); "
     f"SELECT set_config('lock_timeout', '{_TIMEOUT}', true); "
 )
-LIMITS = _LIMIT_BEFORE, "; SELECT set_config('lock_timeout', current_setting('lightbus.lock_timeout'), true)"
-"""What goes before and behind a statement in the same string, for it not to wait for longer."""
+_RESET = "; SELECT set_config('lock_timeout', current_setting('lightbus.lock_timeout'), true)"
+LOCK_TIMEOUT_SQL = _SET, _RESET
+"""What to put before and after a statement in the same string to apply LOCK_TIMEOUT to it."""
 
-# In this order: what was set before, then the limit, for this transaction.
-_LIMIT = """
+# Evaluated in this order: the previous value, then the new one, for this transaction.
+_SET_LOCK_TIMEOUT = """
 WITH before AS MATERIALIZED (SELECT current_setting('lock_timeout') AS value)
 SELECT value, set_config('lock_timeout', %s, true) FROM before
 """
 
 
 class AlreadyHandled(Exception):
-    """One of the keys is there already, or what was to be retried is gone."""
+    """A key is already there, or the failed event to retry is gone."""
 
 
 class Keys:
-    """The keys of one consumer group in one database."""
+    """The idempotency keys of one consumer group in one database."""
 
     def __init__(self, group: str, using: str) -> None:
         self.group = group
@@ -54,40 +54,48 @@ class Keys:
 
     @property
     def stored_group(self) -> str:
-        """The name of the consumer group as the database has it."""
+        """The consumer group's name as the database stores it."""
         return stored_group(self.group, self.using)
 
     @property
     def rows(self) -> QuerySet[ProcessedEvent]:
-        """All of them."""
+        """The rows of all keys."""
         return ProcessedEvent.objects.using(self.using).filter(consumer_group=self.stored_group)
 
     def of(self, keys: Iterable[str]) -> QuerySet[ProcessedEvent]:
         """Return the rows of these keys."""
         return self.rows.filter(event_id__in=list(keys))
 
-    def known(self, keys: Iterable[str]) -> set[str]:
+    def of_events(self, event_names: Iterable[str]) -> QuerySet[ProcessedEvent]:
+        """Return the rows of events with these names."""
+        return self.rows.filter(event_name__in=[storable(name, _EVENT_NAME, self.using) for name in event_names])
+
+    def existing(self, keys: Iterable[str]) -> set[str]:
         """Return those of these keys that are there."""
         return set(self.of(keys).values_list("event_id", flat=True))
 
-    def of_events(self, event_names: Iterable[str]) -> QuerySet[ProcessedEvent]:
-        """Return the rows of events of these names."""
-        return self.rows.filter(event_name__in=[storable(name, _EVENT_NAME, self.using) for name in event_names])
+    def check_exists(self, delivery: Delivery) -> None:
+        """Raise DatabaseUnavailable if a key that could not be inserted is not there, so its event is not handled."""
+        if not self.existing([delivery.key]):
+            raise DatabaseUnavailable(f"{self.group}: the key of {delivery.key} was not inserted, and is not there")
 
-    def insert(self, delivery: Delivery, now: datetime) -> Guard:
-        """Insert a key as the first statement of a transaction; return what watches that.
+    def insert(self, delivery: Delivery, now: datetime, *, limits_lock: bool = False) -> TransactionMonitor:
+        """Insert a key as the first statement of a transaction, and return the transaction's monitor.
 
-        Waits for another transaction that is about to insert it.
+        Waits for another transaction that has inserted the key and not ended. On PostgreSQL this is limited by
+        LOCK_TIMEOUT if another process had the event, or `limits_lock` is true.
 
         Raises:
-            AlreadyHandled: it was not inserted; `check_known` tells whether it is there.
-            SequenceBehind: no key can be inserted.
+            AlreadyHandled: it was not inserted; `check_exists` tells whether it is there.
+            KeyLocked: another transaction has it and has not ended in time.
+            DatabaseUnavailable, SequenceBehind: no keys can be inserted for now.
         """
         sql, row = self.statement(delivery, now)
         connection: Any = connections[self.using]
         mark: str | None = None
+        lock_timeout = self._lock_timeout(applies=limits_lock or delivery.entry.is_redelivered)
         try:
-            with inserting(ProcessedEvent, self.using), connection.cursor() as cursor:
+            with lock_timeout, inserting(ProcessedEvent, self.using), connection.cursor() as cursor:
                 if connection.vendor == "mysql" and takes_several_statements(connection):
                     mark = SAVEPOINT
                     sql += f"; {SAVEPOINT}"
@@ -102,58 +110,60 @@ class Keys:
             if connection.vendor != "mysql":
                 raise
             raise AlreadyHandled from error
-        return Guard(connection, mark)
+        return TransactionMonitor(connection, mark)
 
     def statement(self, delivery: Delivery, now: datetime) -> tuple[str, tuple[Any, ...]]:
         """Return the SQL that inserts a key unless it is there, and its parameters."""
         sql = statement(ProcessedEvent, self.using, _COLUMNS, 1)
         vendor = connections[self.using].vendor
-        # MySQL's own ways to ignore a conflict ignore more, or don't tell what they did.
+        # MySQL's ways to ignore a duplicate ignore other errors too, or don't tell what they did.
         if vendor != "mysql":
             sql += UNLESS_THERE
         if vendor == "postgresql":
             sql += " RETURNING pg_current_xact_id()::text"
         return sql, self._row(delivery, now)
 
-    def insert_all(self, deliveries: Collection[Delivery], now: datetime) -> None:
-        """Insert keys with few statements, in their own order: two processes that have them in others would deadlock.
+    def insert_all(self, deliveries: Collection[Delivery], now: datetime) -> TransactionMonitor:
+        """Insert keys as the first statements of a transaction, and return its monitor.
+
+        They are inserted in sorted order, so that processes with the same events don't deadlock.
 
         Raises:
-            AlreadyHandled: one may be there; the transaction can only be rolled back.
-            SequenceBehind: as `insert`.
+            AlreadyHandled: one of them may be there; the transaction can only be rolled back.
+            KeyLocked, DatabaseUnavailable, SequenceBehind: as `insert`.
         """
         rows = sorted(self._row(delivery, now) for delivery in deliveries)
         try:
-            insert(ProcessedEvent, self.using, _COLUMNS, rows)
+            with self._lock_timeout(applies=any(delivery.entry.is_redelivered for delivery in deliveries)):
+                insert(ProcessedEvent, self.using, _COLUMNS, rows)
         except IntegrityError as error:
             raise AlreadyHandled from error
+        return TransactionMonitor(connections[self.using])
 
-    def check_known(self, delivery: Delivery) -> None:
-        """Make sure that a key which was not inserted is there.
-
-        Raises:
-            DatabaseUnavailable: it is not, so the event is not handled.
-        """
-        if not self.known([delivery.key]):
-            raise DatabaseUnavailable(f"{self.group}: the key of {delivery.key} is neither inserted nor there")
+    def renew(self, failed: FailedEvent, now: datetime) -> TransactionMonitor:
+        """Update the key of a failed event for its retry, or insert it if there is none; return the monitor."""
+        if not self.of([failed.event_id]).update(processed_at=now):
+            with inserting(ProcessedEvent, self.using):
+                self.rows.create(
+                    event_id=failed.event_id,
+                    consumer_group=self.stored_group,
+                    event_name=failed.event_name,
+                    processed_at=now,
+                )
+        return TransactionMonitor(connections[self.using])
 
     @contextmanager
-    def waiting(self, *, is_patient: bool) -> Iterator[None]:
-        """Limit how long keys that are inserted in this block are waited for, on PostgreSQL, unless `is_patient`.
-
-        Raises:
-            KeyLocked: another transaction that has one has not ended in time.
-            DatabaseUnavailable: they can't be inserted for now.
-        """
+    def _lock_timeout(self, *, applies: bool) -> Iterator[None]:
+        """Apply LOCK_TIMEOUT to the insertions in this block on PostgreSQL, and translate their transient errors."""
         connection = connections[self.using]
-        limits = not is_patient and connection.vendor == "postgresql"
-        before = fetch(connection, _LIMIT, [_TIMEOUT])[0] if limits else None
+        applies = applies and connection.vendor == "postgresql"
+        before = fetch(connection, _SET_LOCK_TIMEOUT, [_TIMEOUT])[0] if applies else None
         try:
             yield
         except OperationalError as error:
             kind = KeyLocked if is_locked(error) else DatabaseUnavailable
             raise kind(f"{self.group}: {error}") from error
-        if limits:
+        if applies:
             fetch(connection, "SELECT set_config('lock_timeout', %s, true)", [before])
 
     def _row(self, delivery: Delivery, now: datetime) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from .delivery import Delivery
 from .in_flight import InFlight
 from .inbox import Inbox
 from .leases import Leases
+from .listener import Listener
 
 logger = logging.getLogger("lightbus_django")
 
@@ -28,6 +29,7 @@ class Processor:
 
     def __init__(
         self,
+        listener: Listener,
         group_consumer: GroupConsumer,
         in_flight: InFlight,
         inbox: Inbox,
@@ -50,7 +52,6 @@ class Processor:
         self.contended: EventContended | None = None
         """Why the last event was set aside; None once another one has been handled."""
         self._max_deaths = max(max_attempts, 2)
-        listener = inbox.listener
         self._is_chained = listener.idempotent and not listener.batch
 
     @property
@@ -65,7 +66,7 @@ class Processor:
             BusError, DatabaseUnavailable: the events still wait; call again after a while.
         """
         first = self.in_flight.waiting[0]
-        self.inbox.troubles.is_crowded = len(self.in_flight.set_aside) >= MAX_ASIDE - 1
+        self.inbox.contention.is_crowded = len(self.in_flight.set_aside) >= MAX_ASIDE - 1
         handled = 0
         try:
             self.inbox.connect()

@@ -1,4 +1,4 @@
-"""What is told of an error: its text, its traceback, and its place in the user's code."""
+"""Describes errors: their text, their traceback, and their place in the user's code."""
 
 import os
 import sysconfig
@@ -12,7 +12,7 @@ import django
 from lightbus_django.exceptions import UnreadableEvent
 
 MAX_IN_LOG = 1000
-"""Characters of an error's text in a line of the log."""
+"""Characters of an error's text in a log line."""
 
 _INSTALLED = {"site-packages", "dist-packages"}
 
@@ -29,24 +29,24 @@ _DJANGO = _directories(Path(django.__file__).parent)
 
 
 def describe(error: BaseException) -> str:
-    """Return type and text of an error; that may be a megabyte, or not to be had."""
+    """Return the type and text of an error."""
     name = type(error).__name__
     try:
         return f"{name}: {error}"
     except BaseException:  # its __str__() may raise anything
-        return f"{name}: its text can't be had"
+        return f"{name}: its __str__() raised an error"
 
 
 def format_traceback(error: BaseException) -> str:
-    """Return the traceback of an error, and of those that it came from."""
+    """Return the traceback of an error and of those that led to it."""
     try:
         return "".join(traceback.format_exception(error))
-    except BaseException:  # as `describe`
+    except BaseException:  # as in `describe`
         return describe(error)
 
 
 def locate(error: BaseException) -> str:
-    """Return an error's type and place; its text may quote the payload, which is not for the log."""
+    """Return the type and place of an error. Its text may quote the payload, which must not be logged."""
     if isinstance(error, UnreadableEvent):
         return str(error)[:MAX_IN_LOG]
     places = [
@@ -62,7 +62,7 @@ def locate(error: BaseException) -> str:
 
 
 def _origins(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, then what it was raised from."""
+    """Yield an error and those that it was raised from."""
     seen = set()
     origin: BaseException | None = error
     while origin is not None and id(origin) not in seen:
@@ -76,7 +76,7 @@ def _is_library(filename: str) -> bool:
 
 
 def _calls_handlers(filename: str) -> bool:
-    # What was compiled from a string has a name such as "<string>".
+    # Code compiled from a string has a file name such as "<string>".
     is_standard = filename.startswith(_STANDARD_LIBRARY) and not _is_installed(filename)
     return is_standard or filename.startswith(("<", *_CALLERS))
 

@@ -11,7 +11,7 @@ import traceback
 from typing import Any
 
 from lightbus_django.bus.client import RedisClient
-from lightbus_django.database.errors import answers_queries, one_line
+from lightbus_django.database.errors import one_line, reconnect
 from lightbus_django.exceptions import BusError, BusForbidden, BusFull, BusUnsupported, SequenceBehind
 
 logger = logging.getLogger("lightbus_django")
@@ -89,7 +89,7 @@ class Outage:
             self._ask_at = now + ASK_INTERVAL
         elif now >= self._ask_at:
             self._ask_at = now + ASK_INTERVAL
-            answers = self._client.ping() if isinstance(error, BusError) else answers_queries()
+            answers = self._client.ping() if isinstance(error, BusError) else reconnect()
             self._answers_since = (self._answers_since or now) if answers else None
         return self._answers_since is not None and now - self._answers_since >= PATIENCE
 

@@ -50,9 +50,9 @@ def sabotage(kind: str) -> None:
 
         streams.trim = trim_all
     elif kind == "gate":
-        commit_gate.Gate._prove = lambda self, keys: len(keys)
+        commit_gate.CommitGate._prove = lambda self, keys: len(keys)
     elif kind == "gate-writes-nothing":
         commit_gate._PROVE = commit_gate._PROVE.replace("FOR KEY SHARE", "")
     elif kind == "found":
-        commit_gate.Gate.add_found = lambda self, key: None
+        commit_gate.CommitGate.add_found = lambda self, key: None
     # "keys" and "outbox" are seen to by the listeners and the producers.

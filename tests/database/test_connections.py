@@ -81,7 +81,7 @@ class TestAListener:
 
     @of_servers
     def test_checks_its_health_if_asked_to(self, consumer, keep_for, caplog):
-        from tests.listening.test_contention import kill_this_connection
+        from tests.listening.handling import kill_this_connection
 
         keep_for(None, CONN_HEALTH_CHECKS=True)
         handle(consumer, 1)
@@ -90,7 +90,7 @@ class TestAListener:
         caplog.set_level("INFO")
         consumer.step(block=1)
         assert Effect.objects.count() == 2
-        assert "is tried again" not in caplog.text
+        assert "is handled again" not in caplog.text
 
     def test_nothing_is_closed_within_a_transaction(self, consumer, keep_for):
         from django.db import transaction
@@ -149,7 +149,7 @@ class TestAWorker:
             there = connections.create_connection("default")
             there.close_pool()
         (warning,) = [text for text in map(str, caplog.messages) if "the pool of database 'default'" in text]
-        assert "at most 2 connections, for 7 threads" in warning
+        assert "at most 2 connections for 7 threads" in warning
         assert "waiting" not in caplog.text
 
     def test_has_no_connections_for_idle_listeners(self, six_listeners, configure):

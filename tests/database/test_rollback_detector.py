@@ -8,6 +8,7 @@ from django.db.utils import DatabaseErrorWrapper
 from django.test.utils import CaptureQueriesContext
 
 from lightbus_django import on_commit
+from lightbus_django.database import rollback_detector
 from lightbus_django.models import OutboxEvent
 from tests.app.models import Effect
 from tests.firing.test_api import KEY, numbers
@@ -335,3 +336,34 @@ class TestTheDriversConnection:
         assert len(type(connection.connection).__mro__) == len(connection.Database.Connection.__mro__) + 1
         place(1)
         assert len(type(connection.connection).__mro__) == len(connection.Database.Connection.__mro__) + 1
+
+
+class TestInternalsThatHaveChanged:
+    """Each transaction is in doubt."""
+
+    def test_of_django(self, r, monkeypatch):
+        connection.execute_wrappers = []
+        with suppress(AttributeError):
+            del connection.wrap_database_errors
+        monkeypatch.setattr(rollback_detector, "INTERNALS", ["gone"])
+        with transaction.atomic():
+            place(1)
+            with in_sql():
+                place(2)
+            place(3)
+        assert numbers(r) == [1, 3]
+        assert not connection.execute_wrappers
+
+    @of_psycopg
+    def test_of_psycopg(self, r, monkeypatch):
+        def refuse(connection_class):
+            raise TypeError
+
+        connection.close()
+        monkeypatch.setattr(rollback_detector, "_counting", refuse)
+        with transaction.atomic():
+            place(1)
+            with suppress(ZeroDivisionError), connection.connection.transaction():
+                place(2)
+                raise ZeroDivisionError
+        assert numbers(r) == [1]

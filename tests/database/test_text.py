@@ -263,4 +263,4 @@ def test_a_content_that_is_longer_for_the_driver_than_for_us(number, alias, fail
     drain(consumer)
     assert failed.count() == 2
     assert r.xpending(KEY, "price-monitor-book")["pending"] == 0
-    assert ("too many to keep" in failed.latest("pk").error) == (number > 4_000_000)
+    assert ("too large to keep" in failed.latest("pk").error) == (number > 4_000_000)

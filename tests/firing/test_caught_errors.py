@@ -7,14 +7,10 @@ import pytest
 from django.db import DatabaseError, connection, connections, transaction
 
 from lightbus_django import listens_to, on_commit
-from lightbus_django.conf import get_settings
 from lightbus_django.exceptions import LightbusError
-from lightbus_django.listening.batch_inbox import BatchInbox
-from lightbus_django.listening.inbox import Inbox
-from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent
 from tests.app.models import Effect
-from tests.listening.test_inbox import deliver
+from tests.listening.handling import deliver, inbox
 
 KEY = "shop.*:stream"
 
@@ -71,8 +67,7 @@ class TestAnErrorThatWasCaught:
             Effect.objects.create(number=number)
             fail_and_catch()
 
-        (listener,) = registry
-        assert Inbox(listener, "group", get_settings()).handle([deliver(1)]) == 1
+        assert inbox().handle([deliver(1)]) == 1
         assert ProcessedEvent.objects.exists()  # neither key, nor effect, nor failure: acknowledged and gone
         assert FailedEvent.objects.exists() or Effect.objects.exists()
 
@@ -83,8 +78,7 @@ class TestAnErrorThatWasCaught:
             if number == 3:
                 fail_and_catch()
 
-        (listener,) = registry
-        assert Inbox(listener, "group", get_settings()).handle([deliver(1), deliver(2), deliver(3)]) == 3
+        assert inbox().handle([deliver(1), deliver(2), deliver(3)]) == 3
         assert sorted(Effect.objects.values_list("number", flat=True))[:2] == [1, 2]
 
     def test_of_a_batch_handler_loses_no_event(self, listeners):
@@ -93,8 +87,7 @@ class TestAnErrorThatWasCaught:
             Effect.objects.create(number=len(events))
             fail_and_catch()
 
-        (listener,) = registry
-        box = BatchInbox(listener, "group", get_settings())
+        box = inbox()
         left = [deliver(1), deliver(2)]
         while left:
             left = left[box.handle(left) :]
@@ -149,10 +142,9 @@ class TestADeadlockThatWasCaught:
             if number == 2:
                 self.lose_a_deadlock()
 
-        (listener,) = registry
         settled = 0
         with suppress(LightbusError):  # "nobody is to blame" would do
-            settled = Inbox(listener, "group", get_settings()).handle([deliver(1), deliver(2), deliver(3)])
+            settled = inbox().handle([deliver(1), deliver(2), deliver(3)])
         assert [failed.stream_id for failed in FailedEvent.objects.all()] in ([], ["3-0"])  # that of number 2
         assert ProcessedEvent.objects.count() == settled
 

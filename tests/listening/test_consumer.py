@@ -115,7 +115,7 @@ class TestAnyBytes:
         assert effects() == [1]
         failed = FailedEvent.objects.get()
         assert failed.is_dead_letter
-        assert "too many to keep" in failed.error
+        assert "too large to keep" in failed.error
         assert len(failed.fields) < 1000
 
     def test_noop_entries_are_acknowledged_silently(self, r, consumer, caplog):

@@ -12,14 +12,12 @@ from django.utils import timezone
 
 from lightbus_django import fire, listens_to
 from lightbus_django.conf import get_settings
-from lightbus_django.listening.batch_inbox import BatchInbox
-from lightbus_django.listening.inbox import Inbox
 from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, ProcessedEvent
 from lightbus_django.running.worker import Worker
 from tests.app.models import Effect
 from tests.conftest import eventually
-from tests.listening.test_inbox import deliver, effects, handle_all
+from tests.listening.handling import deliver, effects, handle_all, inbox
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("listeners")]
 
@@ -36,11 +34,6 @@ def client(r, lightbus_url):
 
     (listener,) = (item for item in registry if item.handler is close)
     listener.call(deliver().message)
-
-
-def inbox():
-    (listener,) = registry
-    return (BatchInbox if listener.batch else Inbox)(listener, "group", get_settings())
 
 
 def in_the_transaction(number):

@@ -13,14 +13,10 @@ from django.urls import get_script_prefix, get_urlconf, set_script_prefix, set_u
 from django.utils import timezone, translation
 
 from lightbus_django import listens_to, on_commit
-from lightbus_django.conf import get_settings
 from lightbus_django.database.rollback_detector import RollbackDetector
-from lightbus_django.listening.batch_inbox import BatchInbox
-from lightbus_django.listening.inbox import Inbox
-from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent
 from tests.app.models import Effect
-from tests.listening.test_inbox import deliver, handle_all
+from tests.listening.handling import deliver, handle_all, inbox
 
 pytestmark = [
     pytest.mark.django_db(transaction=True, databases=["default", "other"]),
@@ -96,11 +92,6 @@ def listen(*, batch=False, asynchronous=False, raises=False, hook=None, **option
             work([number])
 
     return found
-
-
-def inbox():
-    (listener,) = registry
-    return (BatchInbox if listener.batch else Inbox)(listener, "group", get_settings())
 
 
 @pytest.fixture(autouse=True)

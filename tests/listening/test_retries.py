@@ -1,0 +1,147 @@
+"""Failed events are retried with a backoff, until they succeed or are dead letters."""
+
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+from django.utils import timezone
+
+from lightbus_django import BusUnavailable, listens_to
+from lightbus_django.bus.consumer_group import Entry
+from lightbus_django.events.codec import load_fields
+from lightbus_django.listening.delivery import Delivery
+from lightbus_django.models import FailedEvent, ProcessedEvent
+from tests.app.models import Effect
+from tests.listening.handling import (
+    deliver,
+    effects,
+    inbox,
+)
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("listeners")]
+
+
+class TestRetry:
+    def fail(self):
+        """Handle one event whose handler raises `self.error`; return inbox and failed event."""
+        self.error, self.attempts = ValueError("broken"), []
+
+        @listens_to("shop.order_placed")
+        def handler(event, number):
+            self.attempts.append(event.attempt)
+            Effect.objects.create(number=number)
+            if self.error:
+                raise self.error
+
+        box = inbox()
+        box.handle([deliver(1)])
+        return box, FailedEvent.objects.get()
+
+    def test_a_retry_that_succeeds_removes_the_failed_event(self):
+        box, failed = self.fail()
+        self.error = None
+        assert box.retry(timezone.now()) is False
+        assert box.retry(failed.next_attempt_at) is True
+        assert effects() == [1]
+        assert self.attempts == [1, 2]
+        assert not FailedEvent.objects.exists()
+        assert ProcessedEvent.objects.count() == 1
+
+    def test_backs_off_exponentially_until_it_is_a_dead_letter(self, lightbus):
+        lightbus(MAX_ATTEMPTS=4, RETRY_BACKOFF=10, RETRY_BACKOFF_MAX=15)
+        box, failed = self.fail()
+        longest = []
+        while not failed.is_dead_letter:
+            longest.append((failed.next_attempt_at - timezone.now()).total_seconds())
+            assert box.retry(failed.next_attempt_at) is True
+            failed.refresh_from_db()
+        assert self.attempts == [1, 2, 3, 4]
+        for delay, expected in zip(longest, [10, 15, 15], strict=True):
+            assert expected / 2 - 1 < delay <= expected
+        assert failed.error == "ValueError: broken"
+        assert box.retry(timezone.now() + timedelta(days=1)) is False
+
+    def test_an_attempt_is_counted_before_it_runs(self, lightbus):
+        lightbus(MAX_ATTEMPTS=2)
+        box, failed = self.fail()
+        # As a process does that dies in its attempt: claimed, and never heard of again.
+        now = failed.next_attempt_at
+        assert FailedEvent.objects.claim_due("group", now, now + timedelta(seconds=60)).attempts == 2
+        assert box.retry(now) is False
+        assert box.retry(now + timedelta(seconds=61)) is True
+        failed.refresh_from_db()
+        assert failed.is_dead_letter
+        assert "its process died" in failed.error
+        assert self.attempts == [1]
+
+    def test_without_keys_a_retry_is_in_no_transaction_as_the_first_attempt(self):
+        seen = []
+
+        @listens_to("shop.order_placed", idempotent=False)
+        def handler(event, number):
+            seen.append(connection.in_atomic_block)
+            if event.attempt == 1:
+                raise ValueError
+
+        box = inbox()
+        box.handle([deliver(1)])
+        assert box.retry(FailedEvent.objects.get().next_attempt_at) is True
+        assert seen == [False, False]
+        assert not FailedEvent.objects.exists()
+
+    def test_one_retry_is_made_by_one_process(self):
+        box, failed = self.fail()
+        self.error = None
+        other = FailedEvent.objects.get()
+        assert box._retries._handle(failed) is None
+        assert box._retries._handle(other) is None
+        assert effects() == [1]
+
+    def test_the_bus_being_away_costs_no_attempt(self):
+        box, failed = self.fail()
+        self.error = BusUnavailable("away")
+        with pytest.raises(BusUnavailable):
+            box.retry(failed.next_attempt_at)
+        box.give_back()
+        failed.refresh_from_db()
+        assert failed.attempts == 1
+        assert failed.next_attempt_at is not None
+
+    def test_a_retry_that_could_not_be_tried_is_tried_again_as_the_same_attempt(self):
+        box, failed = self.fail()
+        self.error = BusUnavailable("away")
+        for _ in range(3):
+            with pytest.raises(BusUnavailable):
+                box.retry(failed.next_attempt_at)
+        self.error = None
+        assert box.retry(failed.next_attempt_at) is True
+        assert self.attempts == [1, 2, 2, 2, 2]
+        assert effects() == [1]
+
+    def test_a_claim_that_another_process_has_taken_over_is_dropped(self):
+        box, failed = self.fail()
+        self.error = BusUnavailable("away")
+        with pytest.raises(BusUnavailable):
+            box.retry(failed.next_attempt_at)
+        FailedEvent.objects.update(attempts=3)
+        self.error = None
+        assert box.retry(failed.next_attempt_at) is False
+        assert self.attempts == [1, 2]
+
+    def test_retry_now_gives_a_dead_letter_all_its_attempts_again(self, lightbus):
+        lightbus(MAX_ATTEMPTS=1)
+        box, failed = self.fail()
+        assert failed.is_dead_letter
+        self.error = None
+        FailedEvent.objects.retry_now()
+        assert box.retry(timezone.now()) is True
+        assert effects() == [1]
+
+    def test_a_discarded_event_counts_as_processed(self):
+        box, failed = self.fail()
+        self.error = None
+        delivery = Delivery.of(Entry(failed.stream, failed.stream_id, load_fields(failed.fields)))
+        failed.discard()
+        assert not FailedEvent.objects.exists()
+        box.handle([delivery])
+        assert self.attempts == [1]
