@@ -11,13 +11,12 @@ from redis.crc import key_slot
 
 from lightbus_django import on_commit
 from lightbus_django.bus import confirmations as notes
-from lightbus_django.firing import outbox as outbox_module
+from lightbus_django.firing import after_commit, relay, rows
 from lightbus_django.firing import publisher as dispatch
-from lightbus_django.firing import relay
 from lightbus_django.firing.publisher import GRACE
 from lightbus_django.models import OutboxEvent
 from tests.app.models import Effect
-from tests.firing.test_api import KEY, NOWHERE, numbers, relay_in_threads, waiting
+from tests.firing.helpers import KEY, NOWHERE, numbers, relay_in_threads, waiting
 from tests.servers import Server
 
 NOTES = f"{{{KEY}}}:published:price-monitor:default"
@@ -73,7 +72,7 @@ class TestTheRequest:
         assert r.scard(NOTES) == 2
 
     def test_of_many_marks_some_itself_where_no_relay_does(self, r, monkeypatch):
-        monkeypatch.setattr(dispatch, "SETTLE_EVERY", 3)
+        monkeypatch.setattr(dispatch, "MARK_EVERY", 3)
         place_orders(1, 2)
         assert waiting() == 2
         place_orders(3, 4)
@@ -83,7 +82,7 @@ class TestTheRequest:
         assert waiting() == 1
 
     def test_takes_what_it_can_t_mark_for_no_error(self, r, monkeypatch, caplog):
-        monkeypatch.setattr(dispatch, "SETTLE_EVERY", 1)
+        monkeypatch.setattr(dispatch, "MARK_EVERY", 1)
 
         def refuse(execute, sql, *arguments):
             if sql.startswith("UPDATE"):
@@ -248,7 +247,7 @@ class TestTheRelay:
         assert sorted(numbers(r)) == list(range(1500))
 
     def test_publishes_no_more_bytes_at_a_time_than_need_be(self, r, keeper, lightbus, lightbus_url, monkeypatch):
-        monkeypatch.setattr(relay, "RELAY_BYTES", 1000)
+        monkeypatch.setattr(rows, "PIPELINE_BYTES", 1000)
         lightbus(URL=NOWHERE)
         for number, size in enumerate([400, 400, 400, 2000, 10]):
             on_commit("shop.order_placed", number=number, text="x" * size)
@@ -345,7 +344,7 @@ class TestWhatIsInTheRelaysWay:
         lightbus(URL=lightbus_url)
         OutboxEvent.objects.update(due_at=timezone.now() - GRACE)
         monkeypatch.setattr(
-            outbox_module, "MARGIN", GRACE + timedelta(seconds=1)
+            after_commit, "MARGIN", GRACE + timedelta(seconds=1)
         )  # as if each took more than five seconds
         for number in range(20):  # one a second
             with transaction.atomic():

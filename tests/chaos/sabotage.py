@@ -17,7 +17,7 @@ SABOTAGES = {
 def sabotage(kind: str) -> None:
     from lightbus_django.bus import streams
     from lightbus_django.database import transactions
-    from lightbus_django.firing import outbox
+    from lightbus_django.firing import after_commit
     from lightbus_django.listening.consumer import Consumer
 
     if kind == "acknowledgement":
@@ -30,7 +30,7 @@ def sabotage(kind: str) -> None:
 
         Consumer._sort = acknowledge_and_sort
     elif kind == "order":
-        publish, handle = outbox.publish_confirmed, Consumer._handle
+        publish, handle = after_commit.publish_and_confirm, Consumer._handle
 
         def publish_in_reverse(events: Any, *args: Any) -> None:
             publish(events[::-1], *args)
@@ -39,7 +39,7 @@ def sabotage(kind: str) -> None:
             self._held.reverse()
             return handle(self, now)
 
-        outbox.publish_confirmed = publish_in_reverse
+        after_commit.publish_and_confirm = publish_in_reverse
         Consumer._handle = handle_in_reverse
     elif kind == "trimming":
 

@@ -14,7 +14,7 @@ from lightbus_django.firing.publisher import GRACE
 from lightbus_django.models import OutboxEvent
 from tests.bus.test_confirmations import NOTES, grow_old, place_orders
 from tests.conftest import eventually
-from tests.firing.test_api import KEY, NOWHERE, waiting
+from tests.firing.helpers import KEY, NOWHERE, waiting
 
 DELAY = timedelta(milliseconds=100)
 

@@ -16,16 +16,14 @@ from lightbus_django import fire, fire_many, listens_to, on_commit
 from lightbus_django.bus.client import RedisClient, get_client
 from lightbus_django.conf import get_settings
 from lightbus_django.events.chunks import chunks
-from lightbus_django.firing import api as publishing_module
-from lightbus_django.firing import outbox as outbox_module
-from lightbus_django.firing import relay as relay_module
+from lightbus_django.firing import after_commit, rows
 from lightbus_django.firing.publisher import GRACE
-from lightbus_django.firing.relay import republish
+from lightbus_django.firing.relay import Relay, republish
 from lightbus_django.listening import reader as reader_module
 from lightbus_django.models import OutboxEvent
 from tests.app.models import Effect
 from tests.conftest import drain
-from tests.firing.test_api import KEY, NOWHERE, numbers
+from tests.firing.helpers import KEY, NOWHERE, numbers
 from tests.servers import LOOPBACK
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
@@ -37,8 +35,8 @@ MEGABYTE = 1_000_000
 @pytest.fixture
 def limited(monkeypatch):
     """Let 100 kB be published at a time."""
-    for module in (outbox_module, publishing_module, relay_module):
-        monkeypatch.setattr(module, "RELAY_BYTES", LIMIT)
+    for module in (rows, after_commit):
+        monkeypatch.setattr(module, "PIPELINE_BYTES", LIMIT)
 
 
 @pytest.fixture
@@ -104,7 +102,8 @@ class TestPublishing:
         assert numbers(r) == [0, 2]
 
     def test_a_transaction_of_many_megabytes_is_not_kept_in_memory(self, r, monkeypatch):
-        monkeypatch.setattr(outbox_module, "RELAY_BYTES", 2 * MEGABYTE)
+        for module in (rows, after_commit):
+            monkeypatch.setattr(module, "PIPELINE_BYTES", 2 * MEGABYTE)
         text = "x" * MEGABYTE
         tracemalloc.start()
         try:
@@ -124,7 +123,7 @@ class TestPublishing:
                 on_commit(name, **payload)
         lightbus(URL=lightbus_url)
         OutboxEvent.objects.update(due_at=timezone.now() - GRACE)
-        relay = relay_module.Relay("default", redis_client, get_settings())
+        relay = Relay("default", redis_client, get_settings())
         while relay.step(timezone.now()):
             pass
         assert numbers(r) == [0, 1, 2]

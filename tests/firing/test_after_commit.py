@@ -1,4 +1,4 @@
-"""The commit hooks of events: each publishes what belongs to it, whoever runs it, and when."""
+"""The commit hooks of events: each publishes its own events, whatever runs it and when."""
 
 from contextlib import contextmanager, suppress
 
@@ -11,7 +11,7 @@ from lightbus_django.bus.client import RedisClient
 from lightbus_django.firing.publisher import GRACE
 from lightbus_django.models import OutboxEvent
 from tests.app.models import Effect
-from tests.firing.test_api import KEY, numbers, waiting
+from tests.firing.helpers import KEY, numbers, waiting
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
