@@ -11,7 +11,7 @@ from lightbus_django.models import OutboxEvent
 def current_database() -> str:
     """Return the alias of the database whose transaction is open; if that isn't exactly one, the router's choice.
 
-    Transactions of databases that may not have an outbox, such as replicas, don't count.
+    Transactions of databases without an outbox, such as replicas, don't count.
     """
     in_transaction = [
         connection.alias

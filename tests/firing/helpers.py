@@ -1,4 +1,4 @@
-"""What several tests of the outbox and the relay use."""
+"""Helpers for tests of the outbox and the relay."""
 
 import json
 import threading
@@ -36,7 +36,7 @@ def relay_in_threads(housekeeping):
         keeper = housekeeping()
         try:
             while waiting():
-                with suppress(OperationalError):  # SQLite may be locked for the others
+                with suppress(OperationalError):  # another thread may have SQLite locked
                     keeper.relay()
         finally:
             connections.close_all()

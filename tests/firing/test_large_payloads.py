@@ -1,4 +1,4 @@
-"""Large payloads: what is sent, kept and read at a time is limited by bytes, and a slow line is no outage."""
+"""Large payloads: pipelines, memory and reads are limited by bytes, and a slow connection is not an outage."""
 
 import socket
 import threading
@@ -34,14 +34,14 @@ MEGABYTE = 1_000_000
 
 @pytest.fixture
 def limited(monkeypatch):
-    """Let 100 kB be published at a time."""
+    """Limit a pipeline to 100 kB."""
     for module in (rows, after_commit):
         monkeypatch.setattr(module, "PIPELINE_BYTES", LIMIT)
 
 
 @pytest.fixture
 def sent(monkeypatch):
-    """The sizes in bytes of what is sent to Redis at a time."""
+    """The size in bytes of each pipeline."""
     sizes = []
     send = RedisClient.send
 
@@ -130,7 +130,7 @@ class TestPublishing:
 
 
 class SlowLine:
-    """A way to the server on which a few MB a second pass."""
+    """A proxy to the server that carries a few MB per second."""
 
     def __init__(self, url: str) -> None:
         self._port = urlsplit(url).port
@@ -179,7 +179,7 @@ def slow_line(lightbus_url, lightbus) -> Iterator[None]:
 
 
 class TestASlowLine:
-    """The timeout is for a step of the way, not for all of it: a server that answers is not down."""
+    """The timeout applies to each read and write, not to the whole pipeline: a server that answers is not down."""
 
     def test_takes_what_needs_longer_than_the_timeout(self, r, slow_line):
         with transaction.atomic():
@@ -193,7 +193,7 @@ class TestASlowLine:
 class TestReading:
     @pytest.fixture
     def reading(self, listeners, consume, monkeypatch):
-        """The reads of a consumer, of 100 kB at a time."""
+        """The reader of a consumer, limited to 100 kB per read."""
 
         @listens_to("shop.order_placed")
         def handler(event, number: int, **kwargs):

@@ -27,7 +27,7 @@ def test_nothing_is_published_before_the_commit_and_all_in_order_after_it(r, hou
 
 
 def test_all_events_of_a_transaction_go_in_one_pipeline(r, redis_client):
-    # Redis says how often it read from a socket; an older one does not.
+    # Redis counts its reads from sockets; old versions do not.
     reads = [r.info("stats").get("total_reads_processed", 0)]
     with transaction.atomic():
         for number in range(50):

@@ -1,4 +1,4 @@
-"""`on_commit_many`: many events of one transaction, written with a few statements."""
+"""`on_commit_many`: many events in one transaction, written with few statements."""
 
 from contextlib import suppress
 from uuid import UUID

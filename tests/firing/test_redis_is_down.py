@@ -20,7 +20,7 @@ class TestRedisIsDown:
 
     @pytest.fixture
     def frozen(self, lightbus):
-        """A server that takes connections and never answers; the connections that it took."""
+        """A server that accepts connections and never answers; returns how many it has accepted."""
         with socket.create_server(("127.0.0.1", 0)) as server:
             lightbus(URL=f"redis://127.0.0.1:{server.getsockname()[1]}/0", REDIS_TIMEOUT=0.2)
             server.setblocking(False)
@@ -51,11 +51,11 @@ class TestRedisIsDown:
         soon = time.monotonic() + 1
         assert not redis_client.is_worth_trying(soon)
         assert redis_client.is_worth_trying(soon + PAUSE)
-        assert not redis_client.is_worth_trying(soon + PAUSE)  # the other one is at it
+        assert not redis_client.is_worth_trying(soon + PAUSE)  # another commit is asking
         for _ in range(10):
             with pytest.raises(BusUnavailable):
-                fire("shop.order_placed", number=1)  # who fires gets an answer, whatever is known
-        # However often it failed, somebody asks within five seconds.
+                fire("shop.order_placed", number=1)  # fire() always asks
+        # After any number of failures, a commit asks within five seconds.
         assert redis_client.is_worth_trying(time.monotonic() + 5 - get_settings().redis_timeout)
 
     def test_an_answer_ends_the_pause(self, r, lightbus_url):

@@ -6,7 +6,7 @@ import pytest
 from django.db import OperationalError, connections, transaction
 from django.utils import timezone
 
-from lightbus_django import on_commit
+from lightbus_django import on_commit, on_commit_many
 from lightbus_django.events.ids import uuid7
 from lightbus_django.firing.relay import GRACE
 from lightbus_django.models import OutboxEvent
@@ -27,9 +27,7 @@ def left_behind(lightbus, lightbus_url):
 
     def leave(count=1):
         lightbus(URL=NOWHERE)
-        with transaction.atomic():
-            for number in range(count):
-                on_commit("shop.order_placed", number=number)
+        on_commit_many(("shop.order_placed", {"number": number}) for number in range(count))
         lightbus(URL=lightbus_url)
         assert waiting() == count
         make_due()

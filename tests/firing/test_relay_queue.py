@@ -50,7 +50,7 @@ def claim(*ids, seconds=10):
 
 @contextmanager
 def interrupting(word, work):
-    """Let another thread do some work right after the first query that has this word in it."""
+    """Do some work in another thread right after the first query that contains this word."""
     done = []
 
     def execute(execute, sql, *arguments):
@@ -68,7 +68,7 @@ def interrupting(word, work):
 
 
 class TestOneAtATime:
-    """While one relay is at the first rows of a transaction, no other one takes the next."""
+    """While one relay publishes the first rows of a transaction, no other relay takes the next ones."""
 
     def test_takes_nothing_while_another_has_claimed_the_first_row(self, r, leave, relay):
         first, *_ = leave(*range(5))
@@ -99,7 +99,7 @@ class TestOneAtATime:
         assert waiting() == 5
 
     def test_finds_the_queue_taken_from_an_earlier_row_on(self, r, leave, relay):
-        """A row that was committed late came before the first one, and with it another relay took all."""
+        """A late row was committed before the first one, and another relay claimed it, and with it the queue."""
         leave(*range(3))
 
         def another():
@@ -114,7 +114,7 @@ class TestOneAtATime:
         assert OutboxEvent.objects.claimed(timezone.now()).count() == 1
 
     def test_stops_before_a_row_that_is_claimed(self, r, leave, relay):
-        """Its own process may publish it, after a long transaction."""
+        """The process that committed it may be publishing it, after a long transaction."""
         ids = leave(*range(5))
         with interrupting("LENGTH(", lambda: claim(ids[3])):
             assert relay().step(timezone.now()) == 3
@@ -134,10 +134,12 @@ class TestOneAtATime:
 
 
 class TestAfterALongTransaction:
-    """Its own process publishes what it fired, unless a relay does."""
+    """The process that committed the events publishes them, unless a relay does."""
 
     def late(self, monkeypatch, before_publishing):
-        monkeypatch.setattr(after_commit, "MARGIN", GRACE + timedelta(seconds=1))  # as if it had taken that long
+        monkeypatch.setattr(
+            after_commit, "MARGIN", GRACE + timedelta(seconds=1)
+        )  # as if the transaction had taken that long
         with transaction.atomic():
             event = on_commit("shop.order_placed", number=7)
             connection.run_on_commit.insert(0, (set(), before_publishing, False))
@@ -188,7 +190,7 @@ class TestOrder:
 
 
 class TestLateRows:
-    """A transaction that takes long commits rows that were due before others."""
+    """A long transaction commits rows that are due before others."""
 
     def test_are_found_at_once_up_to_a_limit(self, r, leave, relay):
         one = relay()
@@ -215,7 +217,7 @@ def buffers_of(captured):
 
 
 class TestWhatIsRead:
-    """However many rows are published, and whatever the database keeps of them, a look reads a few pages."""
+    """A look at the queue reads few pages, however many published rows or their remains the database has."""
 
     QUEUE = {"lightbus_outbox_waiting": ["due_at", "id"], "lightbus_outbox_claimed": ["claimed_until"]}
 
@@ -274,7 +276,7 @@ class TestWhatIsRead:
         assert FailedEvent.objects.claim_due("shop-one", now, now).attempts == 2
 
     def test_a_backlog_is_read_once(self, r, leave, relay, monkeypatch):
-        """What was published is not passed over with each of the next rows."""
+        """The next look does not read past the rows that are already published."""
         monkeypatch.setattr(relay_module, "RELAY_SIZE", 3)
         leave(*range(8))
         one = relay()

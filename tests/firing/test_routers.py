@@ -1,4 +1,4 @@
-"""Database routers: with a replica for what is read, writes go to the primary, and so do reads that decide them."""
+"""Database routers: with a read replica, writes go to the primary, and so do the reads that they depend on."""
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "othe
 
 
 class Router:
-    """As Django's documentation has it: "other" is a replica of "default"."""
+    """The router from Django's documentation: "other" is a replica of "default"."""
 
     def db_for_read(self, model, **hints):
         return "other" if model._meta.app_label == "lightbus_django" else None
@@ -35,7 +35,7 @@ class Router:
 
 
 class Sharding(Router):
-    """Writes a row to where it came from, and new ones to "other"."""
+    """Writes rows to the database that they came from, and new rows to "other"."""
 
     def db_for_write(self, model, instance=None, **hints):
         is_ours = model._meta.app_label == "lightbus_django"
@@ -44,7 +44,7 @@ class Sharding(Router):
 
 @pytest.fixture
 def replica(settings):
-    """Have a replica, which takes no writes."""
+    """A replica that accepts no writes."""
     settings.DATABASE_ROUTERS = [Router()]
     refused = []
 
@@ -59,7 +59,7 @@ def replica(settings):
 
 
 def failed(**values):
-    """A failed event, in both databases."""
+    """Make a failed event in both databases."""
     content = dump_fields({b"id": b"1", b"api_name": b"shop", b"event_name": b"order_placed", b"version": b"1"})
     values = {"event_id": "1", "consumer_group": "price-monitor-book", "fields": content, "attempts": 5, **values}
     row = baker.prepare(FailedEvent, event_name="shop.order_placed", pk=1, **values)
@@ -110,7 +110,7 @@ def test_the_admin_acts_on_the_primary(action, replica, admin_client):
 
 
 def test_the_admin_decides_by_the_primary(replica, admin_client):
-    """What the replica still shows may be done already."""
+    """The replica may still show what is already done."""
     failed(next_attempt_at=None)
     FailedEvent.objects.using("default").update(next_attempt_at=timezone.now(), attempts=1)
     url = reverse("admin:lightbus_django_failedevent_changelist")
@@ -128,7 +128,7 @@ def test_the_admin_publishes_again_on_the_primary(replica, admin_client):
 def test_on_commit_goes_to_the_primary_whatever_is_open(replica, r):
     with transaction.atomic(using="other"):
         on_commit("shop.order_placed", number=1)
-        assert r.xlen(KEY) == 1  # for no transaction of the primary is open
+        assert r.xlen(KEY) == 1  # because no transaction of the primary is open
     with transaction.atomic(), transaction.atomic(using="other"):
         on_commit("shop.order_placed", number=2)
         assert r.xlen(KEY) == 1
@@ -207,7 +207,7 @@ def test_a_worker_writes_to_the_primary_alone(replica, listeners, r, consume, ho
 
 
 def test_what_only_the_replica_has_is_neither_relayed_nor_pruned(settings, r, housekeeping, lightbus):
-    """It lags behind."""
+    """The replica lags behind."""
     old = timezone.datetime(2020, 1, 1, tzinfo=timezone.get_default_timezone())
     baker.make(OutboxEvent, _using="other", event_name="shop.order_placed", payload="{}", due_at=old)
     baker.make(ProcessedEvent, _using="other", processed_at=old)
