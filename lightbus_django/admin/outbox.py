@@ -21,10 +21,11 @@ class PublishedFilter(admin.SimpleListFilter):
     def lookups(self, request: HttpRequest, model_admin: Any) -> Any:
         return [("waiting", _("Waiting")), ("published", _("Published"))]
 
-    def queryset(self, request: HttpRequest, queryset: QuerySet[OutboxEvent]) -> QuerySet[OutboxEvent]:
+    def queryset(self, request: HttpRequest, queryset: Any) -> OutboxEventQuerySet:
+        events: OutboxEventQuerySet = queryset
         if self.value() is None:
-            return queryset
-        return queryset.filter(due_at__isnull=self.value() == "published")
+            return events
+        return events.published() if self.value() == "published" else events.unpublished()
 
 
 @admin.register(OutboxEvent)

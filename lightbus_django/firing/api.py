@@ -1,4 +1,4 @@
-"""`fire` and `on_commit`: how an event gets on its way."""
+"""`fire` and `on_commit`: the functions that fire events."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,15 +7,14 @@ from asgiref.sync import sync_to_async
 
 from lightbus_django.bus.client import get_client
 from lightbus_django.conf import get_settings
-from lightbus_django.events.chunks import chunks
 from lightbus_django.events.codec import Fields, encode, encode_payload
 from lightbus_django.events.message import EventMessage, new_message
 from lightbus_django.events.names import stream_key
 from lightbus_django.exceptions import BusError, ConfigurationError
-from lightbus_django.models import is_written
 
-from .outbox import current_database, stage
-from .relay import RELAY_BYTES, RELAY_SIZE
+from .databases import current_database, may_have_outbox
+from .outbox import write_to_outbox
+from .rows import in_pipelines
 
 
 def fire(name: str, /, **payload: Any) -> EventMessage:
@@ -23,7 +22,7 @@ def fire(name: str, /, **payload: Any) -> EventMessage:
 
     Raises:
         InvalidEventName, InvalidPayload: nothing was published.
-        BusUnavailable: Redis can't be reached or can't serve; it is not known to be published.
+        BusUnavailable: Redis can't be reached or can't serve. The event may or may not be published.
         BusError: Redis refused it.
     """
     settings = get_settings()
@@ -34,14 +33,14 @@ def fire(name: str, /, **payload: Any) -> EventMessage:
 
 
 def fire_many(events: Iterable[tuple[str, Mapping[str, Any]]], /) -> list[EventMessage]:
-    """Publish events now, in their order and in few round trips; return them with their ids and stream ids.
+    """Publish events now, in order and in few round trips; return them with their ids and stream ids.
 
     Args:
         events: pairs of event name and payload.
 
     Raises:
         InvalidEventName, InvalidPayload: nothing was published.
-        BusUnavailable, BusError: as `fire` does; of the events some may be published.
+        BusUnavailable, BusError: as `fire` does. Some of the events may be published.
     """
     settings = get_settings()
     client = get_client(settings.url, settings.redis_timeout)
@@ -52,7 +51,7 @@ def fire_many(events: Iterable[tuple[str, Mapping[str, Any]]], /) -> list[EventM
         fields = encode(message, encode_payload(payload, settings.max_payload_size))
         entries.append((stream_key(name, settings.stream_use), fields))
     stream_ids: list[str] = []
-    for chunk in chunks(entries, _size, count=RELAY_SIZE, size=RELAY_BYTES):
+    for chunk in in_pipelines(entries, _size):
         for result in client.append_many(chunk):
             if isinstance(result, BusError):
                 raise result
@@ -75,59 +74,60 @@ def _fired(message: EventMessage, stream_id: str) -> EventMessage:
 
 
 async def afire(name: str, /, **payload: Any) -> EventMessage:
-    """Do what `fire` does, from async code."""
+    """Publish an event now, from async code, as `fire` does."""
     return await sync_to_async(fire, thread_sensitive=False)(name, **payload)
 
 
 async def afire_many(events: Iterable[tuple[str, Mapping[str, Any]]], /) -> list[EventMessage]:
-    """Do what `fire_many` does, from async code."""
+    """Publish events now, from async code, as `fire_many` does."""
     return await sync_to_async(fire_many, thread_sensitive=False)(events)
 
 
 class OnCommit:
-    """`on_commit(name, /, **payload)`; `on_commit.using(alias)` is the same for another database."""
+    """`on_commit(name, /, **payload)`, and `on_commit.using(alias)` for a database by name."""
 
     def __init__(self, alias: str | None = None) -> None:
         self._alias = alias
 
     def using(self, alias: str, /) -> "OnCommit":
-        """Return an `on_commit` for the transaction of the database `alias`.
+        """Return an `on_commit` for transactions of the database `alias`.
 
         Raises:
-            ConfigurationError: the database router does not write OutboxEvent there.
+            ConfigurationError: the database router does not write OutboxEvent to this database.
         """
-        if not is_written(alias):
+        if not may_have_outbox(alias):
             raise ConfigurationError(
-                f"The database router does not write OutboxEvent to {alias!r}, so no relay looks there for what was "
-                "not published: name another database, or let the router's allow_migrate() and db_for_write() allow "
-                "for it, given an instance of that database."
+                f"The database router does not write OutboxEvent to {alias!r}, so no relay would publish events from "
+                "there. Use another database, or change the router: allow_migrate() must allow OutboxEvent in "
+                f"{alias!r}, and db_for_write() must return {alias!r} for an instance from there."
             )
         return OnCommit(alias)
 
     def __call__(self, name: str, /, **payload: Any) -> EventMessage:
-        """Publish an event if and when the transaction at hand commits; return it, with its id.
+        """Publish an event when the current transaction commits; return it with its id.
 
-        A row in the outbox, written in this transaction, makes sure of it: should Redis be away or
-        this process die, a relay publishes what is left there. Outside of a transaction the event is
-        published at once. The transaction at hand is the open one if one database has one open to which
-        OutboxEvent may be written, else that of the database to which it is routed.
+        The event is written to the outbox in this transaction. If Redis is down or the process dies after the commit, a
+        relay publishes it. Outside a transaction, the event is published at once.
+
+        If exactly one database that may have an outbox has a transaction open, that is the current transaction. Else it
+        is that of the database to which the router writes OutboxEvent.
 
         Raises:
-            InvalidEventName, InvalidPayload: no row was written; the transaction can go on.
+            InvalidEventName, InvalidPayload: no row was written, and the transaction can continue.
         """
         message = new_message(name, payload)
-        stage([message], self._alias or current_database())
+        write_to_outbox([message], self._alias or current_database())
         return message
 
 
 class AsyncOnCommit:
-    """`await aon_commit(name, /, **payload)`: what `on_commit` does, from async code."""
+    """`await aon_commit(name, /, **payload)`: `on_commit` for async code."""
 
     def __init__(self, alias: str | None = None) -> None:
         self._on_commit = OnCommit(alias)
 
     def using(self, alias: str, /) -> "AsyncOnCommit":
-        """Return an `aon_commit` for the transaction of the database `alias`; raises as `OnCommit.using`."""
+        """Return an `aon_commit` for transactions of the database `alias`; raises as `on_commit.using` does."""
         on_commit.using(alias)
         return AsyncOnCommit(alias)
 
@@ -136,41 +136,41 @@ class AsyncOnCommit:
 
 
 class OnCommitMany:
-    """`on_commit_many(events)`; `on_commit_many.using(alias)` is the same for another database."""
+    """`on_commit_many(events)`, and `on_commit_many.using(alias)` for a database by name."""
 
     def __init__(self, alias: str | None = None) -> None:
         self._alias = alias
 
     def using(self, alias: str, /) -> "OnCommitMany":
-        """Return an `on_commit_many` for the transaction of the database `alias`."""
+        """Return an `on_commit_many` for transactions of the database `alias`."""
         return OnCommitMany(alias)
 
     def __call__(self, events: Iterable[tuple[str, Mapping[str, Any]]], /) -> list[EventMessage]:
-        """Publish events, in their order, if and when the transaction at hand commits; return them, with their ids.
+        """Publish events, in order, when the current transaction commits; return them with their ids.
 
-        It does what `on_commit` does for each, with a few statements for all. Outside of a transaction the rows are
-        written in one of their own.
+        As `on_commit` for each event, but with few SQL statements. Outside a transaction, the events are written in a
+        transaction of their own and published at once.
 
         Args:
             events: pairs of event name and payload.
 
         Raises:
-            InvalidEventName, InvalidPayload: no row was written; the transaction can go on.
+            InvalidEventName, InvalidPayload: no row was written, and the transaction can continue.
         """
         messages = [new_message(name, dict(payload)) for name, payload in events]
         if messages:
-            stage(messages, self._alias or current_database())
+            write_to_outbox(messages, self._alias or current_database())
         return messages
 
 
 class AsyncOnCommitMany:
-    """`await aon_commit_many(events)`: what `on_commit_many` does, from async code."""
+    """`await aon_commit_many(events)`: `on_commit_many` for async code."""
 
     def __init__(self, alias: str | None = None) -> None:
         self._on_commit_many = OnCommitMany(alias)
 
     def using(self, alias: str, /) -> "AsyncOnCommitMany":
-        """Return an `aon_commit_many` for the transaction of the database `alias`."""
+        """Return an `aon_commit_many` for transactions of the database `alias`."""
         return AsyncOnCommitMany(alias)
 
     async def __call__(self, events: Iterable[tuple[str, Mapping[str, Any]]], /) -> list[EventMessage]:

@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lightbus_django.events.times import as_stored
-from lightbus_django.models import has_outbox, is_written
+from lightbus_django.firing.databases import has_outbox, may_have_outbox
 
 
 def database(text: str) -> str:
     """Check the alias of a database for argparse."""
     if text not in connections:
         raise ArgumentTypeError(f"{text!r} is not in settings.DATABASES; known: {', '.join(connections)}")
-    if not is_written(text):
+    if not may_have_outbox(text):
         raise ArgumentTypeError(f"the database router does not write to {text!r}")
     if not has_outbox(text):
         raise ArgumentTypeError(f"{text!r} has no tables of lightbus_django; run manage.py migrate")

@@ -10,8 +10,9 @@ from django.utils import timezone
 
 from lightbus_django.database.errors import transient_errors
 from lightbus_django.events.times import as_aware
+from lightbus_django.firing.databases import has_outbox
 from lightbus_django.listening.registry import registry
-from lightbus_django.models import ConsumerGroup, FailedEvent, ProcessedEvent, has_outbox
+from lightbus_django.models import ConsumerGroup, FailedEvent, ProcessedEvent
 
 
 class Abandoned(NamedTuple):

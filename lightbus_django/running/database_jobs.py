@@ -14,9 +14,10 @@ from lightbus_django.conf import Settings
 from lightbus_django.database.connections import release_connections
 from lightbus_django.database.errors import transient_errors
 from lightbus_django.events.names import is_name
+from lightbus_django.firing.databases import has_outbox
 from lightbus_django.firing.relay import Relay
 from lightbus_django.listening.consumer import Consumer
-from lightbus_django.models import FailedEvent, OutboxEvent, has_outbox
+from lightbus_django.models import FailedEvent, OutboxEvent
 
 from .abandoned import find_abandoned
 from .jobs import Job, Jobs

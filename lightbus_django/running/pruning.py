@@ -91,7 +91,7 @@ def prune(using: str, cutoffs: Cutoffs) -> Iterator[tuple[str, int]]:
     outbox = OutboxEvent.objects.using(using)
     for rows in _chunks(outbox, "created_at", until=cutoffs.outbox):
         old = [key for key, created_at in rows if created_at < cutoffs.outbox]
-        yield "published events", outbox.filter(pk__in=old, due_at=None, published_at__lt=cutoffs.outbox).delete()[0]
+        yield "published events", outbox.filter(pk__in=old).published(until=cutoffs.outbox).delete()[0]
 
 
 def _chunks(rows: QuerySet[Any], age: str, *fields: str, until: datetime | None = None) -> Iterator[list[Any]]:

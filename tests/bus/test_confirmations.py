@@ -11,13 +11,11 @@ from redis.crc import key_slot
 
 from lightbus_django import on_commit
 from lightbus_django.bus import confirmations
-from lightbus_django.firing import outbox as outbox_module
-from lightbus_django.firing import publisher as dispatch
-from lightbus_django.firing import relay
+from lightbus_django.firing import after_commit, publisher, relay, rows
 from lightbus_django.firing.publisher import GRACE
 from lightbus_django.models import OutboxEvent
 from tests.app.models import Effect
-from tests.firing.test_api import KEY, NOWHERE, numbers, relay_in_threads, waiting
+from tests.firing.helpers import KEY, NOWHERE, numbers, relay_in_threads, waiting
 from tests.servers import Server
 
 CONFIRMED = f"{{{KEY}}}:published:price-monitor:default"
@@ -73,7 +71,7 @@ class TestTheRequest:
         assert r.scard(CONFIRMED) == 2
 
     def test_marks_rows_itself_now_and_then_if_no_relay_runs(self, r, monkeypatch):
-        monkeypatch.setattr(dispatch, "SETTLE_EVERY", 3)
+        monkeypatch.setattr(publisher, "MARK_EVERY", 3)
         place_orders(1, 2)
         assert waiting() == 2
         place_orders(3, 4)
@@ -83,7 +81,7 @@ class TestTheRequest:
         assert waiting() == 1
 
     def test_goes_on_if_it_can_t_mark_rows(self, r, monkeypatch, caplog):
-        monkeypatch.setattr(dispatch, "SETTLE_EVERY", 1)
+        monkeypatch.setattr(publisher, "MARK_EVERY", 1)
 
         def refuse(execute, sql, *arguments):
             if sql.startswith("UPDATE"):
@@ -123,7 +121,7 @@ class TestTheRelay:
 
     def test_marks_more_rows_than_it_reads_at_once(self, r, keeper, monkeypatch):
         monkeypatch.setattr(confirmations, "CONFIRMATIONS_SIZE", 2)
-        monkeypatch.setattr(dispatch, "CONFIRMATIONS_SIZE", 2)
+        monkeypatch.setattr(publisher, "CONFIRMATIONS_SIZE", 2)
         place_orders(*range(5))
         keeper.relay()
         assert waiting() == 0
@@ -193,7 +191,7 @@ class TestTheRelay:
         assert sorted(numbers(r)) == list(range(1500))
 
     def test_limits_the_bytes_that_are_published_at_once(self, r, keeper, lightbus, lightbus_url, monkeypatch):
-        monkeypatch.setattr(relay, "RELAY_BYTES", 1000)
+        monkeypatch.setattr(rows, "PIPELINE_BYTES", 1000)
         lightbus(URL=NOWHERE)
         for number, size in enumerate([400, 400, 400, 2000, 10]):
             on_commit("shop.order_placed", number=number, text="x" * size)
@@ -288,7 +286,7 @@ class TestARelayIsNotHeldUp:
         lightbus(URL=lightbus_url)
         OutboxEvent.objects.update(due_at=timezone.now() - GRACE)
         monkeypatch.setattr(
-            outbox_module, "MARGIN", GRACE + timedelta(seconds=1)
+            after_commit, "MARGIN", GRACE + timedelta(seconds=1)
         )  # as if each took more than five seconds
         for number in range(20):  # one a second
             with transaction.atomic():

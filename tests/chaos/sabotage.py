@@ -16,7 +16,7 @@ SABOTAGES = {
 
 def sabotage(kind: str) -> None:
     from lightbus_django.bus import streams
-    from lightbus_django.firing import outbox
+    from lightbus_django.firing import after_commit
     from lightbus_django.listening import commit_gate
     from lightbus_django.listening.consumer import Consumer
     from lightbus_django.listening.in_flight import InFlight
@@ -31,7 +31,7 @@ def sabotage(kind: str) -> None:
 
         Consumer._receive = acknowledge_and_receive
     elif kind == "order":
-        publish, admit = outbox.publish_confirmed, InFlight.admit
+        publish, admit = after_commit.publish_and_confirm, InFlight.admit
 
         def publish_in_reverse(events: Any, *args: Any) -> None:
             publish(events[::-1], *args)
@@ -40,7 +40,7 @@ def sabotage(kind: str) -> None:
             admit(self, **options)
             self._waiting.reverse()
 
-        outbox.publish_confirmed = publish_in_reverse
+        after_commit.publish_and_confirm = publish_in_reverse
         InFlight.admit = admit_in_reverse
     elif kind == "trimming":
 

@@ -7,7 +7,7 @@ import redis
 
 from lightbus_django.events.codec import decode
 from lightbus_django.events.names import stream_key
-from lightbus_django.firing.outbox import GRACE
+from lightbus_django.firing.publisher import GRACE
 
 from .listeners import FOLLOWED, HAPPENED
 

@@ -11,7 +11,7 @@ from lightbus_django import on_commit
 from lightbus_django.database import rollback_detector
 from lightbus_django.models import OutboxEvent
 from tests.app.models import Effect
-from tests.firing.test_api import KEY, numbers
+from tests.firing.helpers import KEY, numbers
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 

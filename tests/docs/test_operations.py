@@ -116,7 +116,7 @@ def test_a_firing_process_fires_and_can_do_nothing_else(
     transport_of: Callable[[str], Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dispatch, "SETTLE_EVERY", 1)
+    monkeypatch.setattr(dispatch, "MARK_EVERY", 1)
     admin.config_resetstat()
     lightbus(URL=server.url_of("shop-web", "a-password"), REDIS_TIMEOUT=5, SERVICE_NAME="shop")
     fire("shop.order_placed", number=1)

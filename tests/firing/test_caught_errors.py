@@ -1,4 +1,4 @@
-"""Errors of a database that somebody caught, and that took more back than Django knows."""
+"""Database errors that were caught, and that rolled back more than Django knows."""
 
 import threading
 from contextlib import suppress
@@ -21,7 +21,7 @@ on_mysql = pytest.mark.skipif(connection.vendor != "mysql", reason="InnoDB rolls
 
 
 def fail_and_catch():
-    """A query that is no write: Django does not learn that the transaction is lost, and COMMIT rolls back."""
+    """Fail in a query that writes nothing: Django does not notice the aborted transaction, and COMMIT rolls back."""
     with suppress(DatabaseError):
         Effect.objects.extra(where=["1/0 = 1"]).first()
 
@@ -32,7 +32,7 @@ class TestAnErrorThatWasCaught:
         with transaction.atomic():
             on_commit("shop.order_placed", number=1)
             fail_and_catch()
-        assert not OutboxEvent.objects.exists()  # PostgreSQL answers COMMIT with ROLLBACK, and nobody says so
+        assert not OutboxEvent.objects.exists()  # PostgreSQL answers COMMIT with ROLLBACK, without an error
         assert not r.exists(KEY)
 
     def test_among_the_rows_of_a_cursor_publishes_nothing_either(self, r):
@@ -96,7 +96,7 @@ class TestAnErrorThatWasCaught:
 
 @on_mysql
 class TestADeadlockThatWasCaught:
-    """InnoDB takes back the whole transaction, savepoints too, and begins another: Django does not learn of it."""
+    """InnoDB rolls back the whole transaction with its savepoints, and begins another. Django does not notice."""
 
     def lose_a_deadlock(self):
         first, second = Effect.objects.filter(number__lt=0).order_by("pk")

@@ -1,4 +1,4 @@
-"""Large payloads: what is sent, kept and read at a time is limited by bytes, and a slow line is no outage."""
+"""Large payloads: pipelines, memory and reads are limited by bytes, and a slow connection is not an outage."""
 
 import socket
 import threading
@@ -15,16 +15,14 @@ from django.utils import timezone
 from lightbus_django import fire, fire_many, listens_to, on_commit
 from lightbus_django.bus.client import RedisClient, get_client
 from lightbus_django.conf import get_settings
-from lightbus_django.firing import api as publishing_module
-from lightbus_django.firing import outbox as outbox_module
-from lightbus_django.firing import relay as relay_module
+from lightbus_django.firing import after_commit, rows
 from lightbus_django.firing.publisher import GRACE
-from lightbus_django.firing.relay import republish
+from lightbus_django.firing.relay import Relay, republish
 from lightbus_django.listening import reader as reader_module
 from lightbus_django.models import OutboxEvent
 from tests.app.models import Effect
 from tests.conftest import drain
-from tests.firing.test_api import KEY, NOWHERE, numbers
+from tests.firing.helpers import KEY, NOWHERE, numbers
 from tests.servers import LOOPBACK
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
@@ -35,14 +33,14 @@ MEGABYTE = 1_000_000
 
 @pytest.fixture
 def limited(monkeypatch):
-    """Let 100 kB be published at a time."""
-    for module in (outbox_module, publishing_module, relay_module):
-        monkeypatch.setattr(module, "RELAY_BYTES", LIMIT)
+    """Limit a pipeline to 100 kB."""
+    for module in (rows, after_commit):
+        monkeypatch.setattr(module, "PIPELINE_BYTES", LIMIT)
 
 
 @pytest.fixture
 def sent(monkeypatch):
-    """The sizes in bytes of what is sent to Redis at a time."""
+    """The size in bytes of each pipeline."""
     sizes = []
     send = RedisClient.send
 
@@ -94,7 +92,8 @@ class TestPublishing:
         assert numbers(r) == [0, 2]
 
     def test_a_transaction_of_many_megabytes_is_not_kept_in_memory(self, r, monkeypatch):
-        monkeypatch.setattr(outbox_module, "RELAY_BYTES", 2 * MEGABYTE)
+        for module in (rows, after_commit):
+            monkeypatch.setattr(module, "PIPELINE_BYTES", 2 * MEGABYTE)
         text = "x" * MEGABYTE
         tracemalloc.start()
         try:
@@ -114,14 +113,14 @@ class TestPublishing:
                 on_commit(name, **payload)
         lightbus(URL=lightbus_url)
         OutboxEvent.objects.update(due_at=timezone.now() - GRACE)
-        relay = relay_module.Relay("default", redis_client, get_settings())
+        relay = Relay("default", redis_client, get_settings())
         while relay.step(timezone.now()):
             pass
         assert numbers(r) == [0, 1, 2]
 
 
 class SlowLine:
-    """A way to the server on which a few MB a second pass."""
+    """A proxy to the server that carries a few MB per second."""
 
     def __init__(self, url: str) -> None:
         self._port = urlsplit(url).port
@@ -170,7 +169,7 @@ def slow_line(lightbus_url, lightbus) -> Iterator[None]:
 
 
 class TestASlowLine:
-    """The timeout is for a step of the way, not for all of it: a server that answers is not down."""
+    """The timeout applies to each read and write, not to the whole pipeline: a server that answers is not down."""
 
     def test_takes_what_needs_longer_than_the_timeout(self, r, slow_line):
         with transaction.atomic():
@@ -184,7 +183,7 @@ class TestASlowLine:
 class TestReading:
     @pytest.fixture
     def reading(self, listeners, consume, monkeypatch):
-        """The reads of a consumer, of 100 kB at a time."""
+        """The reader of a consumer, limited to 100 kB per read."""
 
         @listens_to("shop.order_placed")
         def handler(event, number: int, **kwargs):

@@ -1,4 +1,4 @@
-"""`on_commit_many`: many events of one transaction, written with a few statements."""
+"""`on_commit_many`: many events in one transaction, written with few statements."""
 
 from contextlib import suppress
 from uuid import UUID
@@ -13,7 +13,7 @@ from lightbus_django.firing import outbox as outbox_module
 from lightbus_django.models import OutboxEvent
 from tests.app.models import Effect
 from tests.bus.test_confirmations import queries_of
-from tests.firing.test_api import KEY, numbers
+from tests.firing.helpers import KEY, numbers
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 

@@ -9,12 +9,12 @@ from django.utils import timezone
 from lightbus_django import on_commit
 from lightbus_django.bus import confirmations
 from lightbus_django.events.times import fired_at, stream_time
-from lightbus_django.firing import publisher as dispatch
+from lightbus_django.firing import publisher
 from lightbus_django.firing.publisher import GRACE
 from lightbus_django.models import OutboxEvent
 from tests.bus.test_confirmations import CONFIRMED, grow_old, place_orders
 from tests.conftest import eventually
-from tests.firing.test_api import KEY, NOWHERE, waiting
+from tests.firing.helpers import KEY, NOWHERE, waiting
 
 DELAY = timedelta(milliseconds=100)
 
@@ -53,7 +53,7 @@ def test_it_is_the_time_of_redis_if_the_relay_publishes(r, keeper, lightbus, lig
 def test_it_is_about_the_time_of_the_call_if_the_previous_version_confirmed_it(r, keeper, monkeypatch, size):
     """Its relays leave the stream ids behind, which are not needed any more."""
     monkeypatch.setattr(confirmations, "CONFIRMATIONS_SIZE", size)
-    monkeypatch.setattr(dispatch, "CONFIRMATIONS_SIZE", size)
+    monkeypatch.setattr(publisher, "CONFIRMATIONS_SIZE", size)
     place_orders(*range(5))
     r.delete(f"{CONFIRMED}:times")
     place_orders(*range(5))

@@ -1,284 +1,148 @@
-"""The relay's queue: which rows come first, who may take them, and what is read to find them."""
+"""The relay: what it publishes, and what it leaves alone."""
 
-import threading
-from contextlib import contextmanager
-from datetime import timedelta
+import json
 
 import pytest
-from django.db import connection, connections, transaction
-from django.test.utils import CaptureQueriesContext
+from django.db import OperationalError, connections, transaction
 from django.utils import timezone
 
-from lightbus_django import on_commit
-from lightbus_django.conf import get_settings
+from lightbus_django import on_commit, on_commit_many
 from lightbus_django.events.ids import uuid7
-from lightbus_django.firing import outbox as outbox_module
-from lightbus_django.firing import relay as relay_module
-from lightbus_django.firing.relay import GRACE, Relay
-from lightbus_django.models import FailedEvent, OutboxEvent
-from tests.firing.test_api import KEY, NOWHERE, numbers, waiting
+from lightbus_django.firing.relay import GRACE
+from lightbus_django.models import OutboxEvent
+from tests.firing.helpers import KEY, NOWHERE, make_due, numbers, relay_in_threads, waiting
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
 
+def write_row(*, number):
+    OutboxEvent.objects.create(
+        id=uuid7(), event_name="shop.order_placed", payload=json.dumps({"number": number}), due_at=timezone.now()
+    )
+
+
 @pytest.fixture
-def stage(lightbus, lightbus_url):
+def left_behind(lightbus, lightbus_url):
     """Commit events while Redis is away; they are due."""
 
-    def stage(*given, due_at=None):
+    def leave(count=1):
         lightbus(URL=NOWHERE)
-        with transaction.atomic():
-            events = [on_commit("shop.order_placed", number=number) for number in given]
-        rows = OutboxEvent.objects.filter(pk__in=[event.id for event in events])
-        rows.update(due_at=due_at or timezone.now() - GRACE)
+        on_commit_many(("shop.order_placed", {"number": number}) for number in range(count))
         lightbus(URL=lightbus_url)
-        return [event.id for event in events]
+        assert waiting() == count
+        make_due()
 
-    return stage
-
-
-@pytest.fixture
-def relay(redis_client):
-    """Make a relay of the default database."""
-    return lambda: Relay("default", redis_client, get_settings())
+    return leave
 
 
-def claim(*ids, seconds=10):
-    now = timezone.now()
-    assert OutboxEvent.objects.filter(pk__in=ids).claim(now, now + timedelta(seconds=seconds)) == len(ids)
+def test_publishes_what_was_committed_while_redis_was_away(r, left_behind, housekeeping):
+    left_behind(2500)
+    keeper = housekeeping()
+    while keeper.step():
+        pass
+    assert numbers(r) == list(range(2500))
+    assert waiting() == 0
 
 
-@contextmanager
-def interrupting(word, work):
-    """Let another thread do some work right after the first query that has this word in it."""
-    done = []
-
-    def execute(execute, sql, *arguments):
-        result = execute(sql, *arguments)
-        if word in sql and not done:
-            done.append(True)
-            thread = threading.Thread(target=lambda: (work(), connections.close_all()))
-            thread.start()
-            thread.join()
-        return result
-
-    with connection.execute_wrapper(execute):
-        yield
-    assert done
+def test_leaves_to_the_committing_process_what_is_fresh(r, left_behind, housekeeping):
+    left_behind()
+    OutboxEvent.objects.update(due_at=timezone.now() + GRACE)
+    assert housekeeping().relay() is False
+    assert waiting() == 1
 
 
-class TestOneAtATime:
-    """While one relay is at the first rows of a transaction, no other one takes the next."""
-
-    def test_takes_nothing_while_another_has_claimed_the_first_row(self, r, stage, relay):
-        first, *_ = stage(*range(5))
-        claim(first)
-        with CaptureQueriesContext(connection) as captured:
-            assert relay().step(timezone.now()) == 0
-        assert not r.exists(KEY)
-        claimed_until = OutboxEvent.objects.get(pk=first).claimed_until
-        OutboxEvent.objects.update(claimed_until=None)
-        assert relay().step(timezone.now()) == 5
-        assert numbers(r) == list(range(5))
-        assert claimed_until and len(captured) < 8
-
-    def test_goes_on_where_one_died(self, r, stage, relay, monkeypatch):
-        monkeypatch.setattr(relay_module, "RELAY_SIZE", 2)
-        first, *_ = stage(*range(5))
-        claim(first, seconds=0)
-        one, another = relay(), relay()
-        while one.step(timezone.now()) or another.step(timezone.now()):
-            pass
-        assert numbers(r) == list(range(5))
-
-    def test_comes_second_by_a_hair(self, r, stage, relay):
-        first, *_ = stage(*range(5))
-        with interrupting("LENGTH(", lambda: claim(first)):
-            assert relay().step(timezone.now()) == 0
-        assert not r.exists(KEY)
-        assert waiting() == 5
-
-    def test_finds_the_queue_taken_from_an_earlier_row_on(self, r, stage, relay):
-        """A row that was committed late came before the first one, and with it another relay took all."""
-        stage(*range(3))
-
-        def another():
-            row = OutboxEvent.objects.create(
-                id=uuid7(), event_name="shop.order_placed", payload="{}", due_at=timezone.now() - 2 * GRACE
-            )
-            claim(row.pk)
-
-        with interrupting("LENGTH(", another):
-            assert relay().step(timezone.now()) == 0
-        assert not r.exists(KEY)
-        assert OutboxEvent.objects.exclude(claimed_until=None).count() == 1
-
-    def test_stops_before_a_row_that_is_claimed(self, r, stage, relay):
-        """Its own process may publish it, after a long transaction."""
-        ids = stage(*range(5))
-        with interrupting("LENGTH(", lambda: claim(ids[3])):
-            assert relay().step(timezone.now()) == 3
-        assert numbers(r) == [0, 1, 2]
-        assert relay().step(timezone.now()) == 0
-
-    def test_ends_its_claim_when_redis_is_away(self, r, stage, relay):
-        stage(0)
-        r.config_set("maxmemory", 1)
-        try:
-            with pytest.raises(Exception, match="maxmemory"):
-                relay().step(timezone.now())
-        finally:
-            r.config_set("maxmemory", 0)
-        assert relay().step(timezone.now()) == 1
-        assert numbers(r) == [0]
+def test_what_one_relay_has_claimed_is_not_anothers(r, left_behind, housekeeping):
+    left_behind()
+    keeper = housekeeping()
+    r.set(KEY, "in the way")
+    assert keeper.relay() is True
+    assert keeper.relay() is False
 
 
-class TestAfterALongTransaction:
-    """Its own process publishes what it fired, unless a relay does."""
+def test_any_number_of_them_publish_every_event_once(r, left_behind, housekeeping):
+    left_behind(5000)
+    relay_in_threads(housekeeping)
+    assert numbers(r) == list(range(5000))
 
-    def late(self, monkeypatch, before_publishing):
-        monkeypatch.setattr(outbox_module, "MARGIN", GRACE + timedelta(seconds=1))  # as if it had taken that long
+
+def test_leaves_alone_what_a_process_publishes_after_a_long_transaction(r, left_behind, housekeeping, monkeypatch):
+    """The rows are due when they are committed. Either the process or a relay publishes them, not both."""
+    relayed = []
+
+    def commit(relay_first):
         with transaction.atomic():
-            event = on_commit("shop.order_placed", number=7)
-            connection.run_on_commit.insert(0, (set(), before_publishing, False))
-        return event.id
+            on_commit("shop.order_placed", number=1)
+            OutboxEvent.objects.update(due_at=timezone.now() - GRACE)
+            hooks = connections["default"].run_on_commit
+            events = hooks[0][1].__self__.transaction_events
+            events.due_at = OutboxEvent.objects.get().due_at
+            if relay_first:
+                hooks.insert(0, (hooks[0][0], lambda: relayed.append(housekeeping().relay()), False))
 
-    def test_the_process_claims_its_rows(self, r, monkeypatch):
-        key = self.late(monkeypatch, lambda: None)
-        assert numbers(r) == [7]
-        assert OutboxEvent.objects.get(pk=key).claimed_until > timezone.now()
-
-    def test_its_own_claims_are_not_in_its_way(self, r, monkeypatch):
-        monkeypatch.setattr(outbox_module, "RELAY_SIZE", 2)
-        monkeypatch.setattr(outbox_module, "MARGIN", GRACE + timedelta(seconds=1))
-        with transaction.atomic():
-            for number in range(5):
-                on_commit("shop.order_placed", number=number)
-        assert numbers(r) == list(range(5))
-
-    def test_leaves_them_to_a_relay_that_is_at_work(self, r, stage, monkeypatch):
-        first, *_ = stage(0)
-        key = self.late(monkeypatch, lambda: claim(first))
-        assert not r.exists(KEY)
-        assert OutboxEvent.objects.get(pk=key).claimed_until is None
-
-    def test_goes_on_beside_rows_that_nobody_has_claimed(self, r, stage, monkeypatch):
-        stage(0)
-        self.late(monkeypatch, lambda: None)
-        assert numbers(r) == [7]
+    commit(relay_first=True)
+    assert relayed == [True]
+    assert numbers(r) == [1]
+    OutboxEvent.objects.all().delete()
+    commit(relay_first=False)
+    assert numbers(r) == [1, 1]
+    assert housekeeping().relay() is False
+    assert waiting() == 0
 
 
-class TestOrder:
-    def test_is_that_of_the_ids_where_rows_are_due_at_the_same_time(self, r, stage, relay, monkeypatch):
-        monkeypatch.setattr(relay_module, "RELAY_SIZE", 3)
-        stage(*range(8))
-        one = relay()
-        while one.step(timezone.now()):
-            pass
-        assert numbers(r) == list(range(8))
-
-    def test_a_transaction_keeps_its_order_when_its_relay_dies_in_the_middle(self, r, stage, relay, monkeypatch):
-        monkeypatch.setattr(relay_module, "RELAY_SIZE", 2)
-        ids = stage(*range(6))
-        assert relay().step(timezone.now()) == 2
-        claim(ids[2], seconds=0)
-        while relay().step(timezone.now()):
-            pass
-        assert numbers(r) == list(range(6))
+@pytest.mark.parametrize(("name", "payload"), [("nonsense", "{}"), ("shop.order_placed", "no JSON")])
+def test_a_row_that_cannot_be_read_does_not_hold_up_others(r, housekeeping, name, payload):
+    bad = OutboxEvent.objects.create(event_name=name, payload=payload, due_at=timezone.now())
+    write_row(number=7)
+    assert housekeeping().relay() is True
+    assert numbers(r) == [7]
+    bad.refresh_from_db()
+    assert bad.error
+    assert bad.due_at > timezone.now()
 
 
-class TestLateRows:
-    """A transaction that takes long commits rows that were due before others."""
-
-    def test_are_found_at_once_up_to_a_limit(self, r, stage, relay):
-        one = relay()
-        assert one.step(timezone.now()) == 0
-        stage(1)
-        assert one.step(timezone.now()) == 1
-
-    def test_are_found_after_a_while_in_any_case(self, r, stage, relay, monkeypatch):
-        one = relay()
-        assert one.step(timezone.now()) == 0
-        stage(1, due_at=timezone.now() - timedelta(hours=1))
-        assert one.step(timezone.now()) == 0
-        one._full_look_at = 0.0
-        assert one.step(timezone.now()) == 1
+def test_an_event_that_is_refused_keeps_its_error_and_does_not_hold_up_others(r, left_behind, housekeeping):
+    r.set("bad.*:stream", "in the way")
+    on_commit("bad.thing_happened")
+    write_row(number=7)
+    assert housekeeping().relay() is True
+    bad = OutboxEvent.objects.get(event_name="bad.thing_happened")
+    assert "other than a stream" in bad.error
+    assert bad.published_at is None
+    assert bad.due_at > timezone.now()
+    assert numbers(r) == [7]
 
 
-def buffers_of(captured):
-    """Return how many pages PostgreSQL reads for each query."""
-    with connection.cursor() as cursor:
-        for query in captured.captured_queries:
-            cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query['sql']}")
-            (plan,) = cursor.fetchone()[0]
-            yield plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"]
+def test_what_is_refused_is_not_marked_with_the_rest(r, housekeeping):
+    r.set("bad.*:stream", "in the way")
+    write_row(number=1)
+    bad = OutboxEvent.objects.create(id=uuid7(), event_name="bad.thing", payload="{}", due_at=timezone.now())
+    write_row(number=2)
+    assert housekeeping().relay() is True
+    assert numbers(r) == [1, 2]
+    bad.refresh_from_db()
+    assert "other than a stream" in bad.error
+    assert bad.published_at is None
+    assert list(OutboxEvent.objects.exclude(due_at=None)) == [bad]
 
 
-class TestWhatIsRead:
-    """However many rows are published, and whatever the database keeps of them, a look reads a few pages."""
+def test_a_database_that_does_not_answer_keeps_no_other_from_being_relayed(
+    r, left_behind, housekeeping, monkeypatch, caplog
+):
+    def refuse(*args, **kwargs):
+        raise OperationalError("away")
 
-    QUEUE = {"lightbus_outbox_waiting": ["due_at", "id"], "lightbus_outbox_claimed": ["claimed_until"]}
+    left_behind()
+    monkeypatch.setattr(connections["other"].introspection, "table_names", refuse)
+    housekeeping().step()
+    assert numbers(r) == [0]
+    assert "in 'other': waiting: database 'other': OperationalError: away" in caplog.text
 
-    def test_the_indexes_have_but_the_rows_that_wait(self):
-        with connection.cursor() as cursor:
-            constraints = connection.introspection.get_constraints(cursor, OutboxEvent._meta.db_table)
-        assert {name: constraints[name]["columns"] for name in self.QUEUE} == self.QUEUE
-        if connection.vendor == "sqlite":
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT sql FROM sqlite_master WHERE name IN (%s, %s)", list(self.QUEUE))
-                assert all("IS NOT NULL" in sql for (sql,) in cursor.fetchall())
 
-    def test_no_database_is_warned_of_them(self):
-        assert OutboxEvent.check(databases=["default"]) == []
-
-    def test_old_snapshots_do_not_make_it_read_more(self, r, relay):
-        if connection.vendor != "postgresql":
-            pytest.skip("PostgreSQL keeps what an old snapshot may need in the index")
-        snapshot = connection.copy()
-        try:
-            with snapshot.cursor() as cursor:
-                cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-                cursor.execute("SELECT FROM lightbus_django_outboxevent")
-            now = timezone.now()
-            published = [
-                OutboxEvent(event_name="shop.order_placed", payload="{}", due_at=now - timedelta(seconds=number / 10))
-                for number in range(10_000)
-            ]
-            OutboxEvent.objects.bulk_create(published)
-            OutboxEvent.objects.update(due_at=None, published_at=now)
-            with connection.cursor() as cursor:
-                cursor.execute("ANALYZE lightbus_django_outboxevent")
-            one = relay()
-            assert one.step(timezone.now()) == 0
-            with CaptureQueriesContext(connection) as captured:
-                assert one.step(timezone.now()) == 0
-            assert max(buffers_of(captured)) < 100
-        finally:
-            snapshot.close()
-
-    def test_retries_of_one_listener_are_not_read_for_another(self):
-        now = timezone.now()
-        failed = {"event_name": "shop.order_placed", "stream": KEY, "stream_id": "1-0", "fields": "{}", "error": "x"}
-        FailedEvent.objects.bulk_create(
-            FailedEvent(consumer_group="shop-one", event_id=str(number), next_attempt_at=now, **failed)
-            for number in range(5000)
-        )
-        if connection.vendor == "postgresql":
-            with connection.cursor() as cursor:
-                cursor.execute("ANALYZE lightbus_django_failedevent")
-        with CaptureQueriesContext(connection) as captured:
-            assert FailedEvent.objects.groups_due(["shop-one", "shop-another"], now) == {"shop-one"}
-        if connection.vendor == "postgresql":
-            assert max(buffers_of(captured)) < 50
-        assert FailedEvent.objects.claim_due("shop-another", now, now) is None
-        assert FailedEvent.objects.claim_due("shop-one", now, now).attempts == 2
-
-    def test_a_backlog_is_read_once(self, r, stage, relay, monkeypatch):
-        """What was published is not passed over with each of the next rows."""
-        monkeypatch.setattr(relay_module, "RELAY_SIZE", 3)
-        stage(*range(8))
-        one = relay()
-        one.step(timezone.now())
-        assert one.step(timezone.now()) == 3
-        last_of_the_first = OutboxEvent.objects.order_by("pk")[2]
-        assert one._from.id > last_of_the_first.pk
+def test_goes_on_while_redis_is_away(r, left_behind, housekeeping, caplog):
+    left_behind()
+    keeper = housekeeping()
+    keeper.client.redis_py.connection_pool.connection_kwargs["port"] = 1
+    keeper.client.redis_py.connection_pool.disconnect()
+    assert keeper.step(now=1.0) is False
+    assert "relay of 'default': waiting: Redis" in caplog.text
+    assert waiting() == 1

@@ -5,7 +5,7 @@ from django.db import connection, transaction
 
 from lightbus_django import on_commit
 from tests.bus.test_confirmations import place_orders
-from tests.firing.test_api import numbers
+from tests.firing.helpers import numbers
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 

@@ -14,7 +14,7 @@ from lightbus_django.firing import relay as relay_module
 from lightbus_django.firing.publisher import GRACE
 from lightbus_django.firing.relay import Relay
 from lightbus_django.models import OutboxEvent
-from tests.firing.test_api import numbers, waiting
+from tests.firing.helpers import numbers, waiting
 from tests.servers import Server
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
@@ -129,9 +129,9 @@ class TestTheRelay:
         keeper.step(now=101.0)
         assert waiting() == 0
 
-    @pytest.mark.parametrize(("limit", "value"), [("RELAY_SIZE", 1), ("RELAY_BYTES", 1)])
-    def test_goes_on_at_once_while_there_is_more(self, r, housekeeping, monkeypatch, limit, value):
-        monkeypatch.setattr(relay_module, limit, value)
+    @pytest.mark.parametrize("limit", ["relay.RELAY_SIZE", "rows.PIPELINE_BYTES"])
+    def test_goes_on_at_once_while_there_is_more(self, r, housekeeping, monkeypatch, limit):
+        monkeypatch.setattr(f"lightbus_django.firing.{limit}", 1)
         keeper = housekeeping()
         self.left(1, 2, 3)
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""The commit hooks of events: each publishes what belongs to it, whoever runs it, and when."""
+"""The commit hooks of events: each publishes its own events, whatever runs it and when."""
 
 from contextlib import contextmanager, suppress
 
@@ -11,7 +11,7 @@ from lightbus_django.bus.client import RedisClient
 from lightbus_django.firing.publisher import GRACE
 from lightbus_django.models import OutboxEvent
 from tests.app.models import Effect
-from tests.firing.test_api import KEY, numbers, waiting
+from tests.firing.helpers import KEY, numbers, waiting
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
@@ -32,7 +32,7 @@ def taken_back():
 
 @pytest.fixture
 def sends(monkeypatch):
-    """How many events each round trip had."""
+    """The number of events in each round trip."""
     sizes = []
     send = RedisClient.send
 
@@ -45,7 +45,7 @@ def sends(monkeypatch):
 
 
 class TestInATestCase:
-    """The transaction of the test stays open, and its hooks are run by hand."""
+    """The test's transaction stays open, and the test runs its hooks."""
 
     @pytest.fixture(autouse=True)
     def transaction_of_the_class(self, r):
@@ -122,7 +122,7 @@ class TestInATestCase:
 
 
 class TestCallbacksThatWereKept:
-    """Somebody holds them beyond the transaction."""
+    """Callbacks that are called after their transaction has ended."""
 
     def test_publish_nothing_once_it_is_rolled_back(self, r):
         with taken_back(), capture() as callbacks:
@@ -251,7 +251,7 @@ class TestManualTransactions:
         transaction.commit()
         transaction.set_autocommit(True)
         assert waiting() == 1
-        assert housekeeping().relay() is True  # it need not wait for this process
+        assert housekeeping().relay() is True  # without waiting for this process
         assert numbers(r) == [1]
         assert waiting() == 0
 

@@ -1,0 +1,43 @@
+"""The databases that have an outbox, and which of them an event goes to."""
+
+from functools import lru_cache
+
+from django.db import connections, router
+
+from lightbus_django.database.connections import named_by_listeners
+from lightbus_django.models import OutboxEvent
+
+
+def current_database() -> str:
+    """Return the alias of the database whose transaction is open; if that isn't exactly one, the router's choice.
+
+    Transactions of databases without an outbox, such as replicas, don't count.
+    """
+    in_transaction = [
+        connection.alias
+        for connection in connections.all(initialized_only=True)
+        if connection.in_atomic_block and may_have_outbox(connection.alias)
+    ]
+    return in_transaction[0] if len(in_transaction) == 1 else router.db_for_write(OutboxEvent)
+
+
+def may_have_outbox(alias: str) -> bool:
+    """Whether events may be written to this database: the router does so, or a listener names it with `using`."""
+    if not router.allow_migrate_model(alias, OutboxEvent):
+        return False
+    is_routed = router.db_for_write(OutboxEvent, instance=_row_in(alias)) == alias
+    return is_routed or named_by_listeners[alias] > 0
+
+
+@lru_cache
+def _row_in(alias: str) -> OutboxEvent:
+    row = OutboxEvent()
+    row._state.db = alias
+    return row
+
+
+def has_outbox(alias: str) -> bool:
+    """Whether the outbox's table is in this database, and may be written there."""
+    if connections[alias].vendor == "unknown":  # DATABASES = {"default": {}, ...}
+        return False
+    return may_have_outbox(alias) and OutboxEvent._meta.db_table in connections[alias].introspection.table_names()

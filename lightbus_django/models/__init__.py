@@ -1,0 +1,21 @@
+"""The tables, each with its queries: processed and failed events, the outbox, and consumer groups.
+
+The states of an outbox event are in `outbox_event`, those of a failed event in `failed_event`.
+"""
+
+from .consumer_group import ConsumerGroup
+from .failed_event import FailedEvent, FailedEventQuerySet
+from .outbox_event import Claim, OutboxEvent, OutboxEventQuerySet, QueuePosition
+from .processed_event import ProcessedEvent, stored_group
+
+__all__ = [
+    "Claim",
+    "ConsumerGroup",
+    "FailedEvent",
+    "FailedEventQuerySet",
+    "OutboxEvent",
+    "OutboxEventQuerySet",
+    "ProcessedEvent",
+    "QueuePosition",
+    "stored_group",
+]

@@ -1,0 +1,169 @@
+"""Failed events: retried until they succeed, become dead letters, or are discarded."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, ClassVar
+
+from django.core.exceptions import EmptyResultSet
+from django.db import connections, models, router, transaction
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from lightbus_django.database.bulk_insert import inserting
+from lightbus_django.events.codec import decode, load_fields
+from lightbus_django.events.message import EventMessage
+from lightbus_django.events.names import MAX_NAME_LENGTH
+from lightbus_django.exceptions import TransactionEnded
+
+from .processed_event import KEY_LENGTH, ProcessedEvent
+
+
+class FailedEventQuerySet(models.QuerySet["FailedEvent"]):
+    def due(self, now: datetime) -> "FailedEventQuerySet":
+        """Return the events whose next attempt is due."""
+        return self.filter(next_attempt_at__lte=now)
+
+    def groups_due(self, consumer_groups: Iterable[str], now: datetime) -> set[str]:
+        """Return which of these consumer groups have retries due. The number of retries makes no difference to it."""
+        due = self.due(now)
+        return (
+            {group for group in consumer_groups if due.filter(consumer_group=group).exists()} if due.exists() else set()
+        )
+
+    def retry_now(self) -> int:
+        """Make the events due now, with all their attempts ahead of them; return how many."""
+        return self.update(attempts=0, next_attempt_at=timezone.now())
+
+    def discard(self) -> int:
+        """Delete the events and count them as processed by their consumer groups; return how many.
+
+        This is one transaction. It waits for retries that are running.
+        """
+        using = self._write_alias
+        events = self.using(using).order_by("pk")
+        try:
+            with transaction.atomic(using=using):
+                # Lock the rows first, as a retry does. Otherwise the two may deadlock, or a success be overwritten.
+                # SQLite has a single lock, which is only certain if the transaction begins with a write.
+                if transaction.get_connection(using).features.has_select_for_update:
+                    keys = list(events.select_for_update().values_list("pk", flat=True))
+                    events = FailedEvent.objects.using(using).filter(pk__in=keys)
+                _insert_discarded(events)
+                # If there are receivers of delete signals, Django loads the rows: leave out the large columns.
+                return events.order_by().only("event_id", "consumer_group", "event_name").delete()[0]
+        except EmptyResultSet:
+            return 0
+
+    def claim_due(self, consumer_group: str, now: datetime, lease_until: datetime) -> "FailedEvent | None":
+        """Claim the retry that has been due longest, and count its attempt; return None if none is due.
+
+        Args:
+            lease_until: no other process makes this retry before then.
+        """
+        using = self._write_alias
+        features = transaction.get_connection(using).features
+        with transaction.atomic(using=using):
+            failed = (
+                self.using(using)
+                .due(now)
+                .filter(consumer_group=consumer_group)
+                .select_for_update(skip_locked=features.has_select_for_update_skip_locked)
+                .order_by("next_attempt_at")
+                .first()
+            )
+            if failed is None:
+                return None
+            unchanged = self.using(using).filter(
+                pk=failed.pk, attempts=failed.attempts, next_attempt_at=failed.next_attempt_at
+            )
+            if not unchanged.update(attempts=failed.attempts + 1, next_attempt_at=lease_until):
+                return None  # the database can't lock rows, and another process was faster
+        failed.attempts += 1
+        return failed
+
+    @property
+    def _write_alias(self) -> str:
+        alias: str = self._db or router.db_for_write(self.model, **self._hints)  # type: ignore[attr-defined]
+        return alias
+
+
+class FailedEvent(models.Model):
+    """An event whose handling raised. It is *retrying* if it has a next attempt, else a *dead letter*."""
+
+    id = models.BigAutoField(primary_key=True)
+    event_id = models.CharField(_("event id"), max_length=KEY_LENGTH)
+    consumer_group = models.CharField(_("consumer group"), max_length=MAX_NAME_LENGTH + 1)
+    event_name = models.CharField(_("event"), max_length=MAX_NAME_LENGTH)
+    stream = models.CharField(_("stream"), max_length=MAX_NAME_LENGTH + 20)
+    stream_id = models.CharField(_("stream id"), max_length=41)
+    fields = models.TextField(_("content"), help_text=_("The entry as it was in the stream."))
+    error = models.TextField(_("error"))
+    traceback = models.TextField(_("traceback"), blank=True)
+    attempts = models.PositiveIntegerField(_("attempts"), default=1)
+    failed_at = models.DateTimeField(_("failed at"), default=timezone.now)
+    next_attempt_at = models.DateTimeField(_("next attempt at"), null=True, blank=True)
+
+    objects = FailedEventQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("failed event")
+        verbose_name_plural = _("failed events")
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["event_id", "consumer_group"], name="lightbus_failed_once"),
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["next_attempt_at"], name="lightbus_failed_due"),
+            models.Index(fields=["consumer_group", "next_attempt_at"], name="lightbus_failed_group_due"),
+        ]
+        permissions: ClassVar = [
+            ("retry_failedevent", "Can retry failed events"),
+            ("discard_failedevent", "Can discard failed events"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.event_name} {self.event_id}"
+
+    @property
+    def is_dead_letter(self) -> bool:
+        return self.next_attempt_at is None
+
+    @property
+    def may_have_effects(self) -> bool:
+        """Whether the failed attempt may have left effects, because its handler ended the transaction."""
+        return self.error.startswith(TransactionEnded.__name__)
+
+    def message(self) -> EventMessage:
+        """Return the event as its handler gets it; raises UnreadableEvent."""
+        return decode(load_fields(self.fields), self.stream_id, attempt=self.attempts)
+
+    def retry_now(self, using: str | None = None) -> None:
+        """Make the event due now, with all its attempts ahead of it; `using` is as for `save`."""
+        self._row(using).retry_now()
+
+    def discard(self, using: str | None = None) -> None:
+        """Delete the event and count it as processed by its consumer group; `using` is as for `save`."""
+        self._row(using).discard()
+
+    def _row(self, using: str | None) -> FailedEventQuerySet:
+        using = using or router.db_for_write(FailedEvent, instance=self)
+        return FailedEvent.objects.using(using).filter(pk=self.pk)
+
+
+def _insert_discarded(events: "models.QuerySet[FailedEvent]") -> None:
+    """Insert or update the idempotency keys of failed events without loading the events; raises EmptyResultSet."""
+    connection: Any = connections[events.db]
+    keys = ProcessedEvent._meta
+    now = timezone.now()
+    rows = events.order_by("event_id", "consumer_group").values_list(
+        "event_id", "consumer_group", "event_name", models.Value(True), models.Value(now, models.DateTimeField())
+    )
+    select, parameters = rows.query.get_compiler(events.db).as_sql()
+    is_mysql = connection.vendor == "mysql"
+    conflict = "DUPLICATE KEY UPDATE" if is_mysql else "CONFLICT (event_id, consumer_group) DO UPDATE SET"
+    with inserting(ProcessedEvent, events.db), connection.cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO {connection.ops.quote_name(keys.db_table)}"
+            f" (event_id, consumer_group, event_name, discarded, processed_at) {select}"
+            f" ON {conflict} discarded = %s, processed_at = %s",
+            [*parameters, True, connection.ops.adapt_datetimefield_value(now)],
+        )

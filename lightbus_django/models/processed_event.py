@@ -1,0 +1,42 @@
+"""The inbox: an idempotency key for each event that a consumer group has processed."""
+
+from typing import ClassVar
+
+from django.db import models
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from lightbus_django.database.text import storable
+from lightbus_django.events.names import MAX_NAME_LENGTH
+
+KEY_LENGTH = 80
+
+
+class ProcessedEvent(models.Model):
+    """An idempotency key: the effects of this event in this consumer group, or its failure, are committed.
+
+    There are only two indexes. Rows are inserted and deleted in the order of `id`, so old rows are found along it. The
+    unique constraint starts with the event id, which is ordered by time too, and is what people search for.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    event_id = models.CharField(_("event id"), max_length=KEY_LENGTH)
+    consumer_group = models.CharField(_("consumer group"), max_length=MAX_NAME_LENGTH + 1)
+    event_name = models.CharField(_("event"), max_length=MAX_NAME_LENGTH)
+    processed_at = models.DateTimeField(_("processed at"), default=timezone.now)
+    discarded = models.BooleanField(_("discarded"), default=False)
+
+    class Meta:
+        verbose_name = _("processed event")
+        verbose_name_plural = _("processed events")
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["event_id", "consumer_group"], name="lightbus_processed_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.event_name} {self.event_id}"
+
+
+def stored_group(consumer_group: str, using: str) -> str:
+    """Return the name of a consumer group as the database `using` stores it."""
+    return storable(consumer_group, ProcessedEvent._meta.get_field("consumer_group"), using)
