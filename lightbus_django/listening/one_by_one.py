@@ -13,7 +13,7 @@ from lightbus_django.database.connections import restore_autocommit
 from lightbus_django.database.errors import one_line, transient_errors
 from lightbus_django.exceptions import BusUnavailable, DatabaseUnavailable, SequenceBehind, UnreadableEvent
 
-from .activity import HANDLER, INSERTING_KEY, READING_KEY
+from .activity import COMMITTING, HANDLER, INSERTING_KEY, READING_KEY
 from .delivery import Delivery
 from .handler_runner import HandlerRunner, Handling
 from .keys import LOCK_TIMEOUT_SQL, AlreadyHandled
@@ -110,6 +110,7 @@ class OneByOne:
             return False
         now, delivery = timezone.now(), self.deliveries[index]
         limits = LOCK_TIMEOUT_SQL if delivery.entry.is_redelivered else ("", "")
+        runner.activity.go_on(COMMITTING)
         is_new = chain.commit_and_begin(monitor, defer, *runner.keys.statement(delivery, now), limits)
         if monitor.is_deferred:
             runner.gate.add(self._delivery.key)
