@@ -55,8 +55,8 @@ def translate(error: Exception, server: str, what: str) -> BusError:
         return GroupMissing(f"Redis at {server}: {text}")
     if isinstance(error, redis.exceptions.NoPermissionError) or text.startswith(("NOPERM", *_DENIED_IN_SCRIPT)):
         return BusForbidden(
-            f"Redis at {server} denies its user something with {what!r}: {text}; docs/operations.md lists what to "
-            "grant, and Redis's command ACL LOG what was denied"
+            f"Redis at {server} denies its user something with {what!r}: {text}; grant it with ACL SETUSER: "
+            "ACL LOG shows what was denied, and the operations page of the documentation lists the rights"
         )
     if text.startswith("WRONGTYPE"):
         return BusError(f"Redis at {server}: the key {what!r} holds something other than a stream; rename or delete it")

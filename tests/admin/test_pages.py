@@ -180,7 +180,7 @@ def test_published_events_can_be_published_again(admin_client, client, django_us
     event.refresh_from_db()
     assert event.due_at <= timezone.now()
     assert "Publish again" in LogEntry.objects.get().change_message
-    assert "They still wait" in admin_client.post(LISTS[OutboxEvent], data, follow=True).content.decode()
+    assert "events are still waiting" in admin_client.post(LISTS[OutboxEvent], data, follow=True).content.decode()
 
     user = django_user_model.objects.create_user("viewer", is_staff=True)
     user.user_permissions.add(Permission.objects.get(codename="view_outboxevent"))

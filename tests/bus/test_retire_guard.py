@@ -52,7 +52,7 @@ def work():
 
 def hurry(monkeypatch):
     monkeypatch.setattr("lightbus_django.listening.leases.SHOW_UP_INTERVAL", 0.2)
-    monkeypatch.setattr("lightbus_django.running.worker.SHOW_UP_INTERVAL", 0.2)
+    monkeypatch.setattr("lightbus_django.running.lease_renewal.SHOW_UP_INTERVAL", 0.2)
     monkeypatch.setattr("lightbus_django.bus.streams.RETIRE_AFTER", 3.0)
 
 
