@@ -198,7 +198,7 @@ def test_an_action_works_on_no_more_than_the_page_has_counted(admin_client, monk
     events = [failed(event_id=str(number), next_attempt_at=None) for number in range(5)]
     data = {"action": "discard", "select_across": "1", "_selected_action": [events[0].pk]}
     response = admin_client.post(LISTS[FailedEvent], data, follow=True)
-    assert "More than 3 are selected; nothing was done" in response.content.decode()
+    assert "More than 3 events are selected; nothing was changed" in response.content.decode()
     assert FailedEvent.objects.count() == 5
 
 

@@ -19,7 +19,6 @@ from lightbus_django.models import FailedEvent, ProcessedEvent
 from lightbus_django.running.worker import Worker
 from tests.app.models import Effect, Parent
 from tests.conftest import drain, eventually
-from tests.own_postgresql import own_postgresql
 
 KEY = "shop.*:stream"
 
@@ -644,16 +643,7 @@ def test_an_event_whose_key_is_refused_holds_nobody_up(r, listen, consume, latin
 # --- A server that goes away --------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def postgresql():
-    """A PostgreSQL of our own that has our tables, and room for a few connections only."""
-    with own_postgresql() as server:
-        server.start(**FEW_CONNECTIONS)
-        server.migrate()
-        yield server
-
-
-FEW_CONNECTIONS = {"max_connections": 8, "superuser_reserved_connections": 0}
+POSTGRESQL = {"max_connections": 8, "superuser_reserved_connections": 0}
 
 
 @pytest.fixture
@@ -688,7 +678,7 @@ def test_a_worker_outlives_its_database_server(signum, postgresql, work_there, r
     assert says(process, "price-monitor-fragile: interrupted, retrying: database 'default'")
     fire("shop.parcel_delivered", number=5)
     assert set(deliveries(r, "price-monitor-fragile")) == {1}
-    postgresql.start(**FEW_CONNECTIONS)
+    postgresql.start()
     assert says(process, "price-monitor-fragile: resumed")
     eventually(lambda: not deliveries(r, "price-monitor-fragile") and len(handled_there(postgresql)) >= 6)
     assert handled_there(postgresql) == list(range(6))

@@ -162,7 +162,7 @@ class TestRetire:
 
     def test_asks_first(self, groups, monkeypatch):
         monkeypatch.setattr("builtins.input", lambda question: "n")
-        with pytest.raises(CommandError, match="Nothing was destroyed"):
+        with pytest.raises(CommandError, match="nothing was destroyed"):
             call_command("lightbus_retire", "shop-gone")
         assert "shop-gone" in groups()
         monkeypatch.setattr("builtins.input", lambda question: "y")

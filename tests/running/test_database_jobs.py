@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import socket
 import threading
 
 import pytest
@@ -17,13 +18,29 @@ from lightbus_django.models import FailedEvent, OutboxEvent
 from lightbus_django.running.worker import Worker
 from tests.app.models import Effect
 from tests.conftest import eventually
-from tests.network import Proxy, refusing_port, silent_port
-from tests.own_postgresql import own_postgresql
+from tests.proxies import Proxy
 
 KEY = "shop.*:stream"
 GROUP = "price-monitor-record"
 
 pytestmark = [pytest.mark.django_db(transaction=True, databases=["default", "other"])]
+
+
+@contextlib.contextmanager
+def silent_port():
+    """Yield a port that accepts connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(100)
+        yield server.getsockname()[1]
+
+
+@contextlib.contextmanager
+def refusing_port():
+    """Yield a port that refuses connections, and that no other process can listen on."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        yield server.getsockname()[1]
 
 
 @pytest.fixture(params=["silent", "refusing"])
@@ -179,15 +196,6 @@ def test_one_without_our_tables_is_checked_rarely_and_never_if_the_router_exclud
     assert [database.alias for database in housekeeping().databases] == ["default"]
 
 
-@pytest.fixture(scope="module")
-def postgresql():
-    """A PostgreSQL of our own that has our tables."""
-    with own_postgresql() as server:
-        server.start()
-        server.migrate()
-        yield server
-
-
 def test_one_of_ours_that_hangs_holds_up_neither_the_relay_nor_the_retries_of_another(
     postgresql, r, record, point_to, work, caplog, monkeypatch
 ):
@@ -198,13 +206,13 @@ def test_one_of_ours_that_hangs_holds_up_neither_the_relay_nor_the_retries_of_an
     def elsewhere(event): ...
 
     caplog.set_level("INFO")
-    with contextlib.closing(Proxy("127.0.0.1", postgresql.port)) as proxy:
+    with Proxy(postgresql.url) as proxy:
         point_to(proxy.port, NAME="postgres", USER="postgres")
         with work() as results:
             postgresql.query(LEFT_IN_THE_OUTBOX)
             eventually(lambda: "left in the outbox of 'other'" in caplog.text)
             eventually(lambda: postgresql.query("SELECT 1 FROM lightbus_django_consumergroup"))
-            proxy.drop()
+            proxy.silence(new=True)
             leave_in_the_outbox()
             leave_a_retry(r)
             eventually(lambda: Effect.objects.count() == 3)

@@ -198,7 +198,7 @@ class TestRetire:
         fail(count=2)
         questions = []
         monkeypatch.setattr("builtins.input", lambda question: questions.append(question) or "n")
-        with pytest.raises(CommandError, match="Nothing was destroyed"):
+        with pytest.raises(CommandError, match="nothing was destroyed"):
             call_command("lightbus_retire", GROUP, "--idle", "0")
         assert "2 failed events won't be retried any more" in questions[0]
         assert failed() == ["retrying"] * 2

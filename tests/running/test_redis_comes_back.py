@@ -148,7 +148,7 @@ class TestTheRelay:
         lines = [record.message for record in caplog.records if record.message.startswith("relay: ")]
         assert lines == ["relay: published 1 events left in the outbox of 'default'"]
         (database,) = [each for each in keeper.databases if each.alias == "default"]
-        database._say_relayed_at = 0.0
+        database._log_relayed_at = 0.0
         keeper.relay()
         lines = [record.message for record in caplog.records if record.message.startswith("relay: ")]
         assert lines[1:] == ["relay: published 4 events left in the outbox of 'default'"]
