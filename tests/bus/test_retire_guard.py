@@ -61,7 +61,7 @@ def idle(client):
 
 
 def is_refused():
-    with pytest.raises(CommandError, match=r"is in use: one of its consumers has shown up"):
+    with pytest.raises(CommandError, match=r"is in use: one of its consumers was active"):
         call_command("lightbus_retire", GROUP, "--no-input", "--idle", "0")
     return True
 
