@@ -17,7 +17,7 @@ from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, OutboxEvent
 from lightbus_django.running.worker import Worker
 from tests.app.models import Effect
-from tests.conftest import eventually
+from tests.conftest import drain, eventually
 from tests.proxies import Proxy
 
 KEY = "shop.*:stream"
@@ -127,11 +127,12 @@ def test_due_work_is_done_and_a_stop_is_clean(away, r, manage, lightbus_url):
     assert "stopped" in output
 
 
-def test_retries_and_trimming_continue(away, r, lightbus, record, point_to, work, monkeypatch):
+def test_retries_and_trimming_continue(away, r, lightbus, consume, record, point_to, work, monkeypatch):
     monkeypatch.setattr("lightbus_django.running.jobs.STUCK_AFTER", 1)
     lightbus(STREAM_RETENTION=0)
     for number in range(300):
         fire("shop.order_placed", number=number)
+    drain(consume())  # streams are trimmed when the worker starts, and then once a minute
     leave_a_retry(r)
     point_to(away)
     with work():
