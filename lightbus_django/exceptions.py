@@ -1,69 +1,69 @@
-"""One tree of errors; whatever this package raises on purpose is a LightbusError."""
+"""The exceptions of this package, all derived from LightbusError."""
 
 
 class LightbusError(Exception):
-    """Base of every error that lightbus_django raises."""
+    """The base class of all exceptions that lightbus_django raises."""
 
 
 class ConfigurationError(LightbusError):
-    """A setting or a listener is declared in a way that cannot work."""
+    """A setting or a listener is misconfigured."""
 
 
 class InvalidEvent(LightbusError):
-    """An event that cannot be fired as it is: nothing was published and no row was written."""
+    """The event can't be fired; nothing was published or written to the outbox."""
 
 
 class InvalidEventName(InvalidEvent):
-    """The event name is not `api_name.event`."""
+    """The event name doesn't have the form `api_name.event`."""
 
 
 class InvalidPayload(InvalidEvent):
-    """A payload key or value has no form on the bus."""
+    """A payload key or value can't be encoded."""
 
 
 class UnreadableEvent(LightbusError):
-    """An event that no retry can mend: it can't be read, or does not fit its handler."""
+    """The event can't be decoded or doesn't fit its handler, so a retry would not help."""
 
 
 class TransactionEnded(LightbusError):
-    """A handler ended its transaction itself, so some of its effects may be in the database."""
+    """A handler ended its own transaction, so some of its effects may be committed."""
 
 
 class BusError(LightbusError):
-    """Redis answered with an error."""
+    """Redis returned an error."""
 
 
 class BusForbidden(BusError):
-    """Redis denies its user what is needed."""
+    """The Redis user lacks a permission."""
 
 
 class GroupMissing(BusError):
-    """The stream or the consumer group that was read from is gone."""
+    """The stream or the consumer group no longer exists."""
 
 
 class BusUnavailable(BusError):
-    """Redis can't be reached, or can't serve for now."""
+    """Redis can't be reached, or can't serve requests at the moment."""
 
 
 class BusUnsupported(BusUnavailable):
-    """What answers at the address can't do what is needed, and waiting does not help."""
+    """The server at the address lacks a required feature; waiting won't help."""
 
 
 class BusFull(BusUnavailable):
-    """Redis has no memory left for anything new; what it holds can be read and handled."""
+    """Redis is out of memory; events that it holds can still be read and handled."""
 
 
 class DatabaseUnavailable(LightbusError):
-    """The database can't be reached, or can't serve for now; the work may be tried again."""
+    """The database can't be reached, or can't serve requests at the moment; the work can be retried."""
 
 
 class SequenceBehind(LightbusError):
-    """A table's sequence gives out ids that rows have already, as after a restore; the message says what mends it."""
+    """A table's sequence is behind its rows, as after a restore; the message says how to fix it."""
 
 
 class KeyLocked(DatabaseUnavailable):
-    """Another transaction, which has not ended, has an event's idempotency key."""
+    """An event's idempotency key is locked by another open transaction."""
 
 
 class EventContended(DatabaseUnavailable):
-    """The database answers, but one event's transaction does not get through for now."""
+    """The database answers, but one event's transaction keeps failing, for instance with deadlocks."""

@@ -1,4 +1,4 @@
-"""For pytest: empties `lightbus_django.testing.fired` before each test, and knows the marker `lightbus`."""
+"""The pytest plugin: clears `lightbus_django.testing.fired` before each test, and provides the marker `lightbus`."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from .bus import sandbox
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "lightbus: give the test a real bus of its own, an embedded server")
+    config.addinivalue_line("markers", "lightbus: give the test a real bus on an embedded server")
     sandbox.is_pytest = True
 
 

@@ -1,7 +1,7 @@
-"""For the tests of your project: the events that they fired, and a bus of their own where they ask for it.
+"""Helpers for your project's tests: the events that a test fired, and a real bus on request.
 
-In Django's test environment nothing reaches the Redis that `LIGHTBUS` names, and listeners don't run. This holds for
-the process that runs the tests, and not for others that it starts.
+In Django's test environment, fired events are kept in the list `fired` instead of reaching Redis, and listeners don't
+run. This applies to the process that runs the tests, not to other processes that it starts.
 """
 
 import unittest
@@ -18,7 +18,7 @@ __all__ = ["EventTestMixin", "fired", "real_bus"]
 
 
 class EventTestMixin(unittest.TestCase):
-    """A mixin for test cases that empties `fired` before each test. With pytest it is not needed."""
+    """A test case mixin that clears `fired` before each test. pytest doesn't need it."""
 
     def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
         fired.clear()
@@ -26,14 +26,14 @@ class EventTestMixin(unittest.TestCase):
 
 
 class real_bus(TestContextDecorator):  # noqa: N801
-    """A context manager, and a decorator of tests and test cases, that gives them a real bus; yields its URL."""
+    """A context manager and decorator that gives a test or test case a real bus; yields its URL."""
 
     def __init__(self, url: str | None = None) -> None:
-        """Make it.
+        """Choose the server.
 
         Args:
-            url: a Redis for tests. By default an embedded server is started, and ends with the test; it needs the
-                extra `[embedded]`.
+            url: URL of a Redis for tests. By default, an embedded server runs for the duration of the test, which needs
+                the extra `[embedded]`.
         """
         super().__init__()
         self._url = url

@@ -17,6 +17,7 @@ from lightbus_django.listening.registry import Registry, registry
 from lightbus_django.running.housekeeping import Housekeeping
 from lightbus_django.testing import real_bus
 
+from .own_postgresql import OwnPostgreSQL, own_postgresql
 from .waiting import eventually as eventually
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -154,6 +155,15 @@ def manage(lightbus_url: str, r: redis.Redis, transactional_db) -> Iterator[Call
         process.kill()
     for process in processes:
         process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def postgresql(request: pytest.FixtureRequest) -> Iterator[OwnPostgreSQL]:
+    """A PostgreSQL server for the tests of a module, with our tables; POSTGRESQL in the module is its configuration."""
+    with own_postgresql() as server:
+        server.start(**getattr(request.module, "POSTGRESQL", {}))
+        server.migrate()
+        yield server
 
 
 def process_environment(lightbus_url: str) -> dict[str, str]:

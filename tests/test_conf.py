@@ -35,7 +35,7 @@ def test_only_the_service_name_is_required():
         ({}, "E002", "SERVICE_NAME"),
         ({"SERVICE_NAME": "a", "PROCES_NAME": "b"}, "E003", "Did you mean 'PROCESS_NAME'?"),
         ({"SERVICE_NAME": "a", "service_name": "b"}, "E003", "Did you mean 'SERVICE_NAME'?"),
-        ({"SERVICE_NAME": "a", "QQQQ": "b"}, "E003", "Known: SERVICE_NAME"),
+        ({"SERVICE_NAME": "a", "QQQQ": "b"}, "E003", "Known keys: SERVICE_NAME"),
         ({"SERVICE_NAME": ""}, "E004", "length >= 1"),
         ({"SERVICE_NAME": 5}, "E004", "Expected `str`"),
         ({"SERVICE_NAME": "a", "BATCH_SIZE": 0}, "E004", ">= 1"),

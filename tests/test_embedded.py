@@ -86,10 +86,10 @@ def test_a_data_directory_keeps_the_events(tmp_path):
 
 
 def test_a_data_directory_has_one_server(tmp_path):
-    with embedded_server(data_dir=tmp_path), pytest.raises(LightbusError, match="does not start"):
+    with embedded_server(data_dir=tmp_path), pytest.raises(LightbusError, match="can't be started"):
         embedded_server(data_dir=tmp_path).__enter__()
 
 
 def test_a_port_that_is_taken_is_an_error():
-    with embedded_server() as url, pytest.raises(LightbusError, match="does not start"):
+    with embedded_server() as url, pytest.raises(LightbusError, match="can't be started"):
         embedded_server(port=urlsplit(url).port).__enter__()

@@ -87,7 +87,8 @@ def fail_in_every_way(
             call_command("lightbus_listen", "--burst")
         run()
         eventually(lambda: "shop-handler: waiting" in caplog.text)
-        eventually(lambda: "relay of 'default': waiting: Redis at" in caplog.text or OutboxEvent.objects.get().error)
+        line = "relay of 'default': interrupted, retrying: Redis at"
+        eventually(lambda: line in caplog.text or OutboxEvent.objects.get().error)
         tells_no_secret(everything_of(caught.value), everything_of(failed.value), OutboxEvent.objects.get().error)
 
     return fail

@@ -1,4 +1,4 @@
-"""Admin pages: what was processed, what failed and why, what waits to be published."""
+"""Admin pages: processed events, failed events, and the outbox."""
 
 from .failed import FailedEventAdmin
 from .outbox import OutboxEventAdmin

@@ -1,4 +1,4 @@
-"""What the pages share: they are read-only, and quick whatever the size of the tables."""
+"""The base of the pages: read-only, and fast on large tables."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,18 +15,17 @@ from django.utils.translation import gettext_lazy as _
 from lightbus_django.events.ids import event_key
 
 COUNT_LIMIT = 10_000
-"""Rows that a page counts, and that can be paged through."""
+"""Maximum number of rows that a page counts and paginates."""
 
 SAMPLE = 1_000
-"""Latest rows from which the choices of a filter are taken."""
-
+"""Number of latest rows from which a filter takes its choices."""
 
 CHUNK = 500
-"""Rows that an action works on at a time."""
+"""Number of rows that an action changes at a time."""
 
 
 class LimitedPaginator(Paginator):  # type: ignore[type-arg]
-    """Does not count millions of rows to say how many pages there are."""
+    """A paginator that counts at most COUNT_LIMIT rows."""
 
     @cached_property
     def count(self) -> int:
@@ -35,7 +34,7 @@ class LimitedPaginator(Paginator):  # type: ignore[type-arg]
 
 
 class LatestValuesFilter(admin.FieldListFilter):
-    """Offers the values of the latest rows, for a DISTINCT over all of them takes long."""
+    """A filter by the values of the latest rows, because DISTINCT over all rows is slow."""
 
     def __init__(
         self, field: Any, request: HttpRequest, params: Any, model: Any, model_admin: Any, field_path: str
@@ -67,12 +66,12 @@ class LatestValuesFilter(admin.FieldListFilter):
 
 
 def shorten(event_id: str) -> str:
-    """Return an id as it fits into a list: its beginning tells the time, its end tells it from others."""
+    """Shorten an event id for a list: its beginning is the time, its end is random."""
     return event_id if len(event_id) <= 16 else f"{event_id[:8]}…{event_id[-6:]}"
 
 
 class EventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """What the three pages share."""
+    """The base class of the three pages."""
 
     actions_selection_counter = True
     name_fields: tuple[str, ...] = ("event_id", "event_name")
@@ -80,7 +79,7 @@ class EventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     ordering = ("-id",)
     paginator = LimitedPaginator
     search_fields = ("event_id",)
-    search_help_text = _("The whole id of an event")
+    search_help_text = _("Enter a complete event id.")
     show_facets = admin.ShowFacets.NEVER
     show_full_result_count = False
 
@@ -112,28 +111,28 @@ class EventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def act(
         self, request: HttpRequest, queryset: QuerySet[Any], action: Callable[[Any], int], flag: int, message: str
     ) -> int:
-        """Do what an action is asked to do with events, some at a time, and write into the admin's history who did it.
+        """Apply an action to the selected events in chunks, and record it in the admin's history.
 
-        Nothing is done, and a message says so, if there are more than the page could count and did ask about.
+        If more than COUNT_LIMIT events are selected, show an error and change nothing.
 
         Args:
-            queryset: as the page has them; it may be ordered, annotated, or of a replica.
-            action: takes a queryset of some of them, by key, on the database that is written; returns of how many it
-                was true.
-            flag: as LogEntry has it.
+            queryset: the selected events; may be ordered, annotated, or from a replica.
+            action: takes a queryset of some events on the primary database; returns how many it changed.
+            flag: action flag of the history's entries.
+            message: message of the history's entries.
 
-        Returns how many there were.
+        Returns the number of changed events.
         """
         using = router.db_for_write(self.model)
         keys = list(queryset.using(using).order_by("pk").values_list("pk", flat=True)[: COUNT_LIMIT + 1])
         if len(keys) > COUNT_LIMIT:
-            text = _("More than %d are selected; nothing was done. Narrow them down by a filter.") % COUNT_LIMIT
+            text = _("More than %d events are selected; nothing was changed. Select fewer with a filter.") % COUNT_LIMIT
             self.message_user(request, text, messages.ERROR)
             keys = []
         count = 0
         for first in range(0, len(keys), CHUNK):
             events: QuerySet[Any] = self.model._default_manager.using(using).filter(pk__in=keys[first : first + CHUNK])
-            # Of the rest some columns may be large.
+            # Other columns may be large.
             named = events.only(*self.name_fields)
             LogEntry.objects.log_actions(request.user.pk, named, flag, message)  # type: ignore[arg-type]
             count += action(events)

@@ -71,7 +71,7 @@ class FailedEventAdmin(EventAdmin):
 
     @admin.display(description=_("content"))
     def content(self, event: FailedEvent) -> str:
-        """The entry's fields, one a line; bytes that are no text stand as escapes."""
+        """Return the fields of the stream entry, one per line; bytes that are not UTF-8 are escaped."""
         fields = load_fields(event.fields).items()
         return "\n".join(
             f"{name.decode(errors='backslashreplace')} = {value.decode(errors='backslashreplace')}"

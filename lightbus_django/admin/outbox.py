@@ -49,7 +49,7 @@ class OutboxEventAdmin(EventAdmin):
 
     @admin.display(description=_("payload"))
     def content(self, event: OutboxEvent) -> str:
-        """The payload as it is on the bus, but without the escapes that the database needs."""
+        """Return the payload as JSON, without the escapes that the database needs."""
         try:
             return json.dumps(json.loads(event.payload), ensure_ascii=False)
         except ValueError:
@@ -62,7 +62,8 @@ class OutboxEventAdmin(EventAdmin):
     def publish_again(self, request: HttpRequest, queryset: QuerySet[OutboxEvent]) -> None:
         count = self.act(request, queryset, OutboxEventQuerySet.publish_again, CHANGE, "Publish again")
         if not count:
-            self.message_user(request, _("They still wait; lightbus_listen publishes or marks them."), messages.WARNING)
+            text = _("The selected events are still waiting; lightbus_listen will publish them.")
+            self.message_user(request, text, messages.WARNING)
             return
         self.message_user(
             request,

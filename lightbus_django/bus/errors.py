@@ -54,8 +54,8 @@ def translate(error: Exception, server: str, key: str) -> BusError:
         return GroupMissing(f"Redis at {server}: {text}")
     if isinstance(error, redis.exceptions.NoPermissionError) or text.startswith(("NOPERM", *_DENIED_IN_SCRIPT)):
         return BusForbidden(
-            f"Redis at {server} denies its user access to {key!r}: {text}; docs/operations.md lists the permissions to "
-            "grant, and the Redis command ACL LOG shows what was denied"
+            f"Redis at {server} denies its user access to {key!r}: {text}; grant it with ACL SETUSER: "
+            "ACL LOG shows what was denied, and the operations page of the documentation lists the permissions"
         )
     if text.startswith("WRONGTYPE"):
         return BusError(f"Redis at {server}: the key {key!r} holds something other than a stream; rename or delete it")

@@ -1,4 +1,4 @@
-"""What the commands show on a terminal."""
+"""Arguments and terminal output that the commands share."""
 
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
@@ -18,11 +18,11 @@ from lightbus_django.firing.databases import has_outbox, may_have_outbox
 
 
 def database(text: str) -> str:
-    """Check the alias of a database for argparse."""
+    """Return the alias of a database, checked; a type for argparse."""
     if text not in connections:
         raise ArgumentTypeError(f"{text!r} is not in settings.DATABASES; known: {', '.join(connections)}")
     if not may_have_outbox(text):
-        raise ArgumentTypeError(f"the database router does not write to {text!r}")
+        raise ArgumentTypeError(f"the database router doesn't write to {text!r}")
     if not has_outbox(text):
         raise ArgumentTypeError(f"{text!r} has no tables of lightbus_django; run manage.py migrate")
     return text
@@ -30,7 +30,7 @@ def database(text: str) -> str:
 
 @contextmanager
 def progress(stream: Any, what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on a terminal, and nothing elsewhere; yield what advances it."""
+    """Show a progress bar if `stream` is a terminal; yield a function that advances it by a count."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(file=stream), transient=True) as bar:
         task = bar.add_task(what, total=total)
@@ -38,9 +38,12 @@ def progress(stream: Any, what: str, total: int | None = None) -> Iterator[Calla
 
 
 def point_in_time(text: str) -> datetime:
-    """Return the time that `text` says: `2026-03-01T12:00`, or how long ago, such as `90m`, `12h` or `7d`.
+    """Parse a time such as `2026-03-01T12:00`, or a duration before now such as `90m`, `12h` or `7d`.
 
-    The current time zone is meant where it names none.
+    A time without a time zone is in the current one.
+
+    Raises:
+        CommandError
     """
     units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
     try:
@@ -50,5 +53,5 @@ def point_in_time(text: str) -> datetime:
     except (ValueError, OverflowError):
         time = None
     if time is None:
-        raise CommandError(f"{text!r} is no time: write 2026-03-01T12:00, or how long ago, such as 90m, 12h or 7d")
+        raise CommandError(f"{text!r} is not a time: use 2026-03-01T12:00, or how long ago, such as 90m, 12h or 7d")
     return as_stored(timezone.make_aware(time) if timezone.is_naive(time) else time)

@@ -1,4 +1,4 @@
-"""`--burst`: do all that there is to do, then end; what could not be done is an error."""
+"""`--burst`: do all the work that there is, then end; work that can't be done is an error."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,37 +11,37 @@ from lightbus_django.exceptions import BusError, BusFull
 from lightbus_django.listening.consumer import Consumer
 from lightbus_django.models import OutboxEvent
 
+from .health import Health
 from .housekeeping import Housekeeping
-from .outages import Outage
 
-ASK_INTERVAL = 1.0
-"""Seconds between two looks at what is left or due in the databases, while there are events to handle."""
+QUERY_INTERVAL = 1.0
+"""Seconds between two queries for due retries and waiting outbox rows while there are events to handle."""
 
 
 def run_burst(consumers: Sequence[Consumer], housekeeping: Housekeeping, is_stopping: Callable[[], bool]) -> None:
-    """Handle, retry, relay and clean up until there is nothing left to do, or `is_stopping`.
+    """Handle, retry, relay and clean up until there is nothing left to do, or until `is_stopping`.
 
     Raises:
-        LightbusError, DatabaseError: something could not be done; nothing is lost.
+        LightbusError, DatabaseError: some work could not be done; nothing is lost.
     """
     steps: dict[Any, Callable[[], bool]] = {
-        consumer: partial(_step, consumer, Outage(consumer.group, consumer.client)) for consumer in consumers
+        consumer: partial(_step, consumer, Health(consumer.group, consumer.client)) for consumer in consumers
     }
 
-    def look_for_retries() -> bool:
+    def flag_due_retries() -> bool:
         housekeeping.flag_due_retries()
         return any(consumer.retries_due.is_set() for consumer in steps)
 
-    asks: dict[Any, Callable[[], bool]] = {"relay": housekeeping.relay, "retries": look_for_retries}
+    queries: dict[Any, Callable[[], bool]] = {"relay": housekeeping.relay, "retries": flag_due_retries}
     problems: list[Exception] = []
-    ask_at = 0.0
+    query_at = 0.0
     while not is_stopping():
         reset_queries()
-        busy = _run_all(steps, problems)
-        if busy and time.monotonic() < ask_at:
+        has_worked = _run_all(steps, problems)
+        if has_worked and time.monotonic() < query_at:
             continue
-        ask_at = time.monotonic() + ASK_INTERVAL
-        if not (_run_all(asks, problems) or busy):
+        query_at = time.monotonic() + QUERY_INTERVAL
+        if not (_run_all(queries, problems) or has_worked):
             break
     while not is_stopping() and housekeeping.step():
         reset_queries()
@@ -52,26 +52,26 @@ def run_burst(consumers: Sequence[Consumer], housekeeping: Housekeeping, is_stop
 
 
 def _run_all(steps: dict[Any, Callable[[], bool]], problems: list[Exception]) -> bool:
-    """Run each; return whether there was something to do. What needs memory that Redis lacks is not run again."""
-    busy = False
+    """Run each step, and remove those for which Redis lacks memory; return whether there was any work."""
+    has_worked = False
     for key, step in list(steps.items()):
         try:
-            busy |= step()
-        except BusFull as error:  # the others may need no memory, and make some
+            has_worked |= step()
+        except BusFull as error:  # the other steps may free some memory
             problems.append(error)
             del steps[key]
-    return busy
+    return has_worked
 
 
-def _step(consumer: Consumer, outage: Outage) -> bool:
-    busy = consumer.step(block=0)
+def _step(consumer: Consumer, health: Health) -> bool:
+    has_worked = consumer.step(block=0)
     if consumer.contended is None:
-        outage.ended()
+        health.succeeded()
     else:
-        outage.failed(consumer.contended, is_told=True)
-        if outage.needs_somebody:  # or this would never end
+        health.failed(consumer.contended, is_logged=True)
+        if health.needs_attention:  # it would be retried forever
             raise consumer.contended
-    return busy
+    return has_worked
 
 
 def _check_outboxes(housekeeping: Housekeeping) -> None:
@@ -80,4 +80,4 @@ def _check_outboxes(housekeeping: Housekeeping) -> None:
             continue
         refused = OutboxEvent.objects.using(database.alias).refused()
         if first := refused.first():
-            raise BusError(f"outbox: {refused.count()} events can't be published yet; the first one: {first.error}")
+            raise BusError(f"outbox: {refused.count()} events could not be published; the first error: {first.error}")

@@ -1,11 +1,10 @@
-"""What is done periodically in one database: the relay, due retries, pruning. No other database is waited for."""
+"""The periodic jobs in one database: relaying, due retries, pruning. They never wait for another database."""
 
 import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Self
 
 from django.utils import timezone
 
@@ -19,20 +18,20 @@ from lightbus_django.firing.relay import Relay
 from lightbus_django.listening.consumer import Consumer
 from lightbus_django.models import FailedEvent, OutboxEvent
 
-from .abandoned import find_abandoned
 from .jobs import Job, Jobs
+from .orphaned_groups import find_orphaned_groups
 from .pruning import cutoffs_at, prune
 
 logger = logging.getLogger("lightbus_django")
 
-LOOK_INTERVAL = 300.0
-"""Seconds between two looks at a database without our tables; one that has them is not looked at again."""
+DETECT_INTERVAL = 300.0
+"""Seconds between two checks of a database without our tables. Once found, the tables are not checked again."""
 
-SAY_INTERVAL = 5.0
-"""Seconds between two lines in the log about what was relayed."""
+RELAY_LOG_INTERVAL = 5.0
+"""Minimum seconds between two log lines about relayed events."""
 
-SAMPLE = 1000
-"""Latest rows of the outbox that tell to which streams this service fires."""
+SAMPLE_SIZE = 1000
+"""Number of the latest outbox rows whose event names are taken for those that the service fires."""
 
 
 class DatabaseJobs:
@@ -47,37 +46,37 @@ class DatabaseJobs:
         settings: Settings,
         client: RedisClient,
     ) -> None:
-        """Make the jobs of the database `alias`; `consumers` are those that have their inboxes there."""
+        """Create the jobs of the database `alias`; `consumers` are those with their inbox there."""
         self.alias = alias
         self.service_name = service_name
         self.settings = settings
         self.client = client
         self.has_outbox: bool | None = None
-        """Whether the outbox's table is there; None until `look` has had an answer."""
-        self.fired_lately: frozenset[str] = frozenset()
-        """Names of events in the outbox, as far as `learn_streams` knows."""
+        """Whether the outbox's table exists; None before `detect_outbox` has succeeded."""
+        self.fired_events: frozenset[str] = frozenset()
+        """Names of events that were fired lately, as of the last `sample_fired_events`."""
         self.jobs = Jobs(
             f"database {alias!r}",
             [
-                Job(f"looking for the outbox in {alias!r}", self.look, LOOK_INTERVAL),
-                # What comes in one by one is collected for a second.
-                Job(f"relay of {alias!r}", self.relay, 1.0, at_once=lambda: self._relay.is_behind),
+                Job(f"detection of the outbox in {alias!r}", self.detect_outbox, DETECT_INTERVAL),
+                # Events that arrive one by one are relayed together, once a second.
+                Job(f"relay of {alias!r}", self.relay, 1.0, has_more=lambda: self._relay.is_behind),
                 Job(f"retries of {alias!r}", self.flag_due_retries, 1.0),
-                Job(f"streams of {alias!r}", self.learn_streams, 60.0),
-                Job(f"pruning of {alias!r}", self.prune, 3600.0, at_once=lambda: True),
-                Job(f"retries nobody makes in {alias!r}", self.report_abandoned_retries, 6 * 3600.0),
+                Job(f"fired events of {alias!r}", self.sample_fired_events, 60.0),
+                Job(f"pruning of {alias!r}", self.prune, 3600.0, has_more=lambda: True),
+                Job(f"check for orphaned groups in {alias!r}", self.warn_of_orphaned_groups, 6 * 3600.0),
             ],
             client,
         )
         self._consumers = consumers
         self._relay = Relay(alias, client, settings)
         self._relayed = 0
-        self._say_relayed_at = 0.0
+        self._log_relayed_at = 0.0
         self._pruning: Iterator[tuple[str, int]] | None = None
         self._pruned: Counter[str] = Counter()
 
-    def look(self) -> bool:
-        """Look for the outbox, unless it was found."""
+    def detect_outbox(self) -> bool:
+        """Check whether the outbox's table exists, unless it was found before."""
         if not self.has_outbox:
             with transient_errors(self.alias):
                 self.has_outbox = has_outbox(self.alias)
@@ -85,26 +84,20 @@ class DatabaseJobs:
                 release_connections(idle=True)
         return False
 
-    def known(self) -> Self:
-        """Return this, after it has looked once."""
-        if self.has_outbox is None:
-            self.look()
-        return self
-
     def relay(self) -> bool:
-        """Mark what is published, and publish what was left in the outbox."""
+        """Mark published rows of the outbox, and publish some of those that are due; return whether any were."""
         if not self.has_outbox:
             return False
         with transient_errors(self.alias):
             count = self._relay.step(timezone.now())
         self._relayed += count
-        if self._relayed and time.monotonic() >= self._say_relayed_at:
-            logger.info("relay: %d events that had been left in the outbox of %r", self._relayed, self.alias)
-            self._relayed, self._say_relayed_at = 0, time.monotonic() + SAY_INTERVAL
+        if self._relayed and time.monotonic() >= self._log_relayed_at:
+            logger.info("relay: published %d events left in the outbox of %r", self._relayed, self.alias)
+            self._relayed, self._log_relayed_at = 0, time.monotonic() + RELAY_LOG_INTERVAL
         return bool(count)
 
     def flag_due_retries(self) -> bool:
-        """Tell the consumers that have retries due; each makes them in its own thread."""
+        """Tell the consumers that have retries due; return whether there are any. Each retries in its own thread."""
         if not self._consumers:
             return False
         with transient_errors(self.alias):
@@ -114,29 +107,13 @@ class DatabaseJobs:
             consumers[group].retries_due.set()
         return bool(groups)
 
-    def report_abandoned_retries(self) -> bool:
-        """Warn of retries that nobody makes: of groups of this service that have no listener any more."""
-        if not self.has_outbox:
-            return False
-        with transient_errors(self.alias):
-            for found in find_abandoned(self.alias, self.service_name):
-                if found.retrying and found.is_ours:
-                    logger.warning(
-                        "%s: %d failed events in the database %r are not retried: no listener of this service has this "
-                        "group any more. To make them dead letters: manage.py lightbus_retire %s",
-                        found.group,
-                        found.retrying,
-                        self.alias,
-                        found.group,
-                    )
-        return False
-
-    def learn_streams(self) -> bool:
-        """Learn to which streams this service fired lately."""
+    def sample_fired_events(self) -> bool:
+        """Update `fired_events` from the latest rows of the outbox."""
         if self.has_outbox:
             latest = OutboxEvent.objects.using(self.alias).order_by("-pk")
             with transient_errors(self.alias):
-                self.fired_lately = frozenset(filter(is_name, latest.values_list("event_name", flat=True)[:SAMPLE]))
+                names = latest.values_list("event_name", flat=True)[:SAMPLE_SIZE]
+                self.fired_events = frozenset(filter(is_name, names))
         return False
 
     def prune(self) -> bool:
@@ -153,5 +130,23 @@ class DatabaseJobs:
                 self._pruning = pruning
                 return True
         if total := +self._pruned:
-            logger.info("pruned %s of %r", ", ".join(f"{count} {what}" for what, count in total.items()), self.alias)
+            deleted = ", ".join(f"{count} {what}" for what, count in total.items())
+            logger.info("pruned %s from database %r", deleted, self.alias)
+        return False
+
+    def warn_of_orphaned_groups(self) -> bool:
+        """Warn of groups of this service that have failed events to retry but no listener."""
+        if not self.has_outbox:
+            return False
+        with transient_errors(self.alias):
+            for group in find_orphaned_groups(self.alias, self.service_name):
+                if group.retrying and group.is_ours:
+                    logger.warning(
+                        "%s: %d failed events in database %r are not retried, because this service has no listener for "
+                        "the group. To turn them into dead letters, run: manage.py lightbus_retire %s",
+                        group.name,
+                        group.retrying,
+                        self.alias,
+                        group.name,
+                    )
         return False

@@ -1,4 +1,4 @@
-"""Whether gevent or eventlet has replaced threads and sockets by their own."""
+"""Detects gevent and eventlet, which replace threads and sockets with their own."""
 
 import sys
 
@@ -12,15 +12,15 @@ _MODULES = ("_thread", "thread", "threading", "socket", "select", "time")
 
 
 def check_threads() -> None:
-    """Raise ConfigurationError if what a worker needs of threads and sockets is patched.
+    """Raise ConfigurationError if threads or sockets are patched.
 
-    An event loop in a greenlet stalls the others, and database connections would change hands between listeners.
+    In greenlets, an event loop would block the other listeners, and listeners would share database connections.
     """
     for library, (module, function, culprit) in _PATCHERS.items():
         if (patcher := sys.modules.get(module)) is None:
             continue
         if patched := [name for name in _MODULES if getattr(patcher, function)(name)]:
             raise ConfigurationError(
-                f"lightbus_listen can't run where {library} has patched {', '.join(patched)}: its listeners need real "
-                f"threads. Let the web server alone call {culprit}, not manage.py or a module of the project."
+                f"lightbus_listen can't run where {library} has patched {', '.join(patched)}, because listeners need "
+                f"real threads. Call {culprit} in the web server only, not in manage.py or a module of the project."
             )

@@ -1,4 +1,4 @@
-"""What a thread of a worker does again and again, whatever it meets."""
+"""The loop of a worker's thread, which survives every error."""
 
 import logging
 import threading
@@ -9,30 +9,33 @@ from django.db import reset_queries
 
 from lightbus_django.exceptions import LightbusError
 
-from .outages import Outage
+from .health import Health
 
 logger = logging.getLogger("lightbus_django")
 
 MAX_DELAY = 5.0
-"""Seconds at most until a thread tries again what failed."""
+"""Maximum seconds before a failed step runs again."""
 
 
-def repeat(step: Callable[[], Exception | None], outage: Outage, stopping: threading.Event) -> None:
-    """Call `step`, which raises or returns what is the matter, until `stopping` is set; after a while if it failed."""
+def run_until_stopped(step: Callable[[], Exception | None], health: Health, stopping: threading.Event) -> None:
+    """Call `step` until `stopping` is set, with a growing delay while it raises.
+
+    A step that returns an error has failed as well, but runs again without a delay.
+    """
     delay = 0.0
     while not stopping.is_set():
-        reset_queries()  # Django logs them if DEBUG is on
+        reset_queries()  # with DEBUG on, Django logs every query
         try:
-            trouble = step()
+            problem = step()
         except (LightbusError, DatabaseError) as error:
-            outage.failed(error)
+            health.failed(error)
         except Exception:
-            logger.exception("%s: an error that should not be; trying again", outage.name)
+            logger.exception("%s: unexpected error; retrying", health.name)
         else:
-            if trouble:
-                outage.failed(trouble, is_told=True)
+            if problem:
+                health.failed(problem, is_logged=True)
             else:
-                outage.ended()
+                health.succeeded()
             delay = 0.0
             continue
         delay = min(2 * delay or 0.1, MAX_DELAY)

@@ -1,4 +1,4 @@
-"""Old rows: which may go from the tables, a few at a time."""
+"""Pruning: which rows are old, and how they are deleted a few at a time."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent
 
 CHUNK = 1000
-"""How many rows are looked at, and deleted in one transaction, with each step."""
+"""Number of rows that are read, and deleted in one transaction, with each step."""
 
 
 @dataclass(frozen=True)
@@ -31,22 +31,22 @@ class Cutoffs:
     outbox: datetime
     failed: datetime
     inbox_of: Mapping[str, datetime] = field(default_factory=dict)
-    """The keys of these events are old before these times, if they are earlier."""
+    """Earlier times for the keys of some events, by event name."""
 
     def is_old(self, event_name: str, processed_at: datetime) -> bool:
         return processed_at < min(self.inbox, self.inbox_of.get(event_name, self.inbox))
 
     def as_stored(self, using: str) -> "Cutoffs":
-        """Return the same with the names of events as the database has them."""
+        """Return these cutoffs with event names as the database stores them."""
         event_name = ProcessedEvent._meta.get_field("event_name")
         return replace(self, inbox_of={storable(name, event_name, using): age for name, age in self.inbox_of.items()})
 
 
 def cutoffs_at(now: datetime, settings: Settings, client: RedisClient) -> Cutoffs:
-    """Return what is old at `now`, a time in UTC.
+    """Return the cutoffs at `now`, a time in UTC.
 
-    An event's key has to be there for as long as the event may be delivered again. So it stays while
-    the stream holds anything that is as old, or that may have been published again since.
+    An event's key must outlive its last possible delivery. So it is kept while the stream has entries of its age, or
+    entries that may have been published again since.
     """
 
     def ago(seconds: float, than: datetime = now) -> datetime:
@@ -69,10 +69,10 @@ def cutoffs_at(now: datetime, settings: Settings, client: RedisClient) -> Cutoff
 
 
 def prune(using: str, cutoffs: Cutoffs) -> Iterator[tuple[str, int]]:
-    """Delete old rows of the database `using`, some with each step; yield of what how many.
+    """Delete old rows of the database `using`, some with each step; yield their kind and number.
 
-    What stays whatever its age: failed events that are retried, the keys of failed events, and events
-    of the outbox that are not published yet.
+    Failed events that are retried, the keys of failed events, and unpublished events in the outbox are kept whatever
+    their age.
     """
     failed = FailedEvent.objects.using(using)
     for rows in _chunks(failed, "failed_at"):
@@ -84,7 +84,7 @@ def prune(using: str, cutoffs: Cutoffs) -> Iterator[tuple[str, int]]:
     failures = failed.filter(event_id=OuterRef("event_id"), consumer_group=OuterRef("consumer_group"))
     for rows in _chunks(inbox, "processed_at", "event_name", until=cutoffs.inbox):
         old = [key for key, processed_at, event_name in rows if cutoffs.is_old(event_name, processed_at)]
-        # Their age once more, for a retry may have renewed it.
+        # The age is checked again because a retry may have renewed it.
         keys = inbox.filter(pk__in=old, processed_at__lt=cutoffs.inbox).exclude(Exists(failures))
         yield "processed events", keys.delete()[0] if old else 0
 
@@ -95,9 +95,9 @@ def prune(using: str, cutoffs: Cutoffs) -> Iterator[tuple[str, int]]:
 
 
 def _chunks(rows: QuerySet[Any], age: str, *fields: str, until: datetime | None = None) -> Iterator[list[Any]]:
-    """Yield the primary key, the age and further fields of rows, until all of a chunk are young.
+    """Yield chunks of rows, as primary key, `age` and further fields; stop at a chunk without rows older than `until`.
 
-    Rows come in order of their age, but for a few, so no index on it is needed.
+    Primary keys are roughly in order of age, so the query needs no index on it.
     """
     last = None
     while chunk := list(
@@ -110,7 +110,7 @@ def _chunks(rows: QuerySet[Any], age: str, *fields: str, until: datetime | None 
 
 
 def _delete_dead_letters(using: str, keys: list[int]) -> int:
-    """Delete those that are dead letters; from then on they count as discarded."""
+    """Delete those that are dead letters, and mark their keys as discarded."""
     with transaction.atomic(using=using):
         dead = FailedEvent.objects.using(using).filter(pk__in=keys, next_attempt_at=None)
         events = defaultdict(list)

@@ -180,7 +180,7 @@ def test_published_events_can_be_published_again(admin_client, client, django_us
     event.refresh_from_db()
     assert event.due_at <= timezone.now()
     assert "Publish again" in LogEntry.objects.get().change_message
-    assert "They still wait" in admin_client.post(LISTS[OutboxEvent], data, follow=True).content.decode()
+    assert "events are still waiting" in admin_client.post(LISTS[OutboxEvent], data, follow=True).content.decode()
 
     user = django_user_model.objects.create_user("viewer", is_staff=True)
     user.user_permissions.add(Permission.objects.get(codename="view_outboxevent"))
@@ -198,7 +198,7 @@ def test_an_action_works_on_no_more_than_the_page_has_counted(admin_client, monk
     events = [failed(event_id=str(number), next_attempt_at=None) for number in range(5)]
     data = {"action": "discard", "select_across": "1", "_selected_action": [events[0].pk]}
     response = admin_client.post(LISTS[FailedEvent], data, follow=True)
-    assert "More than 3 are selected; nothing was done" in response.content.decode()
+    assert "More than 3 events are selected; nothing was changed" in response.content.decode()
     assert FailedEvent.objects.count() == 5
 
 

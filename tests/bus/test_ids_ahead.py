@@ -48,7 +48,7 @@ def fill(count, first=0):
 
 
 def trim(housekeeping):
-    while housekeeping.trim():
+    while housekeeping.redis.trim():
         pass
 
 
@@ -194,8 +194,8 @@ class TestGroups:
         r.xadd(KEY, entry(), id=AHEAD)
         fill(3)
         r.xgroup_create(KEY, "old", AHEAD)
-        housekeeping(consumer).report_stale_groups()
-        assert "nobody has read the group old of shop.*:stream for an unknown time" in caplog.text
+        housekeeping(consumer).redis.check_for_stale_groups()
+        assert "group old of shop.*:stream has not been read for an unknown time" in caplog.text
         call_command("lightbus_retire")
         (line,) = [line for line in capsys.readouterr().out.splitlines() if " old " in line]
         assert "unknown" in line

@@ -52,7 +52,7 @@ def work():
 
 def hurry(monkeypatch):
     monkeypatch.setattr("lightbus_django.listening.leases.ALIVE_INTERVAL", 0.2)
-    monkeypatch.setattr("lightbus_django.running.worker.ALIVE_INTERVAL", 0.2)
+    monkeypatch.setattr("lightbus_django.running.lease_renewal.ALIVE_INTERVAL", 0.2)
     monkeypatch.setattr("lightbus_django.bus.streams.RETIRE_AFTER", 3.0)
 
 
@@ -61,7 +61,7 @@ def idle(client):
 
 
 def is_refused():
-    with pytest.raises(CommandError, match=r"is in use: one of its consumers has shown up"):
+    with pytest.raises(CommandError, match=r"is in use: one of its consumers was active"):
         call_command("lightbus_retire", GROUP, "--no-input", "--idle", "0")
     return True
 

@@ -35,7 +35,7 @@ def fill(r, count):
 
 
 def trim(housekeeping):
-    while housekeeping.trim():
+    while housekeeping.redis.trim():
         pass
 
 
@@ -141,7 +141,8 @@ def test_streams_to_which_the_outbox_fired_are_trimmed_too(r, record, consume, h
         on_commit("billing.invoice_sent", number=number)
     keeper = housekeeping(consume())
     for database in keeper.databases:
-        database.known().learn_streams()
+        database.detect_outbox()
+        database.sample_fired_events()
     trim(keeper)
     assert r.xlen("billing.*:stream") <= 100
 
@@ -158,9 +159,9 @@ def test_a_group_that_has_not_been_read_for_long_is_reported(
     # It has read everything. A Lightbus service reads once and waits for ever, so its consumer may seem idle.
     r.xgroup_create(KEY, "shop-quiet", "$")
     eventually(lambda: all(group.unread_for() > 0.02 for group in streams.groups(redis_client, KEY)))
-    keeper.report_stale_groups()
-    assert "nobody has read" in caplog.text
-    assert "group shop-old_name of shop.*:stream for" in caplog.text
+    keeper.redis.check_for_stale_groups()
+    assert "has not been read for" in caplog.text
+    assert "group shop-old_name of shop.*:stream has not been read for" in caplog.text
     assert "3 events are kept" in caplog.text
     assert "lightbus_retire shop-old_name" in caplog.text
     assert "shop-quiet" not in caplog.text
@@ -168,7 +169,7 @@ def test_a_group_that_has_not_been_read_for_long_is_reported(
     caplog.clear()
     lightbus(GROUP_STALE_AFTER=60)
     r.xreadgroup("shop-old_name", "somebody", {KEY: ">"}, count=1)
-    housekeeping(consumer).report_stale_groups()
+    housekeeping(consumer).redis.check_for_stale_groups()
     assert caplog.text == ""
 
 

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tests.own_postgresql import OwnPostgreSQL, own_postgresql
-from tests.silent_proxy import SilentProxy
+from tests.proxies import Proxy
 
 from .processes import process_group
 from .report import add_row, markdown_row
@@ -96,8 +96,7 @@ def parse() -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace, seed: str, logs: Path) -> "Outcome":
     with process_group() as group, databases_for(arguments) as (url, other_url, postgresql), ExitStack() as stack:
-        proxy = SilentProxy(url)
-        stack.enter_context(proxy.running())
+        proxy = stack.enter_context(Proxy(url))
         redis = Redis(arguments.redis or find_redis_binary(), group=group, logs=logs)
         # Our processes get all this as well.
         os.environ |= {

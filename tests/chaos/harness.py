@@ -15,7 +15,7 @@ from django.db import DatabaseError, connections
 from lightbus_django.conf import get_settings
 from lightbus_django.models import FailedEvent, OutboxEvent
 from tests.own_postgresql import OwnPostgreSQL
-from tests.silent_proxy import SilentProxy
+from tests.proxies import Proxy
 
 from .listeners import LISTENERS
 from .models import Sent
@@ -75,7 +75,7 @@ class Harness:
         options: Options,
         server: Redis,
         postgresql: OwnPostgreSQL | None,
-        proxy: SilentProxy,
+        proxy: Proxy,
         group: int,
         logs: Path,
         show: Callable[[State], None],

@@ -15,7 +15,7 @@ from django.db import DatabaseError, connection
 from lightbus_django.bus.client import PAUSE
 from lightbus_django.conf import Settings
 from tests.own_postgresql import OwnPostgreSQL
-from tests.silent_proxy import SilentProxy
+from tests.proxies import Proxy
 
 from .processes import Child, Producer, Worker
 from .servers import Redis
@@ -41,7 +41,7 @@ class Storm:
         workers: Sequence[Worker],
         producers: Sequence[Producer],
         postgresql: OwnPostgreSQL | None,
-        proxy: SilentProxy,
+        proxy: Proxy,
         settings: Settings,
         pause: float,
         log: Path,

@@ -114,12 +114,12 @@ class TestLockedFile:
             with locked():
                 stack.enter_context(running_worker())
                 fire_orders(3)
-                eventually(lambda: "price-monitor-record: waiting: database 'default'" in caplog.text)
-                assert "price-monitor-record: going on" not in caplog.text
+                eventually(lambda: "price-monitor-record: interrupted, retrying: database 'default'" in caplog.text)
+                assert "price-monitor-record: resumed" not in caplog.text
                 assert deliveries(r) in ([1], [1, 1, 1])
             eventually(lambda: not deliveries(r) and Effect.objects.count() == 3)
             assert handled() == at_first(3)
-            assert "price-monitor-record: going on" in caplog.text
+            assert "price-monitor-record: resumed" in caplog.text
             assert not FailedEvent.objects.exists()
 
 

@@ -1,12 +1,8 @@
 """Large payloads: pipelines, memory and reads are limited by bytes, and a slow connection is not an outage."""
 
-import socket
-import threading
-import time
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import closing, suppress
-from urllib.parse import urlsplit
+from contextlib import suppress
 
 import pytest
 from django.db import transaction
@@ -23,7 +19,7 @@ from lightbus_django.models import OutboxEvent
 from tests.app.models import Effect
 from tests.conftest import drain
 from tests.firing.helpers import KEY, NOWHERE, numbers
-from tests.servers import LOOPBACK
+from tests.proxies import Proxy
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
@@ -119,52 +115,10 @@ class TestPublishing:
         assert numbers(r) == [0, 1, 2]
 
 
-class SlowLine:
-    """A proxy to the server that carries a few MB per second."""
-
-    def __init__(self, url: str) -> None:
-        self._port = urlsplit(url).port
-        self._listener = socket.socket()
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
-        self._listener.bind((LOOPBACK, 0))
-        self._listener.listen()
-        port = self._listener.getsockname()[1]
-        self.url = urlsplit(url)._replace(netloc=f"{LOOPBACK}:{port}").geturl()
-        self._sockets: list[socket.socket] = []
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                upstream = socket.create_connection((LOOPBACK, self._port))
-                self._sockets += [client, upstream]
-                for way in ((client, upstream, 0.01), (upstream, client, 0)):
-                    self._threads.append(threading.Thread(target=self._carry, args=way))
-                    self._threads[-1].start()
-
-    def _carry(self, source: socket.socket, target: socket.socket, pause: float) -> None:
-        with suppress(OSError):
-            while data := source.recv(64 * 1024):
-                target.sendall(data)
-                time.sleep(pause)
-            target.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        for each in (self._listener, *self._sockets):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
-        for each in (self._listener, *self._sockets):
-            each.close()
-
-
 @pytest.fixture
 def slow_line(lightbus_url, lightbus) -> Iterator[None]:
-    with closing(SlowLine(lightbus_url)) as line:
-        lightbus(URL=line.url, REDIS_TIMEOUT=1.5)
+    with Proxy(lightbus_url, pause=0.01) as proxy:
+        lightbus(URL=proxy.url, REDIS_TIMEOUT=1.5)
         yield
 
 

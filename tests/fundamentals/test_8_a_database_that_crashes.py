@@ -3,33 +3,17 @@
 The server writes nothing to its disk by itself for ten seconds, so only the gate before the acknowledgement does.
 """
 
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
 from lightbus_django import fire
-from tests.conftest import ROOT
-from tests.own_postgresql import own_postgresql
 
 LISTEN = ("lightbus_listen", "--listener", "fragile", "--process-name", "web")
 
 EVENTS = 20
 
-
-@pytest.fixture(scope="module")
-def postgresql():
-    with own_postgresql() as server:
-        server.start(wal_writer_delay="10s", autovacuum="off")
-        subprocess.run(
-            [sys.executable, "manage.py", "migrate", "--verbosity=0"],
-            cwd=ROOT,
-            env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", **server.urls},
-            check=True,
-        )
-        yield server
+POSTGRESQL = {"wal_writer_delay": "10s", "autovacuum": "off"}
 
 
 @pytest.fixture

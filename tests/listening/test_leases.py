@@ -14,8 +14,7 @@ from lightbus_django.models import ProcessedEvent
 from tests.app.models import Effect
 from tests.conftest import drain, eventually
 from tests.listening.streams import GROUP, KEY, age, fetch
-from tests.network import Proxy
-from tests.own_postgresql import own_postgresql
+from tests.proxies import Proxy
 
 FRAGILE = "price-monitor-fragile"
 
@@ -24,20 +23,11 @@ pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "othe
 of_postgresql = pytest.mark.skipif(connection.vendor != "postgresql", reason="needs locks of rows")
 
 
-@pytest.fixture(scope="module")
-def postgresql():
-    """A PostgreSQL of our own that has our tables."""
-    with own_postgresql() as server:
-        server.start()
-        server.migrate()
-        yield server
-
-
 @pytest.fixture
 def proxy(postgresql):
     for table in ("tests_effect", "lightbus_django_processedevent", "lightbus_django_failedevent"):
         postgresql.query(f"DELETE FROM {table} RETURNING 1")
-    with contextlib.closing(Proxy("127.0.0.1", postgresql.port)) as proxy:
+    with Proxy(postgresql.url) as proxy:
         yield proxy
 
 
@@ -84,14 +74,14 @@ def test_in_a_commit_others_get_what_waits_and_the_event_follows_once_its_transa
     stuck = work("stuck", proxy.port)
     eventually(started.exists)
     healthy = work("healthy")
-    proxy.drop()
+    proxy.silence(new=True)
     line = says(stuck, "the database has not answered for")
     assert "ending a transaction" in line
     eventually(lambda: handled(postgresql) == [1, 2, 3, 4])
     assert says(healthy, "is set aside for 1 s")
     eventually(lambda: len(fragile_pending(r)) == 1)
     assert postgresql.query("SELECT count(*) FROM lightbus_django_failedevent") == [(0,)]
-    proxy.close()  # as the server's own keepalives would end the session
+    proxy.drop()  # as the server's own keepalives would end the session
     eventually(lambda: handled(postgresql) == [0, 1, 2, 3, 4])
     eventually(lambda: not fragile_pending(r))
 
@@ -100,7 +90,7 @@ def test_before_the_handler_nothing_counts(postgresql, proxy, work, r):
     stuck = work("stuck", proxy.port)
     fire("shop.parcel_delivered", number=0)
     eventually(lambda: handled(postgresql) == [0])
-    proxy.drop()
+    proxy.silence(new=True)
     for number in range(1, 5):
         fire("shop.parcel_delivered", number=number)
     says(stuck, "the database has not answered for")  # as it connects, or with its key
@@ -111,7 +101,7 @@ def test_before_the_handler_nothing_counts(postgresql, proxy, work, r):
 
 
 def test_while_a_consumer_joins(postgresql, proxy, work, r):
-    proxy.drop()
+    proxy.silence(new=True)
     stuck = work("stuck", proxy.port)
     assert "loading or saving the offsets of its group" in says(stuck, "the database has not answered for")
 
@@ -124,7 +114,7 @@ def test_in_a_statement_of_a_handler_those_behind_it_are_let_go(postgresql, prox
         fire("shop.parcel_delivered", number=number)
     stuck = work("stuck", proxy.port)
     eventually(started.exists)
-    proxy.drop()
+    proxy.silence(new=True)
     says(stuck, "exceeds ACKNOWLEDGEMENT_TIMEOUT")
     work("healthy")
     eventually(lambda: handled(postgresql) == [1, 2, 3, 4])

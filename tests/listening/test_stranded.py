@@ -37,7 +37,7 @@ def report(
 
     def report() -> str:
         caplog.clear()
-        housekeeping(consume()).report_stale_groups()
+        housekeeping(consume()).redis.check_for_stale_groups()
         return caplog.text
 
     return report

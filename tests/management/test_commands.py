@@ -105,7 +105,7 @@ class TestRepublish:
         lightbus(URL="redis://127.0.0.1:1/0")
         on_commit("shop.order_placed", number=1)
         lightbus(URL=lightbus_url)
-        assert "The outbox has nothing of this" in run(capsys, "lightbus_republish", "--since", "1h")
+        assert "The outbox has no such events" in run(capsys, "lightbus_republish", "--since", "1h")
 
     def test_redis_that_is_away_is_no_loss(self, r, lightbus, housekeeping):
         on_commit("shop.order_placed", number=1)
@@ -116,7 +116,7 @@ class TestRepublish:
 
     @pytest.mark.parametrize("text", ["yesterday", "", "1w", "2026-13-01T00:00"])
     def test_says_what_a_time_looks_like(self, text):
-        with pytest.raises(CommandError, match="is no time"):
+        with pytest.raises(CommandError, match="is not a time"):
             call_command("lightbus_republish", "--since", text)
 
 
@@ -147,7 +147,8 @@ class TestRetire:
         assert run(capsys, "lightbus_retire") == "There are no consumer groups.\n"
 
     def test_destroys_one(self, groups, capsys):
-        assert "'shop-gone' of shop.*:stream is gone" in run(capsys, "lightbus_retire", "shop-gone", "--no-input")
+        output = run(capsys, "lightbus_retire", "shop-gone", "--no-input")
+        assert output.endswith("Destroyed group 'shop-gone' of shop.*:stream.\n")
         assert groups() == {"shop-here"}
 
     def test_but_none_that_is_in_use(self, groups, monkeypatch):
@@ -161,7 +162,7 @@ class TestRetire:
 
     def test_asks_first(self, groups, monkeypatch):
         monkeypatch.setattr("builtins.input", lambda question: "n")
-        with pytest.raises(CommandError, match="Nothing was destroyed"):
+        with pytest.raises(CommandError, match="nothing was destroyed"):
             call_command("lightbus_retire", "shop-gone")
         assert "shop-gone" in groups()
         monkeypatch.setattr("builtins.input", lambda question: "y")

@@ -1,4 +1,4 @@
-"""What is done periodically: nothing that fails keeps the rest from being done."""
+"""Periodic jobs: a job that fails doesn't keep the others from running."""
 
 from contextlib import closing
 
@@ -34,7 +34,7 @@ def refuse(execute, sql, *arguments):
     raise OperationalError("away")
 
 
-def test_retries_are_due_though_another_database_is_away(listeners, record, consume, housekeeping):
+def test_retries_are_flagged_although_another_database_is_down(listeners, record, consume, housekeeping):
     @listens_to("shop.order_placed", using="other")
     def elsewhere(event): ...
 
@@ -46,7 +46,7 @@ def test_retries_are_due_though_another_database_is_away(listeners, record, cons
     assert here.retries_due.is_set()
 
 
-def test_streams_are_trimmed_though_one_key_is_no_stream(record, consume, housekeeping, lightbus, r):
+def test_streams_are_trimmed_although_one_key_is_not_a_stream(record, consume, housekeeping, lightbus, r):
     lightbus(STREAM_RETENTION=0)
     consumer = consume()
     for number in range(300):
@@ -75,15 +75,15 @@ def test_nothing_is_trimmed_before_each_listener_of_the_service_has_its_group(
         fire("shop.order_placed", number=number)
     drain(consumer)
     keeper = housekeeping(consumer)
-    keeper.trim()
+    keeper.redis.trim()
     assert r.xlen(KEY) == 300
     drain(consume(second))
-    keeper.trim()
+    keeper.redis.trim()
     assert r.xlen(KEY) <= 100
 
 
-def test_listeners_that_no_process_runs_are_told_of_when_that_lasts(listeners, record, consume, housekeeping, caplog):
-    """At a first start none of them has run, and with --listener others are run elsewhere."""
+def test_listeners_that_no_process_runs_are_reported_after_six_hours(listeners, record, consume, housekeeping, caplog):
+    """They may not have started yet, or run in another process with --listener."""
     for name in ("one", "two"):
 
         @listens_to(["shop.order_placed", "crm.customer_moved"], listener_name=name)
@@ -100,7 +100,7 @@ def test_listeners_that_no_process_runs_are_told_of_when_that_lasts(listeners, r
 
     assert look(0) == []
     assert look(5) == []
-    text = "no process has run these listeners in the last 6 hours: {}; until one does, nothing is trimmed from {}"
+    text = "no process has run these listeners in the last 6 hours: {}; until one does, {} can't be trimmed"
     assert look(6) == [text.format("price-monitor-one, price-monitor-two", "crm.*:stream, shop.*:stream")]
     consume(second)
     assert look(12) == [text.format("price-monitor-two", "crm.*:stream, shop.*:stream")]
@@ -114,20 +114,20 @@ def test_a_worker_that_starts_first_says_nothing_of_missing_groups(record, caplo
     assert "no process" not in caplog.text
 
 
-def test_an_outage_is_told_of_once_and_so_is_its_end(housekeeping, caplog):
+def test_an_outage_and_its_end_are_logged_once(housekeeping, caplog):
     keeper = housekeeping()
-    keeper.relay()  # which has found the outbox
+    keeper.relay()  # finds the outbox
     with connections["default"].execute_wrapper(refuse):
         for second in range(60):
             keeper.step(now=float(second))
-    assert caplog.text.count("relay of 'default': waiting") == 1
+    assert caplog.text.count("relay of 'default': interrupted") == 1
     keeper.step(now=100.0)
     keeper.step(now=101.0)
-    assert caplog.text.count("relay of 'default': going on") == 1
+    assert caplog.text.count("relay of 'default': resumed") == 1
 
 
-def test_a_default_database_that_is_none(housekeeping, monkeypatch, settings):
-    """Django allows for an empty dict, with a router that never chooses it."""
+def test_an_empty_default_database(housekeeping, monkeypatch, settings):
+    """Django accepts an empty dict, with a router that never chooses it."""
 
     class Router:
         def allow_migrate(self, db, app_label, **hints):
@@ -154,8 +154,8 @@ def test_times_without_time_zones(record, consume, housekeeping, settings, r, ca
     keeper = housekeeping(consumer)
     while keeper.step(now=1e9):
         pass
-    assert "waiting" not in caplog.text
-    assert "nobody has read the group old" in caplog.text
+    assert "interrupted" not in caplog.text
+    assert "group old of shop.*:stream has not been read" in caplog.text
     assert ProcessedEvent.objects.count() == 1
     call_command("lightbus_republish", "--since", "2020-03-01T12:00")
     call_command("lightbus_retire")

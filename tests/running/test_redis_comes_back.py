@@ -1,4 +1,4 @@
-"""After Redis has been away: who publishes what, in which order, and what the log says."""
+"""After an outage of Redis: which process publishes what, in which order, and what is logged."""
 
 import logging
 import time
@@ -146,9 +146,9 @@ class TestTheRelay:
         while keeper.relay():
             pass
         lines = [record.message for record in caplog.records if record.message.startswith("relay: ")]
-        assert lines == ["relay: 1 events that had been left in the outbox of 'default'"]
+        assert lines == ["relay: published 1 events left in the outbox of 'default'"]
         (database,) = [each for each in keeper.databases if each.alias == "default"]
-        database._say_relayed_at = 0.0
+        database._log_relayed_at = 0.0
         keeper.relay()
         lines = [record.message for record in caplog.records if record.message.startswith("relay: ")]
-        assert lines[1:] == ["relay: 4 events that had been left in the outbox of 'default'"]
+        assert lines[1:] == ["relay: published 4 events left in the outbox of 'default'"]

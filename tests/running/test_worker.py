@@ -1,4 +1,4 @@
-"""Workers and the command that runs them."""
+"""Workers, and the command that runs them."""
 
 import logging
 import signal
@@ -75,8 +75,8 @@ class TestBurst:
         ]
         assert r.xpending("shop.*:stream", "price-monitor-place")["pending"] == 0
 
-    def test_asks_the_databases_now_and_then_not_after_each_batch(self, r, listeners, lightbus, monkeypatch):
-        monkeypatch.setattr("lightbus_django.running.worker.ASK_INTERVAL", 600, raising=False)
+    def test_queries_the_databases_now_and_then_not_after_each_batch(self, r, listeners, lightbus, monkeypatch):
+        monkeypatch.setattr("lightbus_django.running.burst.QUERY_INTERVAL", 600)
         lightbus(BATCH_SIZE=10)
         handled = []
 
@@ -91,7 +91,7 @@ class TestBurst:
         assert handled == list(range(500))
         assert len(queries) < 50
 
-    def test_ends_with_an_error_when_redis_is_away(self, listeners, lightbus):
+    def test_fails_when_redis_is_down(self, listeners, lightbus):
         @listens_to("shop.order_placed")
         def handler(event): ...
 
@@ -153,7 +153,7 @@ def test_a_thread_that_dies_ends_the_worker(r, listeners, monkeypatch):
     assert worker.run() is False
 
 
-def test_says_so_when_the_tables_are_missing(listeners, monkeypatch):
+def test_missing_tables_are_an_error(listeners, monkeypatch):
     monkeypatch.setattr("lightbus_django.running.database_jobs.has_outbox", lambda alias: False)
     with pytest.raises(CommandError, match=r"run manage\.py migrate"):
         burst()
@@ -179,7 +179,7 @@ def test_a_slow_listener_does_not_slow_the_others(r, listeners, run):
         release.set()
 
 
-def test_says_that_redis_is_away_and_goes_on_by_itself_when_it_comes(r, listeners, lightbus, caplog, tmp_path):
+def test_logs_that_redis_is_down_and_resumes_by_itself(r, listeners, lightbus, caplog, tmp_path):
     from lightbus_django.embedded import _free_port, embedded_server
 
     @listens_to("shop.order_placed", start="beginning")
@@ -192,17 +192,16 @@ def test_says_that_redis_is_away_and_goes_on_by_itself_when_it_comes(r, listener
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:
-        eventually(
-            lambda: f"shop-handler: waiting: Redis at redis://localhost:{port}/0 is not available" in caplog.text
-        )
+        line = f"shop-handler: interrupted, retrying: Redis at redis://localhost:{port}/0 is not available"
+        eventually(lambda: line in caplog.text)
         with embedded_server(port=port):
             fire("shop.order_placed")
             eventually(Effect.objects.count)
-            eventually(lambda: "shop-handler: going on" in caplog.text)
+            eventually(lambda: "shop-handler: resumed" in caplog.text)
     finally:
         worker.stop()
         thread.join()
-    assert caplog.text.count("shop-handler: waiting") <= 2
+    assert caplog.text.count("shop-handler: interrupted") <= 2
 
 
 def test_sigterm_ends_a_worker_and_its_processes(r, manage):
@@ -222,7 +221,7 @@ def test_sigterm_ends_a_worker_and_its_processes(r, manage):
 
 @pytest.mark.parametrize("how", ["run", "run_burst"])
 def test_leases_are_renewed_until_the_last_event_is_done(r, listeners, lightbus, redis_client, how):
-    """In a burst, and while it stops: no other process starts what this one has in hand."""
+    """In a burst and during a stop: no other process takes over the events in hand."""
     lightbus(ACKNOWLEDGEMENT_TIMEOUT=0.5, RECLAIM_INTERVAL=0.05)
     started = []
 
@@ -259,7 +258,7 @@ def test_leases_are_renewed_until_the_last_event_is_done(r, listeners, lightbus,
 
 
 class TestTheLogOfQueries:
-    """Django keeps it if DEBUG is on, and clears it with each request."""
+    """With DEBUG on, Django keeps it, and clears it with each request."""
 
     @pytest.fixture
     def longest(self, settings):

@@ -10,9 +10,11 @@ from lightbus_django.conf import format_name, get_settings, is_random
 from lightbus_django.database.errors import one_line
 from lightbus_django.exceptions import LightbusError
 from lightbus_django.listening.registry import registry
+from lightbus_django.running.advice import advice
+from lightbus_django.running.child_process import stop_with_parent
 from lightbus_django.running.greenlets import check_threads
-from lightbus_django.running.outages import advice
-from lightbus_django.running.supervisor import run_processes, stop_with_parent
+from lightbus_django.running.stop_signals import stopping_on
+from lightbus_django.running.supervisor import run_processes
 from lightbus_django.running.worker import Worker
 
 logger = logging.getLogger("lightbus_django")
@@ -33,7 +35,7 @@ def seconds(text: str) -> float:
 
 
 def child_options(options: dict[str, Any]) -> list[str]:
-    """Return the options of a child on its command line; it has one process, and a name of its own."""
+    """Return the command line options of child processes, without their number and names."""
     given = [f"--{name}={options[name.replace('-', '_')]}" for name in ("service-name", "stop-timeout", "verbosity")]
     given += [f"--listener={name}" for name in options["listener"] or ()]
     given += [f"--{name.replace('_', '-')}" for name in FLAGS if options[name]]
@@ -41,33 +43,33 @@ def child_options(options: dict[str, Any]) -> list[str]:
 
 
 class Command(BaseCommand):
-    help = "Run the listeners of this service, and relay what is left in the outbox."
+    help = "Run the listeners of this service, and publish events left in the outbox."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--service-name", help="instead of the setting SERVICE_NAME")
-        parser.add_argument("--process-name", help="instead of the setting PROCESS_NAME")
+        parser.add_argument("--service-name", help="overrides the setting SERVICE_NAME")
+        parser.add_argument("--process-name", help="overrides the setting PROCESS_NAME")
         parser.add_argument("--listener", action="append", metavar="NAME", help="run only this listener; repeatable")
         parser.add_argument(
             "--processes", type=positive, default=1, metavar="N", help="run N processes, named NAME-1 to NAME-N"
         )
-        parser.add_argument("--burst", action="store_true", help="end when nothing is left to do")
+        parser.add_argument("--burst", action="store_true", help="exit when there is nothing left to do")
         parser.add_argument(
             "--stop-timeout",
             type=seconds,
             default=30.0,
             metavar="SECONDS",
-            help="how long a stop waits for the event in hand (30)",
+            help="how long to wait for the events in hand on a stop (30)",
         )
         parser.add_argument(
             "--leave",
             action="store_true",
-            help="on a stop leave the consumer groups, for nobody comes back under this process name; implied if "
-            "the name is random",
+            help="remove this process from its consumer groups on a stop, because its name won't be used again; "
+            "implied if the name is random",
         )
         parser.add_argument("--stop-with-parent", action="store_true", help=argparse.SUPPRESS)
 
     def handle(self, **options: Any) -> None:
-        if not logger.hasHandlers():  # the project's LOGGING says nothing of us
+        if not logger.hasHandlers():  # the project's LOGGING doesn't configure it
             logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
             logger.setLevel(logging.INFO if options["verbosity"] else logging.WARNING)
         try:
@@ -83,7 +85,7 @@ class Command(BaseCommand):
                     options["processes"], process_name, given, stop_timeout=options["stop_timeout"] + 5
                 )
                 if code:
-                    raise CommandError("A process did not end well; see its log.", returncode=code)
+                    raise CommandError("A process failed; see its log.", returncode=code)
                 return
             listeners = registry.select(options["listener"])
             registry.check_groups(service_name)
@@ -92,7 +94,7 @@ class Command(BaseCommand):
             )
             worker.check_databases()
             worker.check_bus()
-            with worker.stopping_on(signal.SIGTERM, signal.SIGINT):
+            with stopping_on(signal.SIGTERM, signal.SIGINT, stop=worker.stop):
                 for line in worker.describe():
                     logger.info(line)
                 if options["stop_with_parent"]:
@@ -100,6 +102,6 @@ class Command(BaseCommand):
                 if options["burst"]:
                     worker.run_burst()
                 elif not worker.run(stop_timeout=options["stop_timeout"]):
-                    raise CommandError("The worker did not end well; see its log.")
+                    raise CommandError("The worker failed or did not stop in time; see its log.")
         except (LightbusError, DatabaseError) as error:
             raise CommandError(one_line(error) + advice(error)) from error

@@ -13,11 +13,11 @@ from lightbus_django.running.pruning import cutoffs_at, prune
 
 
 class Command(BaseCommand):
-    help = "Delete rows that are older than INBOX_RETENTION, OUTBOX_RETENTION and FAILED_RETENTION say."
+    help = "Delete rows that are older than INBOX_RETENTION, OUTBOX_RETENTION and FAILED_RETENTION allow."
 
     def add_arguments(self, parser: CommandParser) -> None:
         alias = router.db_for_write(OutboxEvent)
-        parser.add_argument("--database", type=database, default=alias, help=f"the alias of the database ({alias})")
+        parser.add_argument("--database", type=database, default=alias, help=f"alias of the database ({alias})")
 
     def handle(self, **options: Any) -> None:
         try:

@@ -15,8 +15,8 @@ from lightbus_django.models import OutboxEvent
 
 class Command(BaseCommand):
     help = (
-        "Publish again what the outbox still has, under the same ids: after a loss of Redis, for instance. "
-        "Listeners leave alone what they have handled before, but for those with idempotent=False."
+        "Publish events of the outbox again under the same ids, for instance after Redis has lost data. Listeners skip "
+        "events that they have handled, except with idempotent=False."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -24,14 +24,14 @@ class Command(BaseCommand):
             "--since",
             required=True,
             metavar="TIME",
-            help="what was first published from then on: 2026-03-01T12:00, in settings.TIME_ZONE, or how long ago, "
-            "such as 90m, 12h or 7d",
+            help="only events first published at or after this time: 2026-03-01T12:00, in settings.TIME_ZONE, or a "
+            "duration before now, such as 90m, 12h or 7d",
         )
-        parser.add_argument("--until", metavar="TIME", help="what was published before then")
+        parser.add_argument("--until", metavar="TIME", help="only events first published before this time")
         parser.add_argument("--event", action="append", metavar="NAME", help="only this event; repeatable")
         alias = router.db_for_write(OutboxEvent)
-        parser.add_argument("--database", type=database, default=alias, help=f"the alias of the database ({alias})")
-        parser.add_argument("--dry-run", action="store_true", help="only say what there is")
+        parser.add_argument("--database", type=database, default=alias, help=f"alias of the database ({alias})")
+        parser.add_argument("--dry-run", action="store_true", help="only show how many events would be published")
 
     def handle(self, **options: Any) -> None:
         until = point_in_time(options["until"]) if options["until"] else timezone.now()
@@ -44,7 +44,7 @@ class Command(BaseCommand):
             self.stdout.write(f"{name}: {count}")
         total = sum(counts.values())
         if not total:
-            self.stdout.write(f"The outbox has nothing of this that was published from {since} to {until}.")
+            self.stdout.write(f"The outbox has no such events that were published between {since} and {until}.")
             return
         if options["dry_run"]:
             self.stdout.write(f"{total} events would be published again.")
@@ -60,6 +60,6 @@ class Command(BaseCommand):
         except LightbusError as error:
             raise CommandError(
                 f"{done} of {total} events were published again, then: {error}\n"
-                "Run the command again: listeners leave alone what comes twice."
+                "Run the command again: listeners skip events that they have handled."
             ) from error
         self.stdout.write(f"{done} events published again.")

@@ -14,27 +14,32 @@ from lightbus_django.bus.client import get_client
 from lightbus_django.conf import get_settings
 from lightbus_django.database.errors import one_line
 from lightbus_django.exceptions import LightbusError
-from lightbus_django.running.abandoned import databases, find_abandoned, forget, last_seen, retries
+from lightbus_django.running.orphaned_groups import (
+    count_retrying,
+    databases_with_tables,
+    find_orphaned_groups,
+    last_seen,
+    retire_group,
+)
 
 
 class Command(BaseCommand):
     help = (
-        "Retire consumer groups whose listeners are gone for good: no events are kept for them any more, and their "
-        "failed events are not retried any more but dead letters. Without a name: list the groups, those first that "
-        "nobody has read for longest, and failed events that nothing retries."
+        "Retire consumer groups whose listeners are gone for good: the groups are destroyed, so that no events are "
+        "kept for them, and their retries become dead letters. Without a name, list the groups, those unread for "
+        "longest first, and failed events of groups without a listener."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("group", nargs="*", help="the name of a consumer group")
+        parser.add_argument("group", nargs="*", help="name of a consumer group")
         parser.add_argument("--stream", action="append", metavar="KEY", help="only in this stream; repeatable")
         parser.add_argument(
             "--idle",
             type=float,
             metavar="SECONDS",
-            help="how long nobody must have read the group (GROUP_STALE_AFTER); at least 120, as a process that only "
-            "waits shows up now and then",
+            help="how long the group must not have been read (GROUP_STALE_AFTER); at least 120",
         )
-        parser.add_argument("--no-input", action="store_true", help="don't ask")
+        parser.add_argument("--no-input", action="store_true", help="don't ask for confirmation")
 
     def handle(self, **options: Any) -> None:
         try:
@@ -46,7 +51,7 @@ class Command(BaseCommand):
             groups = [group for key in keys for group in streams.groups(self.client, key)]
             if not options["group"]:
                 self.show(groups)
-                self.show_abandoned(settings.service_name)
+                self.show_orphaned(settings.service_name)
                 return
             for name in options["group"]:
                 self.retire(name, [group for group in groups if group.name == name], options)
@@ -54,9 +59,9 @@ class Command(BaseCommand):
             raise CommandError(one_line(error)) from error
 
     def retire(self, name: str, groups: list[streams.Group], options: dict[str, Any]) -> None:
-        aliases = list(databases())
+        aliases = list(databases_with_tables())
         seen = [time for alias in aliases if (time := last_seen(alias, name)) is not None]
-        retrying = sum(retries(alias, name) for alias in aliases)
+        retrying = sum(count_retrying(alias, name) for alias in aliases)
         if not (groups or seen or retrying):
             raise CommandError(f"There is no consumer group {name!r}. Without a name, the command lists them.")
         if groups:
@@ -66,32 +71,32 @@ class Command(BaseCommand):
                 raise CommandError(self.in_use(f"{name!r} of {group.stream}"))
         if not groups and seen and (datetime.now(UTC) - max(seen)).total_seconds() < self.idle:
             raise CommandError(self.in_use(repr(name)))
-        if not options["no_input"] and not self.is_wanted(name, retrying):
-            raise CommandError("Nothing was destroyed.")
+        if not options["no_input"] and not self.confirm(name, retrying):
+            raise CommandError("Cancelled; nothing was destroyed.")
         for group in groups:
             if not streams.retire(self.client, group.stream, name, idle=self.idle):
                 raise CommandError(self.in_use(f"{name!r} of {group.stream}"))
-            self.stdout.write(f"{name!r} of {group.stream} is gone.")
+            self.stdout.write(f"Destroyed group {name!r} of {group.stream}.")
         for alias in aliases:
-            if count := forget(alias, name, options["stream"]):
-                self.stdout.write(f"{count} retries of {name!r} in the database {alias!r} are dead letters now.")
+            if count := retire_group(alias, name, options["stream"]):
+                self.stdout.write(f"Turned {count} retries of {name!r} in database {alias!r} into dead letters.")
 
     def in_use(self, what: str) -> str:
         return (
-            f"{what} is in use: one of its consumers has shown up within the last {_length(self.idle)}. Stop its "
-            f"processes, and wait that long; --idle SECONDS allows a shorter time, but not less than "
+            f"{what} is in use: one of its consumers was active within the last {_length(self.idle)}. Stop its "
+            f"processes and wait that long. --idle SECONDS sets a shorter time, at least "
             f"{_length(streams.RETIRE_AFTER)}."
         )
 
-    def is_wanted(self, name: str, retrying: int) -> bool:
-        rest = f" {retrying} failed events are not retried any more." if retrying else ""
+    def confirm(self, name: str, retrying: int) -> bool:
+        rest = f" {retrying} failed events won't be retried any more." if retrying else ""
         try:
-            return input(f"Destroy the group {name!r}? What it has not handled is lost to it.{rest} [y/N] ") == "y"
+            return input(f"Destroy the group {name!r}? It loses its unhandled events.{rest} [y/N] ") == "y"
         except EOFError:
-            raise CommandError("There is nobody to ask; --no-input does not ask.") from None
+            raise CommandError("Can't ask for confirmation without a terminal; use --no-input.") from None
 
     def show(self, groups: Iterable[streams.Group]) -> None:
-        table = _table("stream", "group", "not read for", "unread", "pending")
+        table = _table("stream", "group", "unread for", "unread", "pending")
         for group in sorted(groups, key=lambda group: -group.unread_for()):
             never = group.idle is None and group.last_delivered_id == "0-0"
             table.add_row(
@@ -106,17 +111,17 @@ class Command(BaseCommand):
             return
         self.print(table)
 
-    def show_abandoned(self, service_name: str) -> None:
-        table = _table("failed events of", "in the database", "retrying", "dead letters")
-        for alias in databases():
-            for found in find_abandoned(alias, service_name):
-                table.add_row(found.group, alias, str(found.retrying), str(found.dead_letters))
+    def show_orphaned(self, service_name: str) -> None:
+        table = _table("group", "database", "retrying", "dead letters")
+        for alias in databases_with_tables():
+            for group in find_orphaned_groups(alias, service_name):
+                table.add_row(group.name, alias, str(group.retrying), str(group.dead_letters))
         if table.rows:
-            self.stdout.write("No listener of this service has these groups, so nothing retries their events:")
+            self.stdout.write("Failed events of groups without a listener in this service, which are not retried:")
             self.print(table)
 
     def print(self, table: Table) -> None:
-        # Wide enough where it is no terminal, for names are to be copied.
+        # Wide enough for long names where the output is not a terminal.
         width = None if self.stdout.isatty() else 200
         Console(file=self.stdout, width=width, no_color=True, markup=False).print(table)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Failed events of listeners that are gone: they are reported, and retiring the group ends their retries."""
+"""Failed events of groups without a listener: they are reported, and retiring the group ends their retries."""
 
 from datetime import timedelta
 
@@ -29,7 +29,7 @@ def declare(name="fails", **options):
 
 @pytest.fixture
 def fail(listeners, consume):
-    """Let a listener fail with some events; then it is gone, as after a deployment without it."""
+    """Let a listener fail with some events, then remove it, as a deployment may do."""
 
     def fail(count=3, service_name="price-monitor", **options):
         declare(**options)
@@ -49,7 +49,9 @@ def fail(listeners, consume):
 def report(housekeeping, caplog):
     def report():
         caplog.clear()
-        housekeeping().report_abandoned_retries()
+        for database in housekeeping().databases:
+            database.detect_outbox()
+            database.warn_of_orphaned_groups()
         return [message for message in caplog.messages if "are not retried" in message]
 
     return report
@@ -68,7 +70,7 @@ class TestReport:
     def test_names_group_and_count(self, fail, report):
         fail()
         (line,) = report()
-        assert line.startswith(f"{GROUP}: 3 failed events in the database 'default' are not retried")
+        assert line.startswith(f"{GROUP}: 3 failed events in database 'default' are not retried")
         assert line.endswith(f"manage.py lightbus_retire {GROUP}")
 
     def test_is_made_periodically(self, fail, housekeeping, caplog):
@@ -78,35 +80,35 @@ class TestReport:
             keeper.step(now=1e6 + 3600.0 * hour)
         assert caplog.text.count("are not retried") == 2
 
-    def test_tells_of_every_database(self, fail, report):
+    def test_covers_every_database(self, fail, report):
         fail(using="other")
         (line,) = report()
-        assert "in the database 'other'" in line
+        assert "in database 'other'" in line
 
     def test_leaves_out_listeners_that_are_there(self, fail, report, listeners):
         listeners.add(fail())
         assert report() == []
 
-    def test_but_not_where_they_do_not_retry(self, fail, report):
-        """Since the last deployment it writes to another database."""
+    def test_but_not_in_a_database_that_they_no_longer_use(self, fail, report):
+        """A deployment has moved it to another database."""
         fail()
         declare(using="other")
         (line,) = report()
-        assert "in the database 'default'" in line
+        assert "in database 'default'" in line
 
     def test_leaves_out_other_services_that_share_the_database(self, fail, report):
         fail(service_name="shop")
         fail(service_name="price-monitor-2")
         assert report() == []
 
-    def test_tells_of_the_service_that_has_had_the_group_last(self, fail, report):
+    def test_names_a_group_in_the_service_that_had_it_last(self, fail, report):
         fail(service_name="shop", consumer_group=GROUP)
         assert report() == []
         fail(consumer_group=GROUP, count=1)
         (line,) = report()
         assert f"{GROUP}: 4 failed events" in line
 
-    def test_leaves_out_dead_letters_and_groups_that_nobody_knows(self, fail, report):
+    def test_leaves_out_dead_letters_and_unknown_groups(self, fail, report):
         fail()
         FailedEvent.objects.update(next_attempt_at=None)
         baker.make(FailedEvent, consumer_group="price-monitor-unknown", next_attempt_at=timezone.now())
@@ -114,7 +116,7 @@ class TestReport:
 
 
 class TestList:
-    def test_shows_what_nothing_retries(self, fail, capsys):
+    def test_shows_groups_without_a_listener(self, fail, capsys):
         fail(count=5)
         FailedEvent.objects.filter(pk__in=list(FailedEvent.objects.values_list("pk", flat=True)[:2])).update(
             next_attempt_at=None
@@ -124,7 +126,7 @@ class TestList:
         declare("there")
         baker.make(FailedEvent, consumer_group="price-monitor-there", next_attempt_at=timezone.now())
         call_command("lightbus_retire")
-        _, text, output = capsys.readouterr().out.partition("No listener of this service has these groups")
+        _, text, output = capsys.readouterr().out.partition("Failed events of groups without a listener")
         assert text
         rows = [line.split() for line in output.splitlines() if "price-monitor" in line or "shop" in line]
         assert rows == [[GROUP, "default", "3", "2"], ["price-monitor-unknown", "other", "1", "0"]]
@@ -140,7 +142,7 @@ class TestRetire:
         FailedEvent.objects.update(failed_at=timezone.now() - timedelta(days=100))
         retire("--idle", "0")
         assert failed() == ["dead"] * 3
-        assert "3 retries of 'price-monitor-fails' in the database 'default' are dead letters now" in (
+        assert "Turned 3 retries of 'price-monitor-fails' in database 'default' into dead letters" in (
             capsys.readouterr().out
         )
         assert r.xinfo_groups(KEY) == []
@@ -166,15 +168,15 @@ class TestRetire:
         retire()
         assert failed() == ["dead"]
 
-    def test_leaves_the_group_of_a_process_alone_that_was_seen_lately(self, fail, r):
-        """Redis may have lost the group, which is about to come back."""
+    def test_refuses_a_group_whose_process_was_seen_lately(self, fail, r):
+        """Redis may have lost the group, and the process is about to create it."""
         fail(count=1)
         r.flushdb()
         with pytest.raises(CommandError, match="'price-monitor-fails' is in use"):
             retire("--idle", "60")
         assert failed() == ["retrying"]
 
-    def test_leaves_retries_alone_where_the_group_stays(self, fail):
+    def test_refuses_a_group_that_is_in_use(self, fail):
         fail(count=1)
         with pytest.raises(CommandError, match="is in use"):
             retire("--idle", "60")
@@ -192,11 +194,11 @@ class TestRetire:
         retire("--idle", "0")
         assert failed() == ["dead", "retrying"]
 
-    def test_says_what_it_is_about_to_do(self, fail, monkeypatch):
+    def test_the_confirmation_counts_the_retries(self, fail, monkeypatch):
         fail(count=2)
         questions = []
         monkeypatch.setattr("builtins.input", lambda question: questions.append(question) or "n")
-        with pytest.raises(CommandError, match="Nothing was destroyed"):
+        with pytest.raises(CommandError, match="nothing was destroyed"):
             call_command("lightbus_retire", GROUP, "--idle", "0")
-        assert "2 failed events are not retried any more" in questions[0]
+        assert "2 failed events won't be retried any more" in questions[0]
         assert failed() == ["retrying"] * 2

@@ -1,4 +1,4 @@
-"""Failed events of consumer groups whose listeners are gone: nobody retries them, and only people can tell what for."""
+"""Failed events of consumer groups without a listener: they are never retried until someone decides about them."""
 
 from collections.abc import Collection, Iterator
 from datetime import datetime
@@ -15,32 +15,32 @@ from lightbus_django.listening.registry import registry
 from lightbus_django.models import ConsumerGroup, FailedEvent, ProcessedEvent
 
 
-class Abandoned(NamedTuple):
-    """The failed events of one group in one database."""
+class OrphanedGroup(NamedTuple):
+    """A group without a listener, and how many failed events it has in one database."""
 
     using: str
-    group: str
+    name: str
     retrying: int
     dead_letters: int
     is_ours: bool
-    """Whether the group is known to be this service's; groups of previous versions are not known."""
+    """Whether the database records the group as this service's. Earlier versions kept no such record."""
 
 
-def databases() -> Iterator[str]:
-    """Yield the aliases of the databases that have our tables; raises DatabaseUnavailable."""
+def databases_with_tables() -> Iterator[str]:
+    """Yield the aliases of the databases that have our tables. Raises DatabaseUnavailable."""
     for alias in connections:
         with transient_errors(alias):
             if has_outbox(alias):
                 yield alias
 
 
-def find_abandoned(using: str, service_name: str) -> list[Abandoned]:
-    """Return the failed events of groups that no listener of this service has, nor another service, by group.
+def find_orphaned_groups(using: str, service_name: str) -> list[OrphanedGroup]:
+    """Return the groups with failed events in a database that belong neither to a listener nor to another service.
 
     Raises:
         DatabaseUnavailable
     """
-    claimed = {
+    groups_of_listeners = {
         listener.group(service_name)
         for listener in registry
         if (listener.using or router.db_for_write(ProcessedEvent)) == using
@@ -49,20 +49,20 @@ def find_abandoned(using: str, service_name: str) -> list[Abandoned]:
         services = dict(ConsumerGroup.objects.using(using).values_list("consumer_group", "service_name"))
         counts = (
             FailedEvent.objects.using(using)
-            .exclude(consumer_group__in=claimed)
+            .exclude(consumer_group__in=groups_of_listeners)
             .values_list("consumer_group")
             .annotate(retrying=Count("pk", filter=Q(next_attempt_at__isnull=False)), count=Count("pk"))
             .order_by("consumer_group")
         )
         return [
-            Abandoned(using, group, retrying, count - retrying, group in services)
+            OrphanedGroup(using, group, retrying, count - retrying, group in services)
             for group, retrying, count in counts
             if services.get(group, service_name) == service_name
         ]
 
 
 def last_seen(using: str, group: str) -> datetime | None:
-    """Return when a process of the group was last seen, an aware time; None if nobody knows.
+    """Return when a process of the group last recorded itself in a database, as an aware time; None if never.
 
     Raises:
         DatabaseUnavailable
@@ -73,19 +73,19 @@ def last_seen(using: str, group: str) -> datetime | None:
     return None if seen_at is None else as_aware(seen_at)
 
 
-def retries(using: str, group: str) -> int:
-    """Return how many failed events of a group are retried. Raises DatabaseUnavailable."""
+def count_retrying(using: str, group: str) -> int:
+    """Return how many failed events of a group are waiting for a retry. Raises DatabaseUnavailable."""
     with transient_errors(using):
         return FailedEvent.objects.using(using).filter(consumer_group=group, next_attempt_at__isnull=False).count()
 
 
-def forget(using: str, group: str, streams: Collection[str] | None = None) -> int:
-    """Make the retries of a group dead letters, and forget where it was; return how many retries there were.
+def retire_group(using: str, group: str, streams: Collection[str] | None = None) -> int:
+    """Turn a group's retries into dead letters and delete its progress; return the number of retries.
 
-    They count as failed now, so they are kept for FAILED_RETENTION from now on.
+    FAILED_RETENTION starts now for these dead letters.
 
     Args:
-        streams: only in these streams; in all if None.
+        streams: keys of the streams to retire it from; None for all.
 
     Raises:
         DatabaseUnavailable

@@ -21,7 +21,7 @@ def test_consumers_long_gone_are_deleted_only_with_nothing_pending(r, record, co
     time.sleep(0.002)  # Redis counts in milliseconds
     fire("shop.order_placed", number=2)
     drain(consumer)
-    housekeeping(consumer).tidy_consumers()
+    housekeeping(consumer).redis.delete_old_consumers()
     names = {row["name"] for row in r.xinfo_consumers(KEY, GROUP)}
     assert "owes" in names
     assert "gone" not in names
@@ -30,7 +30,7 @@ def test_consumers_long_gone_are_deleted_only_with_nothing_pending(r, record, co
 def test_a_group_keeps_its_last_consumer(r, record, consume, housekeeping, lightbus):
     """A Lightbus service that starts destroys groups that have none."""
     lightbus(CONSUMER_TTL=1e-9)
-    housekeeping(consume()).tidy_consumers()
+    housekeeping(consume()).redis.delete_old_consumers()
     assert [row["name"] for row in r.xinfo_consumers(KEY, GROUP)] == ["worker"]
 
 
@@ -40,5 +40,5 @@ def test_of_a_groups_consumers_the_one_seen_last_is_kept(r, record, consume, hou
     for name in ("a", "z"):
         r.xgroup_createconsumer(KEY, GROUP, name)
     eventually(lambda: min(row["idle"] for row in r.xinfo_consumers(KEY, GROUP)) > 20)
-    housekeeping(consume()).tidy_consumers()
+    housekeeping(consume()).redis.delete_old_consumers()
     assert [row["name"] for row in r.xinfo_consumers(KEY, GROUP)] == ["worker"]
