@@ -3,6 +3,8 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -121,7 +123,7 @@ def stand_ins(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterat
 def example(
     request: pytest.FixtureRequest, stand_ins: None, listeners: object, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Example]:
-    module = ModuleType("guide")
+    module = module_from_spec(ModuleSpec("guide", loader=None))  # Python warns of imports in one without a spec
     monkeypatch.setitem(sys.modules, "guide", module)  # where dataclasses look for their annotations
     example = Example(request.param, module)
     yield example

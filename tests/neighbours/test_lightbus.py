@@ -17,7 +17,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from lightbus_django import EventMessage, fire, listens_to, on_commit
-from lightbus_django.bus.consumer_group import Member
+from lightbus_django.bus.consumer_group import GroupConsumer
 from lightbus_django.conf import get_settings
 from lightbus_django.firing.relay import GRACE, Relay
 from lightbus_django.models import FailedEvent, ProcessedEvent
@@ -141,11 +141,11 @@ def test_what_we_fire_fits_the_schema_that_lightbus_published(lightbus_service, 
     assert [line["id"] for line in lightbus_service.handled] == [message.id]
 
 
-def test_our_entries_hold_what_those_of_lightbus_hold(lightbus_service, r, lightbus, lightbus_url, transport):
+def test_our_entries_hold_what_those_of_lightbus_hold(lightbus_service, r, lightbus, lightbus_url, redis_client):
     lightbus(URL="redis://localhost:1/0")  # nobody there: the event waits for the relay
     relayed = fire_on_commit("my_company.shop.order_placed", **VALUES)
     lightbus(URL=lightbus_url)
-    Relay("default", transport, get_settings()).step(timezone.now() + GRACE)
+    Relay("default", redis_client, get_settings()).step(timezone.now() + GRACE)
     committed = fire_on_commit("my_company.shop.order_placed", **VALUES)
     fired = fire("my_company.shop.order_placed", **VALUES)
     lightbus_service.execute("bus.my_company.shop.order_placed.fire(**VALUES)")
@@ -218,14 +218,14 @@ def test_the_start_of_a_lightbus_service_leaves_our_group_alone(
     assert [line["values"]["number"] for line in lightbus_service.handled] == [2]
 
 
-def test_nor_does_it_take_a_group_that_was_made_just_now(lightbus_service, listeners, consume, transport):
+def test_nor_does_it_take_a_group_that_was_made_just_now(lightbus_service, listeners, consume, redis_client):
     handled = []
 
     @listens_to("prices.changed")
     def note(event: EventMessage, number: int, **kwargs: Any) -> None:
         handled.append(number)
 
-    Member(transport, "price-monitor-note", "worker").join("prices.*:stream", "$")
+    GroupConsumer(redis_client, "price-monitor-note", "worker").join("prices.*:stream", "$")
     lightbus_service.run()
     fire("prices.changed", **VALUES)
 
