@@ -3,6 +3,8 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -121,7 +123,10 @@ def stand_ins(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterat
 def example(
     request: pytest.FixtureRequest, stand_ins: None, listeners: object, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Example]:
-    module = ModuleType("guide")
+    # With a loader, for without it Python 3.15 warns when it makes a traceback.
+    spec = spec_from_file_location("guide", GUIDE, loader=SourceFileLoader("guide", str(GUIDE)))
+    assert spec is not None
+    module = module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "guide", module)  # where dataclasses look for their annotations
     example = Example(request.param, module)
     yield example

@@ -135,7 +135,7 @@ def test_a_database_that_does_not_answer_keeps_no_other_from_being_relayed(
     monkeypatch.setattr(connections["other"].introspection, "table_names", refuse)
     housekeeping().step()
     assert numbers(r) == [0]
-    assert "in 'other': waiting: database 'other': OperationalError: away" in caplog.text
+    assert "in 'other': interrupted, retrying: database 'other': OperationalError: away" in caplog.text
 
 
 def test_goes_on_while_redis_is_away(r, left_behind, housekeeping, caplog):
@@ -144,5 +144,5 @@ def test_goes_on_while_redis_is_away(r, left_behind, housekeeping, caplog):
     keeper.client.redis_py.connection_pool.connection_kwargs["port"] = 1
     keeper.client.redis_py.connection_pool.disconnect()
     assert keeper.step(now=1.0) is False
-    assert "relay of 'default': waiting: Redis" in caplog.text
+    assert "relay of 'default': interrupted, retrying: Redis" in caplog.text
     assert waiting() == 1
