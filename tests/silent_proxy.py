@@ -70,12 +70,14 @@ class SilentProxy:
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                if writer not in self._silent:
-                    writer.write(data)
-                    await writer.drain()
-            if writer not in self._silent and writer.can_write_eof():
-                writer.write_eof()
+            try:
+                while data := await reader.read(65536):
+                    if writer not in self._silent:
+                        writer.write(data)
+                        await writer.drain()
+            finally:  # a client that is killed may end its connection with an error
+                if writer not in self._silent and writer.can_write_eof():
+                    writer.write_eof()
 
     @staticmethod
     def _abort(writers: set[asyncio.StreamWriter]) -> None:
