@@ -93,14 +93,16 @@ class Proxy:
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pause: float = 0.0) -> None:
         with contextlib.suppress(OSError):
-            while data := await reader.read(CHUNK):
-                if writer not in self._silent:
-                    writer.write(data)
-                    await writer.drain()
-                if pause:
-                    await asyncio.sleep(pause)
-            if writer not in self._silent and writer.can_write_eof():
-                writer.write_eof()
+            try:
+                while data := await reader.read(CHUNK):
+                    if writer not in self._silent:
+                        writer.write(data)
+                        await writer.drain()
+                    if pause:
+                        await asyncio.sleep(pause)
+            finally:  # a client that is killed may end its connection with an error
+                if writer not in self._silent and writer.can_write_eof():
+                    writer.write_eof()
 
     @staticmethod
     def _abort(writers: set[asyncio.StreamWriter]) -> None:
