@@ -86,7 +86,7 @@ def fail_in_every_way(
         with pytest.raises(CommandError) as failed:
             call_command("lightbus_listen", "--burst")
         run()
-        eventually(lambda: "shop-handler: waiting" in caplog.text)
+        eventually(lambda: "shop-handler: interrupted" in caplog.text)
         line = "relay of 'default': interrupted, retrying: Redis at"
         eventually(lambda: line in caplog.text or OutboxEvent.objects.get().error)
         tells_no_secret(everything_of(caught.value), everything_of(failed.value), OutboxEvent.objects.get().error)
