@@ -149,7 +149,7 @@ class TestAWorker:
             there = connections.create_connection("default")
             there.close_pool()
         (warning,) = [text for text in map(str, caplog.messages) if "the pool of database 'default'" in text]
-        assert "at most 2 connections, for 7 threads" in warning
+        assert "at most 2 connections for 7 threads" in warning
         assert "interrupted" not in caplog.text
 
     def test_has_no_connections_for_idle_listeners(self, six_listeners, configure):
