@@ -172,7 +172,7 @@ def test_arguments(example: Example, work):
     errors = [(failed.is_dead_letter, failed.error) for failed in FailedEvent.objects.order_by("pk")]
     assert [dead for dead, _ in errors] == [True, True]
     assert "'lines' is missing" in errors[0][1]
-    assert "'placed_at' can't be made" in errors[1][1]
+    assert "'placed_at' can't be converted" in errors[1][1]
 
 
 @of("Errors")

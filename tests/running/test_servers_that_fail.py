@@ -224,7 +224,7 @@ def test_read_only_is_no_reason_to_close_what_another_thread_has_in_use(server: 
     with closing(redis_client), redis_client.redis_py.client() as others, read_only(server):
         connection = others.client_id()
         with pytest.raises(BusUnavailable):
-            redis_client.publish(KEY, {b"": b""})
+            redis_client.append(KEY, {b"": b""})
         assert others.client_id() == connection
 
 
