@@ -89,7 +89,7 @@ def trim(
         keep_from: stream id from which entries are kept.
         keep_length: number of newest entries to keep.
         limit: maximum number of entries to remove.
-        ahead_from: stream id after which ids are ahead of the clock; such entries are kept for no age.
+        ahead_from: stream id after which ids are ahead of the clock; age doesn't protect such entries.
         required_groups: while one of these groups does not exist, nothing is removed.
     """
     args: list[str | int] = [keep_from, keep_length, limit, ahead_from, *required_groups]

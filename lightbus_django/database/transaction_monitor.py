@@ -78,7 +78,7 @@ class TransactionMonitor:
         """Check whether the handler ended the transaction, as the last statement in it.
 
         Args:
-            defer: the value of synchronous_commit at which the commit is told not to wait for the disk.
+            defer: let the commit skip the wait for the disk if synchronous_commit has this value.
         """
         if self._connection.vendor == "postgresql":
             self.read_answer(*fetch(self._connection, *self.query(defer)))

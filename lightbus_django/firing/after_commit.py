@@ -22,7 +22,7 @@ from .rows import PIPELINE_BYTES, EncodedRow, in_pipelines, read_rows
 logger = logging.getLogger("lightbus_django")
 
 MARGIN = GRACE / 2
-"""From this long before its rows are due, a process claims them before it publishes them."""
+"""Rows that are due within this time are claimed before they are published."""
 
 
 class CommitHook:

@@ -70,7 +70,7 @@ def write_to_outbox(messages: Sequence[EventMessage], using: str) -> None:
 def _row(message: EventMessage, payload: Mapping[str, bytes], connection: Any, due_at: datetime) -> tuple[Any, ...]:
     text = _as_ascii(_encode_payload({key: msgspec.Raw(value) for key, value in payload.items()}).decode())
     row_id = UUID(message.id)
-    # `created_at` is the time in the id, because the time of publication is counted from both.
+    # `created_at` is the time in the id, because the time of publication is computed from both.
     times = map(connection.ops.adapt_datetimefield_value, (as_stored(uuid_time(row_id)), due_at))
     stored_id = row_id if connection.features.has_native_uuid_field else row_id.hex
     return (stored_id, message.name, message.version, text, *times, "")

@@ -17,7 +17,7 @@ RELAY_SIZE = PIPELINE_SIZE
 """The maximum number of events that are read and published at a time."""
 
 LOOK_BACK = GRACE
-"""An event that is committed this long after it was due, or earlier, is found at once."""
+"""Events committed up to this long after they were due are found by the next step; later ones by a full look."""
 
 FULL_LOOK_INTERVAL = 10.0
 """Seconds between two looks for events that were committed even later."""

@@ -14,7 +14,7 @@ WINDOW = 0.1
 """Seconds for which commits may be deferred and events be handled before they are acknowledged."""
 
 SLOW = 0.01
-"""Seconds that a handler takes from which its commit is not deferred, because the disk is then fast in comparison."""
+"""A handler that takes this many seconds or more: its commit is not deferred, because the disk then hardly matters."""
 
 # The value with which the session began; the pg_settings view takes milliseconds.
 _DEFAULT = "SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit'"

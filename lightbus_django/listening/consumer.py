@@ -33,7 +33,7 @@ BLOCK = 1.0
 """Seconds that a read waits for new events: short, so that a stop is quick and our idle time in Redis stays low."""
 
 PAUSE = 0.05
-"""The least number of seconds that a read waits while an event is set aside."""
+"""Minimum number of seconds that a read waits while an event is set aside."""
 
 
 class State(Enum):
@@ -182,7 +182,7 @@ class Consumer:
         self.state = State.STOPPED
 
     def renew(self, now: float | None = None) -> None:
-        """Renew the leases of what is in flight, unless the event in hand exceeds the timeout, and show up."""
+        """Renew the leases of what is in flight, unless the event in hand exceeds the timeout."""
         self.leases.renew(time.monotonic() if now is None else now)
 
     # --- Where events come from ---------------------------------------------------------------

@@ -20,14 +20,14 @@ TRIES = 2
 """How often an event is handled again at once."""
 
 TRIES_WITHIN = 1.0
-"""Seconds after which it isn't handled again at once."""
+"""Seconds after which there is no further immediate try."""
 
 PAUSE = 0.05
 """Longest pause in seconds before the first of these tries; twice that before the second. Half of it is random."""
 
 ROUNDS = 4
 PATIENCE = 3.0
-"""Rounds of such tries, and seconds, after which an event is the cause, if others succeed or can't be tried."""
+"""An event counts as the cause after this many rounds and seconds, if others succeed or can't be tried."""
 
 MAX_REMEMBERED = 1000
 
@@ -57,7 +57,7 @@ class Contention:
     ) -> BaseException | None:
         """Handle an event again, a few times, after a transient error; return the failure that `handle` returns.
 
-        It is an EventContended if the event itself seems to be the cause of its errors.
+        Returns an EventContended, which then counts as a failure, if the event itself seems to be the cause.
 
         Raises:
             DatabaseUnavailable: the database doesn't answer, or is contended as a whole.
@@ -65,7 +65,7 @@ class Contention:
         """
         if isinstance(error, KeyLocked):  # another try would wait again
             raise EventContended(str(error)) from error
-        logger.info("%s: %s is handled again: %s", self._group, key, one_line(error))
+        logger.info("%s: handling %s again: %s", self._group, key, one_line(error))
         self._activity.start(CONNECTING)
         connection = connections[self._using]
         if connection.vendor == "sqlite":  # has one lock for the whole database

@@ -45,7 +45,7 @@ class Start(NamedTuple):
         """Return where a new group of a listener starts.
 
         Args:
-            last_id: the last stream id that the stream has given.
+            last_id: the stream's last generated id.
             now: the time of Redis.
         """
         start = listener.start

@@ -33,7 +33,7 @@ logger = logging.getLogger("lightbus_django")
 
 @dataclass
 class Handling:
-    """One run of the handler, for the events with these keys. Its transaction has a monitor once they are inserted."""
+    """One run of the handler, for the events with these keys. `monitor` is set once the keys are inserted."""
 
     keys: Sequence[str] = ()
     processed_at: datetime = field(default_factory=timezone.now)
@@ -155,7 +155,7 @@ class HandlerRunner:
             handling.failure = error
 
     def is_failure(self, error: BaseException) -> bool:
-        """Whether an error, which may be no Exception, such as that of sys.exit(), is the handler's own failure."""
+        """Whether an error (perhaps not an Exception, such as SystemExit) is the handler's own failure."""
         if isinstance(error, (KeyboardInterrupt, BusUnavailable, DatabaseUnavailable, SequenceBehind)):
             return False
         return not is_transient(error, self.using)

@@ -52,12 +52,12 @@ class InFlight:
         return self._settled
 
     def add(self, deliveries: Iterable[Delivery]) -> None:
-        """New deliveries are fetched."""
+        """Add new deliveries as fetched."""
         self._fetched += deliveries
         self._update_leased()
 
     def skip(self, entries: Iterable[Entry]) -> None:
-        """New entries that the listener doesn't want are settled at once."""
+        """Settle new entries that the listener doesn't want."""
         self._settle(entries)
 
     def admit(self, *, skipped: Collection[Delivery] = ()) -> None:
@@ -96,17 +96,17 @@ class InFlight:
         self._handled = []
 
     def acknowledged(self) -> None:
-        """Redis has acknowledged what was settled."""
+        """Forget what was settled: Redis has acknowledged it."""
         self._settled.clear()
 
     def drop_unhandled(self) -> None:
-        """Other processes may have taken what is fetched, waiting or set aside."""
+        """Forget what is fetched, waiting or set aside: other processes may have taken it."""
         self._fetched, self._waiting = [], []
         self._set_aside.clear()
         self._update_leased()
 
     def drop_all(self) -> None:
-        """Other processes may have taken all that is not settled."""
+        """Forget all that is not settled: other processes may have taken it."""
         self._handled = []
         self.drop_unhandled()
 

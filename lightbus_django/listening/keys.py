@@ -75,7 +75,7 @@ class Keys:
         return set(self.of(keys).values_list("event_id", flat=True))
 
     def check_exists(self, delivery: Delivery) -> None:
-        """Raise DatabaseUnavailable if a key that could not be inserted is not there, so its event is not handled."""
+        """Raise DatabaseUnavailable if a key that could not be inserted doesn't exist: its event was not handled."""
         if not self.existing([delivery.key]):
             raise DatabaseUnavailable(f"{self.group}: the key of {delivery.key} was not inserted, and is not there")
 

@@ -53,7 +53,7 @@ class Leases:
         self._reported: Doing | None = None
 
     def watch_thread(self) -> None:
-        """The calling thread is the one that handles the events."""
+        """Remember the calling thread as the one that handles the events."""
         self._thread = threading.get_ident()
 
     def resume(self) -> None:
@@ -67,7 +67,7 @@ class Leases:
             self._has_ended = True
 
     def renew(self, now: float) -> None:
-        """Renew all leases, except for those of events whose handler exceeds the timeout, and show up.
+        """Renew all leases except for those of events whose handler exceeds the timeout; mark the consumer as alive.
 
         If the database does not answer for longer than the timeout, release the events instead.
 
@@ -127,7 +127,7 @@ class Leases:
     def _report(self, doing: Doing, seconds: float) -> None:
         group = self.group_consumer.group
         if doing.what != HANDLER:
-            text = "%s: the database has not answered for %.0f s (%s%s); other processes may take this one's events"
+            text = "%s: the database has not answered for %.0f s (%s%s); other processes may take over its events"
             event = f", {doing.deliveries[0].key}" if doing.deliveries else ""
             logger.warning(text, group, seconds, doing.what, event)
         elif doing.deliveries:

@@ -159,5 +159,5 @@ class Offsets:
         else:
             place = "0"  # another stream with the same name
         if is_from_redis or place != start or offset is None:
-            logger.warning("%s: the group was gone from %s; created it again after %s", self.group, stream, place)
+            logger.warning("%s: the group is missing from %s; creating it again after %s", self.group, stream, place)
         return place

@@ -94,7 +94,7 @@ class OneByOne:
             self.is_chained = False
             if isinstance(broken.__cause__, Error):
                 cause = one_line(broken.__cause__)
-                logger.info("%s: %s is handled again: %s", runner.group, self._delivery.key, cause)
+                logger.info("%s: handling %s again: %s", runner.group, self._delivery.key, cause)
             return self._handle()
         return handling.failure
 

@@ -41,8 +41,8 @@ class Processor:
         """Make the processor of a consumer.
 
         Args:
-            stopping: is set when no further event should be started.
-            max_attempts: how many deaths of its process make an event a dead letter; two at least.
+            stopping: set when no further event should be started.
+            max_attempts: after how many deaths of its process an event becomes a dead letter, at least two.
         """
         self.group_consumer = group_consumer
         self.in_flight = in_flight
@@ -74,7 +74,7 @@ class Processor:
                 return
             if self._has_killed(first):
                 deaths = first.entry.deliveries - 1
-                reason = f"its process died {deaths} times while handling it, or exceeded the timeout"
+                reason = f"its process died, or exceeded the timeout, {deaths} times while handling it"
                 self.inbox.dead_letter(first, reason)
                 handled = 1
             else:

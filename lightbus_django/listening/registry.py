@@ -98,9 +98,9 @@ def listens_to(
             `{service_name}-{listener_name}` with hyphens for underscores.
         idempotent: commit an idempotency key together with the handler's writes, so that an event
             has its effects in the database once. False gives that up for speed.
-        batch: call `handler(events)` with a list of up to BATCH_SIZE events, for instance for one bulk_create.
-            Payloads are not converted. If the handler raises, its writes are rolled back and the list is split
-            until the event that it can't handle is found.
+        batch: call `handler(events)` with a list of events, for instance for one bulk_create: up to BATCH_SIZE of
+            each stream that the listener reads. Payloads are not converted. If the handler raises, its writes are
+            rolled back and the list is split until the event that it can't handle is found.
         using: alias of the database that the handler writes to. The idempotency keys are kept there too.
         start: where a new consumer group starts: "new", "beginning", a datetime (events from then on) or a
             stream id (events after it).

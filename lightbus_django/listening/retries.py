@@ -15,7 +15,7 @@ from .keys import AlreadyHandled
 logger = logging.getLogger("lightbus_django")
 
 CONTENDED_DELAY = timedelta(seconds=1)
-"""For how long a retry is put off that doesn't get through."""
+"""How long a contended retry is put off."""
 
 
 class Retries:

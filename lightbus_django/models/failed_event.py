@@ -24,7 +24,7 @@ class FailedEventQuerySet(models.QuerySet["FailedEvent"]):
         return self.filter(next_attempt_at__lte=now)
 
     def groups_due(self, consumer_groups: Iterable[str], now: datetime) -> set[str]:
-        """Return which of these consumer groups have retries due. The number of retries makes no difference to it."""
+        """Return which of these consumer groups have retries due. The cost doesn't grow with the number of retries."""
         due = self.due(now)
         return (
             {group for group in consumer_groups if due.filter(consumer_group=group).exists()} if due.exists() else set()

@@ -45,7 +45,7 @@ def test_an_event_that_kills_each_process_is_set_aside_and_its_neighbours_are_ha
     assert process.wait(30) == 0
     assert effects("fragile") == [0, 1, 3, 4]
     failed = FailedEvent.objects.get()
-    assert "its process died 3 times while handling it" in failed.error
+    assert "its process died, or exceeded the timeout, 3 times while handling it" in failed.error
 
 
 def test_a_process_of_several_that_is_killed_is_started_again_under_its_name(manage, effects, tmp_path, r):

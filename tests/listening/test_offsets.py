@@ -81,7 +81,7 @@ def test_a_group_that_vanished_comes_back_where_it_was(r, record, consume, caplo
     fire("shop.order_placed", number=3)
     drain(consumer)
     assert effects() == [1, 2, 3]
-    assert "created it again after" in caplog.text
+    assert "creating it again after" in caplog.text
 
 
 def test_a_stream_that_vanished_comes_back(r, record, consume):

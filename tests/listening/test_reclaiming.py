@@ -53,7 +53,7 @@ class TestOutstanding:
         assert effects() == [0, 2]
         failed = FailedEvent.objects.get()
         assert failed.is_dead_letter
-        assert "its process died 3 times while handling it" in failed.error
+        assert "its process died, or exceeded the timeout, 3 times while handling it" in failed.error
         assert pending(r) == 0
 
     def test_a_lost_answer_of_redis_does_not_lose_its_events(self, r, record, consume):

@@ -255,7 +255,7 @@ def test_what_is_fired_before_the_group_is_back_is_handled(
     fire("shop.order_placed", number=3)
     eventually(lambda: 3 in handled())
     assert handled() == [1, 2, 3]
-    assert "shop-book: the group was gone" in logs.text
+    assert "shop-book: the group is missing" in logs.text
 
 
 @pytest.mark.parametrize("keeps", [True, False], ids=["append-only file", "empty"])
@@ -274,7 +274,7 @@ def test_a_restart(keeps: bool, server: Server, run: Callable[[], None], logs: p
     fire("shop.order_placed", number=3)
     eventually(lambda: 3 in handled())
     assert handled() == [1, 2, 3]
-    assert ("the group was gone" in logs.text) is not keeps
+    assert ("the group is missing" in logs.text) is not keeps
 
 
 def test_a_restart_from_an_older_snapshot(server: Server, run: Callable[[], None]) -> None:
@@ -344,7 +344,7 @@ def test_a_failover_to_a_replica(
         assert handled() == [1, 2, 3]
         # The worker's other threads had their connections to the old master, too.
         assert not [record for record in logs.records if record.message.startswith("relay of 'default': interrupted")]
-        assert "the group was gone" not in logs.text
+        assert "the group is missing" not in logs.text
 
 
 # --- A real process ---------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 -- Shared function: the order of stream ids.
 --
--- Numbers in Lua are floats, too small for stream ids. So ids are compared as text: more digits make a greater number.
+-- Lua's numbers are doubles, which can't hold ids exactly. So ids are compared as text: more digits, a greater number.
 
 local function is_less(a, b)
   local a_ms, a_seq = string.match(a, '(%d+)-(%d+)')

@@ -6,8 +6,7 @@
 
 local keep_from, keep_length, limit, ahead_from = unpack(ARGV, 1, 4)
 
--- Entries that follow an id ahead of the clock have no known age. They are removed once every group has finished with
--- them.
+-- If even the first entry to keep has an id in the future, ids say nothing about age: only the groups decide.
 local kept = redis.pcall('XRANGE', KEYS[1], keep_from, '+', 'COUNT', 1)
 if not kept['err'] and kept[1] and is_less(ahead_from, kept[1][1]) then
   keep_from = '18446744073709551615-18446744073709551615'
