@@ -47,8 +47,8 @@ class Inbox:
     ) -> int:
         """Handle events; return how many of them, from the first, are handled.
 
-        Fewer than all if `stopping` returns true, if it takes long, or if an error comes after the first. An event whose
-        key is already there is skipped. A handler that raises leaves a failed event.
+        Fewer than all if `stopping` returns true, if it takes long, or if an error comes after the first. An event
+        whose key is already there is skipped. A handler that raises leaves a failed event.
 
         Args:
             deliveries: the events, at least one.

@@ -222,7 +222,7 @@ def test_what_only_the_replica_has_is_neither_relayed_nor_pruned(settings, r, ho
 @pytest.mark.parametrize("command", [["lightbus_prune"], ["lightbus_republish", "--since", "1d"]])
 def test_the_commands_use_the_primary(command, replica, r):
     call_command(*command)
-    with pytest.raises(CommandError, match="router doesn.t write to 'other'"):
+    with pytest.raises(CommandError, match=r"router doesn.t write to 'other'"):
         call_command(*command, "--database", "other")
 
 
