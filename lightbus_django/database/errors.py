@@ -57,6 +57,14 @@ def is_locked(error: Error) -> bool:
     return code in _LOCKED
 
 
+def is_sqlite_unavailable(error: BaseException) -> bool:
+    """Whether SQLite's file as a whole is locked or can't be used, which is no matter of one connection."""
+    cause: BaseException | None = error
+    while cause is not None and not hasattr(cause, "sqlite_errorcode"):
+        cause = cause.__cause__
+    return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE
+
+
 def one_line(error: Exception) -> str:
     """Return the text of an error, which may have several lines, on one line."""
     return " ".join(str(error).split())

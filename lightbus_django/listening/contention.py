@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from django.db import connections
 
 from lightbus_django.database.connections import fetch
-from lightbus_django.database.errors import one_line, transient_errors
+from lightbus_django.database.errors import is_sqlite_unavailable, one_line, transient_errors
 from lightbus_django.exceptions import DatabaseUnavailable, EventContended, KeyLocked
 
 from .activity import CONNECTING, Activity
@@ -68,7 +68,7 @@ class Contention:
         logger.info("%s: handling %s again: %s", self._group, key, one_line(error))
         self._activity.start(CONNECTING)
         connection = connections[self._using]
-        if connection.vendor == "sqlite":  # has one lock for the whole database
+        if is_sqlite_unavailable(error):
             raise error
         began_at = time.monotonic()
         for number in range(1, TRIES + 1):

@@ -100,7 +100,8 @@ class HandlerRunner:
                 text = "the handler rolled back; what it wrote afterwards may be in the database"
                 handling.failure = TransactionEnded(text)
                 return
-            logger.error("%s: %s committed its own transaction; leave that to Lightbus", self.group, self.listener.path)
+            text = "%s: %s committed the transaction of its event; leave that to lightbus_django"
+            logger.error(text, self.group, self.listener.path)
         if monitor and monitor.is_deferred:
             for key in handling.keys:
                 self.gate.add(key)

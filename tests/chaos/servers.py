@@ -42,6 +42,11 @@ class Redis(Child):
         while self.runs:
             yield 0.05
 
+    def answers(self) -> bool:
+        with suppress(redis.RedisError), self.client() as client:
+            return bool(client.ping())
+        return False
+
     def client(self) -> redis.Redis:
         """A client for us who watch, which is not to wait for a server that is frozen."""
         return redis.Redis.from_url(self.url, socket_timeout=0.5, socket_connect_timeout=0.5)

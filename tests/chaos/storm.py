@@ -31,7 +31,7 @@ Mischief = Iterator[float]
 
 
 class Storm:
-    """Contention the processes as `step` is called again and again. What one mischief has in hand, no other takes."""
+    """Troubles the processes as `step` is called again and again. What one mischief has in hand, no other takes."""
 
     def __init__(
         self,
@@ -141,23 +141,25 @@ class Storm:
         yield from self._freeze(worker, 2 * self.timeout)
 
     def restart_redis(self, redis: Redis) -> Mischief:
-        yield from self._outage(self._restart(redis, redis.stop()))
+        yield from self._outage(redis, self._restart(redis, redis.stop()))
 
     def kill_redis(self, redis: Redis) -> Mischief:
         redis.kill()
-        yield from self._outage(self._restart(redis, ()))
+        yield from self._outage(redis, self._restart(redis, ()))
 
     def freeze_redis(self, redis: Redis) -> Mischief:
-        yield from self._outage(self._freeze(redis, 5))
+        yield from self._outage(redis, self._freeze(redis, 5))
 
     def _restart(self, redis: Redis, stop: Iterable[float]) -> Mischief:
         yield from stop
         yield self.random.uniform(0, 2)
         redis.start()
 
-    def _outage(self, mischief: Mischief) -> Mischief:
+    def _outage(self, redis: Redis, mischief: Mischief) -> Mischief:
         began_at = time.time()
         yield from mischief
+        while not redis.answers():  # it loads its data
+            yield 0.1
         self.outages.append((began_at - 1, time.time() + NOTICED))
 
     def kill_connections(self, _: None) -> Mischief:

@@ -59,6 +59,30 @@ def key_held(event_id, group):
         thread.join(30)
 
 
+@pytest.mark.parametrize("batch", [False, True])
+def test_an_event_whose_handler_closes_its_connection_fails_and_says_so(
+    batch, r, listeners, consume, monkeypatch, caplog
+):
+    monkeypatch.setattr("lightbus_django.listening.contention.PATIENCE", 0.5)
+
+    @listens_to("shop.order_placed", start="beginning", batch=batch)
+    def record(events, **kwargs):
+        numbers = [event.payload["number"] for event in (events if batch else [events])]
+        if min(numbers) < 2:
+            connections.close_all()
+        for number in numbers:
+            Effect.objects.create(number=number, name="attempt 1")
+
+    consumer = consume()
+    fire_orders(3)
+    eventually(lambda: consumer.step(block=0) and FailedEvent.objects.count() == 2)
+    for failed in FailedEvent.objects.all():
+        assert failed.error == "EventContended: the handler closed its connection to the database 'default'"
+    assert "the handler closed its connection to the database 'default'" in caplog.text
+    drain(consumer)
+    assert handled() == [(2, "attempt 1")]
+
+
 @of_servers
 class TestAnEventThatCanNotGetThrough:
     """Somebody holds a row that it wants, and others get through: it is set aside, and they pass."""
@@ -112,22 +136,6 @@ class TestAnEventThatCanNotGetThrough:
             consumer.step(block=0)
         eventually(lambda: consumer.step(block=0) and [number for number, _ in handled()] == [5, 6])
         assert FailedEvent.objects.filter(error__startswith="EventContended").exists()
-
-    @pytest.mark.parametrize("batch", [False, True])
-    def test_one_whose_handler_closes_its_connection_says_so(self, batch, r, listeners, consume, monkeypatch, caplog):
-        monkeypatch.setattr("lightbus_django.listening.contention.PATIENCE", 0.5)
-
-        @listens_to("shop.order_placed", start="beginning", batch=batch)
-        def record(events, **kwargs):
-            connections.close_all()
-            Effect.objects.count()
-
-        consumer = consume()
-        fire_orders(2)
-        eventually(lambda: consumer.step(block=0) and FailedEvent.objects.count() == 2)
-        for failed in FailedEvent.objects.all():
-            assert failed.error == "EventContended: the handler closed its connection to the database 'default'"
-        assert "the handler closed its connection to the database 'default'" in caplog.text
 
     @of_postgresql
     def test_though_its_tries_take_longer_than_it_is_aside(self, r, row, listeners, consume):

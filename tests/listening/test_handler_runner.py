@@ -70,7 +70,7 @@ class TestAHandlerThatEndsItsTransaction:
         assert self.effects_of(2) == ["after", "before"]
         assert not FailedEvent.objects.exists()
         (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
-        assert "handler committed its own transaction" in record.getMessage()
+        assert "handler committed the transaction of its event" in record.getMessage()
 
     @pytest.mark.parametrize("end", COMMITS.values(), ids=COMMITS)
     def test_by_a_commit_and_raises_is_a_dead_letter_whose_retry_warns(self, end, caplog, defer):
