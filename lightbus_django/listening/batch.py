@@ -71,7 +71,9 @@ class Batch:
                     raise DatabaseUnavailable(text) from error
                 for key in found:
                     self.runner.gate.add_found(key)
-                    del new[key]
+                    delivery = new.pop(key)
+                    if (failure := self.runner.failure_of_handled(key)) is not None:
+                        self.runner.record(delivery, failure)
         return None
 
     def _handle_new(self) -> BaseException | None:

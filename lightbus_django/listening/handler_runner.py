@@ -67,11 +67,11 @@ class HandlerRunner:
             connections[self.using].ensure_connection()
 
     @contextmanager
-    def transaction(self, keys: Sequence[str], *, defer: bool = False) -> Iterator[Handling]:
+    def transaction(self, keys: Sequence[str], *, defer: bool = False, is_retry: bool = False) -> Iterator[Handling]:
         """Open the transaction of one handling: the block inserts the keys, sets `monitor` and calls the handler.
 
         If the handler fails, the transaction is rolled back and the error is in `failure`. `defer` says whether the
-        commit may be deferred.
+        commit may be deferred. The keys of a retry don't wait for the commit gate: nothing is acknowledged after it.
 
         Raises:
             AlreadyHandled, ChainBroken: as the block did.
@@ -102,7 +102,7 @@ class HandlerRunner:
                 return
             text = "%s: %s committed the transaction of its event; leave that to lightbus_django"
             logger.error(text, self.group, self.listener.path)
-        if monitor and monitor.is_deferred:
+        if monitor and monitor.is_deferred and not is_retry:
             for key in handling.keys:
                 self.gate.add(key)
 

@@ -73,7 +73,8 @@ class Inbox:
         return self._retries.retry(now)
 
     def give_back(self) -> None:
-        """Let any process make a retry that this one has claimed and not made."""
+        """Let any process make a retry that this one has claimed and not made; record pending failures."""
+        self._runner.record_failures()
         self._retries.release()
 
     def has_handled(self, event_names: Iterable[str]) -> bool:

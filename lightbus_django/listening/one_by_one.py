@@ -81,7 +81,8 @@ class OneByOne:
                 runner.activity.start(INSERTING_KEY, self._delivery)
                 now = handling.processed_at
                 handling.monitor = runner.keys.insert(self._delivery, now, limits_lock=self.is_repeated)
-                with chain_on(runner.using) if self.defer and self.is_chained else nullcontext() as chain:
+                chains = self.defer and self.is_chained and len(self.deliveries) > 1
+                with chain_on(runner.using) if chains else nullcontext() as chain:
                     self._call_handler()
                     while chain and self._begin_next(chain, handling):
                         self._call_handler()

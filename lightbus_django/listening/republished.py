@@ -26,6 +26,8 @@ def published_before(
     Raises:
         BusError: Redis can't tell.
     """
+    if not deliveries:
+        return []
     times = {stream: start.at for stream, start in starts.items() if start.at}
     # An event is published after the call that fired it, and the time of that call is in the event's id. So a later id
     # needs no look-up.

@@ -56,11 +56,12 @@ class Retries:
         return True
 
     def release(self, delay: timedelta = timedelta(0)) -> None:
-        """Let any process make the retry that is claimed, after `delay`."""
+        """Let any process make the retry that is claimed, after `delay`; if it was made, record how it ended."""
         if self._claimed is not None:
             with transient_errors(self._runner.using):
-                self._failures.release(self._claimed, delay)
-            self._claimed = None
+                if self._failure is None:
+                    self._failures.release(self._claimed, delay)
+                self._record(self._claimed)
 
     def _claim(self, now: datetime) -> FailedEvent | None:
         """Claim the next retry, unless one is claimed and still ours."""
@@ -92,14 +93,14 @@ class Retries:
                 row.delete()
             return handling.failure
         try:
-            with runner.transaction([failed.event_id]) as handling:
+            with runner.transaction([failed.event_id], is_retry=True) as handling:
                 # First, so that of two processes that make this attempt only one deletes the row.
                 if not row.delete()[0]:
                     raise AlreadyHandled
                 handling.monitor = runner.keys.renew(failed, handling.processed_at)
                 self._call_handler(failed)
         except AlreadyHandled:
-            return None
+            return runner.failure_of_handled(failed.event_id)
         return handling.failure
 
     def _call_handler(self, failed: FailedEvent) -> None:

@@ -24,7 +24,7 @@ def _directories(*paths: str | Path) -> tuple[str, ...]:
 _STANDARD_LIBRARY = _directories(
     Path(os.__file__).parent, sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")
 )
-_CALLERS = _directories(Path(__file__).parent, Path(asgiref.__file__).parent)
+_CALLERS = _directories(Path(__file__).parent.parent, Path(asgiref.__file__).parent)
 _DJANGO = _directories(Path(django.__file__).parent)
 
 

@@ -11,6 +11,7 @@ from model_bakery import baker
 from lightbus_django import fire, listens_to
 from lightbus_django.database.connections import fetch
 from lightbus_django.exceptions import EventContended
+from lightbus_django.listening.consumer import State
 from lightbus_django.listening.processor import ASIDE
 from lightbus_django.models import FailedEvent, ProcessedEvent
 from tests.app.models import Effect, Parent
@@ -197,10 +198,10 @@ class TestAnEventThatCanNotGetThrough:
         assert deliveries(r) == [0]
 
     def test_a_look_back_does_not_take_it_twice(self, r, row, consumer):
-        consumer._look_back = True
+        consumer.state = State.OWN_PENDING
         for _ in range(3):
             consumer.step(block=0)
-        assert not consumer._held
+        assert not consumer.in_flight.waiting
         row.set()
         drain(consumer)
         assert handled() == at_first(4)
@@ -218,7 +219,7 @@ class TestAnEventThatCanNotGetThrough:
         fire_orders(6)
         for _ in range(8):
             consumer.step(block=0)
-        assert len(consumer._aside) >= 3
+        assert len(consumer.in_flight.set_aside) >= 3
         fire_orders(2)
         row.set()
         drain(consumer)

@@ -282,3 +282,39 @@ def test_the_connection_may_be_wrapped():
     finally:
         connection.connection = driver
     assert effects() == [0, 2]
+
+
+@of_servers
+@pytest.mark.parametrize("way", ["at first", "in a retry", "in a batch"])
+def test_a_handler_that_commits_and_raises_as_the_database_goes_away_has_failed(way, monkeypatch):
+    """Its key is found when it is handled again, and looks like that of an event that was handled."""
+    state = "raise" if way == "in a retry" else "commit"
+    is_committed = HandlerRunner._is_committed
+
+    def is_committed_once_the_database_is_back(self, handling):
+        nonlocal state
+        if state == "away":
+            state = "back"
+            connection.close()
+            raise OperationalError("away")
+        return is_committed(self, handling)
+
+    def handle(*args, **kwargs):
+        nonlocal state
+        if state == "commit":
+            Effect.objects.create(number=1)
+            execute("COMMIT")
+            state = "away"
+        raise ValueError
+
+    monkeypatch.setattr(HandlerRunner, "_is_committed", is_committed_once_the_database_is_back)
+    listens_to("shop.order_placed", batch=way == "in a batch")(handle)
+    box = inbox()
+    box.handle([deliver(1)])
+    if way == "in a retry":
+        state = "commit"
+        assert box.retry(FailedEvent.objects.get().next_attempt_at)
+    assert effects() == [1]
+    failed = FailedEvent.objects.get()
+    assert failed.error.startswith("TransactionEnded: the handler committed")
+    assert failed.is_dead_letter

@@ -9,14 +9,12 @@ from django.utils import timezone
 from lightbus_django import BusUnavailable, listens_to
 from lightbus_django.bus.consumer_group import Entry
 from lightbus_django.events.codec import load_fields
+from lightbus_django.exceptions import DatabaseUnavailable
 from lightbus_django.listening.delivery import Delivery
+from lightbus_django.listening.failures import Failures
 from lightbus_django.models import FailedEvent, ProcessedEvent
 from tests.app.models import Effect
-from tests.listening.handling import (
-    deliver,
-    effects,
-    inbox,
-)
+from tests.listening.handling import deliver, effects, execute, inbox, of_postgresql
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("listeners")]
 
@@ -145,3 +143,29 @@ class TestRetry:
         assert not FailedEvent.objects.exists()
         box.handle([delivery])
         assert self.attempts == [1]
+
+    def test_a_stop_records_an_attempt_that_was_made_while_the_database_was_away(self, monkeypatch):
+        def refuse(*args):
+            raise DatabaseUnavailable("away")
+
+        box, failed = self.fail()
+        with monkeypatch.context() as patched, pytest.raises(DatabaseUnavailable):
+            patched.setattr(Failures, "record_retry", refuse)
+            box.retry(failed.next_attempt_at)
+        box.give_back()
+        failed.refresh_from_db()
+        assert failed.attempts == 2
+        assert failed.error == "ValueError: broken"
+
+    @of_postgresql
+    def test_a_retry_leaves_nothing_for_the_commit_gate(self):
+        box, failed = self.fail()
+        self.error = None
+        execute("SET synchronous_commit = off")
+        try:
+            assert box.retry(failed.next_attempt_at)
+            ProcessedEvent.objects.all().delete()  # pruned
+            box.handle([deliver(2)])
+            assert box.confirm()
+        finally:
+            execute("RESET synchronous_commit")

@@ -13,7 +13,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.template import Context, Template
 
-from lightbus_django import fire, listens_to
+from lightbus_django import fire, listens_to, on_commit
 from lightbus_django.exceptions import TransactionEnded
 from lightbus_django.listening.tracebacks import locate
 from lightbus_django.models import FailedEvent
@@ -39,6 +39,10 @@ def raises(event):
 
 def raises_in_the_orm(event):
     Effect.objects.get(number=5)  # here
+
+
+def fires_what_has_no_json(event):
+    on_commit("shop.order_sent", thing=object())  # here
 
 
 def raises_in_a_library_that_calls_back(event):
@@ -104,6 +108,7 @@ class Handler:
 HANDLERS = [
     raises,
     raises_in_the_orm,
+    fires_what_has_no_json,
     raises_in_a_library_that_calls_back,
     raises_in_the_standard_library,
     raises_in_a_template,
