@@ -56,8 +56,7 @@ class GroupConsumer:
     """One consumer of a group.
 
     Every method raises what RedisClient raises, and GroupMissing. Only `renew`, `mark_alive`, `acknowledge` and
-    `release` may be called from other threads, or between `start_read` and `finish_read`: all others use the consumer's
-    own connection.
+    `release` may be called from other threads: all others use the consumer's own connection.
     """
 
     def __init__(self, client: RedisClient, group: str, name: str) -> None:
@@ -114,10 +113,10 @@ class GroupConsumer:
 
     # --- Reading ------------------------------------------------------------------------------
 
-    def start_read(
+    def read(
         self, streams: Sequence[str], *, count: int, block: float, acknowledge: Mapping[str, Sequence[str]]
-    ) -> None:
-        """Acknowledge entries and request new ones, which `finish_read` returns.
+    ) -> list[Entry]:
+        """Acknowledge entries and return new ones, in one round trip.
 
         Args:
             streams: the streams to read.
@@ -129,9 +128,6 @@ class GroupConsumer:
         new = [">"] * len(streams)
         command = "XREADGROUP", "GROUP", self.group, self.name, "COUNT", count, *waiting, "STREAMS", *streams, *new
         self._connection.send([*self._acknowledgements(acknowledge), command], " ".join(streams))
-
-    def finish_read(self) -> list[Entry]:
-        """Wait for the entries that `start_read` requested, and return them."""
         return [
             Entry(key, stream_id.decode(), _fields(flat))
             for stream, entries in self._connection.receive() or ()
@@ -147,15 +143,15 @@ class GroupConsumer:
         """Claim up to `count` entries that have been idle for `idle` seconds. Their delivery is not counted yet."""
         return self._claim(stream, idle=idle, count=count)
 
-    def count_delivery(self, entry: Entry, *, acknowledge: Mapping[str, Sequence[str]]) -> None:
-        """Acknowledge stream ids, by stream, and store the delivery count of an entry if it is still this consumer's.
+    def count_delivery(self, entry: Entry) -> None:
+        """Store the delivery count of an entry if it is still this consumer's.
 
         This does not wait for the reply. The command reaches Redis even if the process is killed right after.
         """
         update = scripts.update_pending(
             entry.stream, self.group, self.name, [entry.stream_id], deliveries=entry.deliveries
         )
-        self._connection.send([*self._acknowledgements(acknowledge), update], entry.stream)
+        self._connection.send([update], entry.stream)
 
     # --- Pending entries ----------------------------------------------------------------------
 

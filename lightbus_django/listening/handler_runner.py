@@ -100,8 +100,11 @@ class HandlerRunner:
                 text = "the handler rolled back; what it wrote afterwards may be in the database"
                 handling.failure = TransactionEnded(text)
                 return
-            text = "%s: %s committed the transaction of its event; leave that to lightbus_django"
-            logger.error(text, self.group, self.listener.path)
+            logger.error(
+                "%s: %s committed the transaction of its event; leave that to lightbus_django",
+                self.group,
+                self.listener.path,
+            )
         if monitor and monitor.is_deferred and not is_retry:
             for key in handling.keys:
                 self.gate.add(key)

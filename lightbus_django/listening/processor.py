@@ -142,7 +142,7 @@ class Processor:
         try:
             for delivery in deliveries:
                 if delivery.entry.is_redelivered:
-                    self.group_consumer.count_delivery(delivery.entry, acknowledge={})
+                    self.group_consumer.count_delivery(delivery.entry)
         except BusError as error:  # of any kind: the handler has not failed
             raise BusUnavailable(str(error)) from error
 

@@ -47,8 +47,8 @@ class StreamReader:
 
     def read(self, block: float) -> list[Entry]:
         """Return new entries; wait up to `block` seconds for the first one."""
-        self.group_consumer.start_read(self.streams, count=self.count, block=block, acknowledge=self.in_flight.settled)
-        entries = self.group_consumer.finish_read()
+        settled = self.in_flight.settled
+        entries = self.group_consumer.read(self.streams, count=self.count, block=block, acknowledge=settled)
         # If there is no answer, Redis may not have got the acknowledgements: then they are sent again.
         self.in_flight.acknowledged()
         self._adapt(entries)

@@ -25,7 +25,7 @@ class Point(NamedTuple):
 
 
 POINTS = {
-    "events read": Point(GroupConsumer, "finish_read", "after", if_result=bool),
+    "events read": Point(GroupConsumer, "read", "after", if_result=bool),
     "handler begins": Point(Listener, "call", "before"),
     "handler done": Point(Listener, "call", "after"),
     "transaction committed": Point(Inbox, "handle", "after"),

@@ -31,8 +31,7 @@ def add(r, count=1):
 
 
 def read(consumer, count=10, **acknowledge):
-    consumer.start_read([KEY], count=count, block=0, acknowledge=acknowledge)
-    return consumer.finish_read()
+    return consumer.read([KEY], count=count, block=0, acknowledge=acknowledge)
 
 
 def consumers(r):
@@ -71,7 +70,7 @@ def test_claims_count_no_delivery(r, consumer, other):
     (entry,) = other.reclaim(KEY, idle=0, count=10)
     assert entry.deliveries == 2
     assert pending(r) == {stream_id: ("two", 1)}
-    other.count_delivery(entry, acknowledge={})
+    other.count_delivery(entry)
     assert read(other) == []
     assert pending(r) == {stream_id: ("two", 2)}
 

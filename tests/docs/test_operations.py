@@ -213,14 +213,13 @@ def use_all_of(redis_client: RedisClient, admin: Any) -> None:
     group = "bookkeeping-retries"
     one, two = GroupConsumer(redis_client, group, "one"), GroupConsumer(redis_client, group, "two")
     assert one.join(SHOP, "0")
-    one.start_read([SHOP], count=10, block=0, acknowledge={})
-    (entry,) = one.finish_read()
+    (entry,) = one.read([SHOP], count=10, block=0, acknowledge={})
     assert [found.stream_id for found in one.claim_own(SHOP, 10)] == [entry.stream_id]
     one.renew(SHOP, [entry.stream_id])
     one.release(SHOP, [entry.stream_id], idle=61, deliveries=0)
     reading = StreamReader(two, [SHOP], InFlight(), count=10, timeout=60)
     (entry,) = reading.reclaim()
-    two.count_delivery(entry, acknowledge={})
+    two.count_delivery(entry)
     assert two.progress(SHOP).position < streams.last_id(redis_client, SHOP)
     assert republished.look_up(redis_client, SHOP, [uuid7().bytes]) == [None]
     two.acknowledge({SHOP: [entry.stream_id]})
@@ -236,8 +235,7 @@ def test_what_is_denied_within_a_script_is_told_as_well(
     with transport_of("bookkeeping-listen") as redis_client:
         group_consumer = GroupConsumer(redis_client, "group", "one")
         group_consumer.join(SHOP, "0")
-        group_consumer.start_read([SHOP], count=1, block=0, acknowledge={})
-        group_consumer.finish_read()
+        group_consumer.read([SHOP], count=1, block=0, acknowledge={})
         admin.execute_command("ACL", "SETUSER", "bookkeeping-listen", "-xclaim")
         try:
             with pytest.raises(BusError, match="denies its user access"):

@@ -267,7 +267,7 @@ class TestRenewing:
         entry = Entry(KEY, stream_id, {}, deliveries=7)
         consumer.in_flight.add([Delivery.of(entry)])
         consumer.renew()
-        consumer.group_consumer.count_delivery(entry, acknowledge={})
+        consumer.group_consumer.count_delivery(entry)
         consumer.in_flight.drop_unhandled()
         assert consumer.reader.own_pending() == []
         ((_, owner, _, deliveries),) = [tuple(row.values()) for row in r.xpending_range(KEY, GROUP, "-", "+", 1)]

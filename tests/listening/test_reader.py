@@ -91,10 +91,9 @@ def test_replies_that_are_read_later_are_not_taken_for_that_to_redis_pys_ping(r,
     group_consumer = GroupConsumer(redis_client, GROUP, "worker")
     group_consumer.join(KEY, "0")
     fire_numbers(2)
-    group_consumer.start_read([KEY], count=2, block=0, acknowledge={})
-    assert len(group_consumer.finish_read()) == 2
+    assert len(group_consumer.read([KEY], count=2, block=0, acknowledge={})) == 2
     for entry in group_consumer.claim_own(KEY, 2):
-        group_consumer.count_delivery(entry, acknowledge={})
+        group_consumer.count_delivery(entry)
         time.sleep(1.1)  # longer than the interval
     eventually(lambda: [row["times_delivered"] for row in r.xpending_range(KEY, GROUP, "-", "+", 2)] == [2, 2])
     redis_client.close()
