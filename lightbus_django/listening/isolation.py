@@ -24,8 +24,7 @@ class _Thread:
     def __init__(self) -> None:
         # Caches too, because one that is first used in an event would be another object in the next event.
         _make_all(caches)
-        self.by_alias = _make_all(connections)
-        self.connections = tuple(self.by_alias.values())
+        self.connections = _make_all(connections)
         self.wrappers: list[list[Any]] = []
         """The execute wrappers of each connection when its event began, or when it connected since."""
         self._seen = Context()
@@ -66,11 +65,11 @@ def _this_thread() -> _Thread:
     return found
 
 
-def _make_all(handler: Any) -> dict[str, Any]:
-    made = {}
+def _make_all(handler: Any) -> list[Any]:
+    made = []
     for alias in handler:
         with suppress(Exception):  # raised again for the code that uses it
-            made[alias] = handler[alias]
+            made.append(handler[alias])
     return made
 
 
@@ -95,7 +94,7 @@ class Isolation:
         """Call a handler. If one of its commit hooks raises, the error is logged and the other hooks run."""
         thread = _this_thread()
         context = thread.new_context()
-        connection = thread.by_alias[self._using]
+        connection: Any = connections[self._using]
         before = len(connection.run_on_commit)
         thread.run(context, call, *arguments)
         if len(connection.run_on_commit) > before:

@@ -14,6 +14,7 @@ from django.utils import timezone, translation
 
 from lightbus_django import listens_to, on_commit
 from lightbus_django.database.rollback_detector import RollbackDetector
+from lightbus_django.listening.isolation import Isolation
 from lightbus_django.models import FailedEvent
 from tests.app.models import Effect
 from tests.listening.handling import deliver, handle_all, inbox
@@ -206,3 +207,15 @@ def test_a_cache_is_the_same_for_all_events_of_a_thread():
         thread.submit(connections.close_all).result()
     assert len(found) == 2
     assert found[0] is found[1]
+
+
+def test_a_database_that_is_added_later_can_be_used():
+    """Tests and tenants add databases to a process that has handled events."""
+    seen = []
+    Isolation("default", "group").run(seen.append, 1)
+    connections.settings["later"] = {**connections.settings["default"]}
+    try:
+        Isolation("later", "group").run(seen.append, 2)
+    finally:
+        del connections["later"], connections.settings["later"]
+    assert seen == [1, 2]
