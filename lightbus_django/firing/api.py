@@ -142,7 +142,8 @@ class OnCommitMany:
         self._alias = alias
 
     def using(self, alias: str, /) -> "OnCommitMany":
-        """Return an `on_commit_many` for transactions of the database `alias`."""
+        """Return an `on_commit_many` for transactions of the database `alias`; raises as `on_commit.using` does."""
+        on_commit.using(alias)
         return OnCommitMany(alias)
 
     def __call__(self, events: Iterable[tuple[str, Mapping[str, Any]]], /) -> list[EventMessage]:
@@ -170,7 +171,8 @@ class AsyncOnCommitMany:
         self._on_commit_many = OnCommitMany(alias)
 
     def using(self, alias: str, /) -> "AsyncOnCommitMany":
-        """Return an `aon_commit_many` for transactions of the database `alias`."""
+        """Return an `aon_commit_many` for transactions of the database `alias`; raises as `on_commit.using` does."""
+        on_commit.using(alias)
         return AsyncOnCommitMany(alias)
 
     async def __call__(self, events: Iterable[tuple[str, Mapping[str, Any]]], /) -> list[EventMessage]:

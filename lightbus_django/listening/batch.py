@@ -73,7 +73,7 @@ class Batch:
                     self.runner.gate.add_found(key)
                     delivery = new.pop(key)
                     if (failure := self.runner.failure_of_handled(key)) is not None:
-                        self.runner.record(delivery, failure)
+                        self.runner.record(delivery, delivery.problem or failure)
         return None
 
     def _handle_new(self) -> BaseException | None:

@@ -183,5 +183,5 @@ class GroupRecords:
     def _warn(self, error: Exception) -> None:
         if (now := time.monotonic()) >= self._warn_at:
             self._warn_at = now + REMIND_INTERVAL
-            text = "%s: can't read or write the row of this consumer group; going on without it, and trying again: %s"
+            text = "%s: can't read or write the row of this consumer group; continuing without it, and retrying: %s"
             logger.warning(text, self.group, one_line(error))

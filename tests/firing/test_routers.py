@@ -7,7 +7,15 @@ from django.urls import reverse
 from django.utils import timezone
 from model_bakery import baker
 
-from lightbus_django import ConfigurationError, aon_commit, fire, listens_to, on_commit
+from lightbus_django import (
+    ConfigurationError,
+    aon_commit,
+    aon_commit_many,
+    fire,
+    listens_to,
+    on_commit,
+    on_commit_many,
+)
 from lightbus_django.events.codec import dump_fields
 from lightbus_django.firing.databases import may_have_outbox
 from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent
@@ -136,10 +144,10 @@ def test_on_commit_goes_to_the_primary_whatever_is_open(replica, r):
     assert OutboxEvent.objects.using("default").count() == 2
 
 
-@pytest.mark.parametrize("using", [on_commit.using, aon_commit.using])
-def test_a_replica_can_not_be_named(using, replica):
+@pytest.mark.parametrize("way", [on_commit, aon_commit, on_commit_many, aon_commit_many])
+def test_a_replica_can_not_be_named(way, replica):
     with pytest.raises(ConfigurationError, match="router does not write OutboxEvent to 'other'"):
-        using("other")
+        way.using("other")
 
 
 def test_a_database_that_a_listener_names_counts_whatever_the_router_says(listeners, settings, r, consume):
