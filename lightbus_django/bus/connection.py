@@ -1,7 +1,7 @@
 """A connection to Redis that one consumer keeps."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import redis
@@ -35,12 +35,24 @@ class PipelinedConnection:
 
     def receive(self) -> Any:
         """Wait for the replies to all that was sent; return the last one, and ignore the others, even errors."""
-        others, self._unread = self._unread - 1, 0
+        return self.receive_with(0)[0]
+
+    def receive_with(self, following: int) -> tuple[Any, list[Any]]:
+        """Wait for all replies; return the last one before those `following`, and these, errors among them as objects.
+
+        The replies before it are ignored, even errors.
+        """
+        others, self._unread = self._unread - 1 - following, 0
         with self._closed_on_error():
             for _ in range(others):
-                with suppress(redis.ResponseError):
-                    self._connection.read_response()
+                self._read_or_error()
+            return self._connection.read_response(), [self._read_or_error() for _ in range(following)]
+
+    def _read_or_error(self) -> Any:
+        try:
             return self._connection.read_response()
+        except redis.ResponseError as error:
+            return error
 
     def execute(self, command: Command, key: str) -> Any:
         """Send one command, which works on `key`; return its reply."""

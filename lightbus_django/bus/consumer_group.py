@@ -12,7 +12,7 @@ import msgspec
 from lightbus_django.events.codec import Fields
 from lightbus_django.exceptions import BusFull, GroupMissing
 
-from . import scripts
+from . import first_publications, scripts
 from .client import RedisClient
 from .connection import PipelinedConnection
 from .wire import Command
@@ -40,6 +40,8 @@ class Entry(msgspec.Struct, frozen=True, eq=False):
     Then this delivery is not counted yet, and the event's key may be in a transaction of another process that is still
     open.
     """
+    may_be_republished: bool = True
+    """False if no event of the stream had been published again when the entry was read."""
 
 
 class GroupProgress(NamedTuple):
@@ -114,7 +116,13 @@ class GroupConsumer:
     # --- Reading ------------------------------------------------------------------------------
 
     def read(
-        self, streams: Sequence[str], *, count: int, block: float, acknowledge: Mapping[str, Sequence[str]]
+        self,
+        streams: Sequence[str],
+        *,
+        count: int,
+        block: float,
+        acknowledge: Mapping[str, Sequence[str]],
+        young: Sequence[str] = (),
     ) -> list[Entry]:
         """Acknowledge entries and return new ones, in one round trip.
 
@@ -123,15 +131,21 @@ class GroupConsumer:
             count: maximum number of entries of each stream.
             block: seconds that Redis waits for the first entry; 0 does not wait.
             acknowledge: stream ids to acknowledge, by stream.
+            young: the streams for which to find out whether entries may be republished.
         """
         waiting = ("BLOCK", max(1, round(block * 1000))) if block else ()
         new = [">"] * len(streams)
         command = "XREADGROUP", "GROUP", self.group, self.name, "COUNT", count, *waiting, "STREAMS", *streams, *new
-        self._connection.send([*self._acknowledgements(acknowledge), command], " ".join(streams))
+        # After the read: who publishes again records that first.
+        questions = [("EXISTS", first_publications.key(stream)) for stream in young]
+        self._connection.send([*self._acknowledgements(acknowledge), command, *questions], " ".join(streams))
+        reply, answers = self._connection.receive_with(len(questions))
+        original = {stream for stream, answer in zip(young, answers, strict=True) if answer == 0}
         return [
-            Entry(key, stream_id.decode(), _fields(flat))
-            for stream, entries in self._connection.receive() or ()
+            Entry(key, stream_id.decode(), _fields(flat), 1, False, may_be_republished)
+            for stream, entries in reply or ()
             for key in (stream.decode(),)
+            for may_be_republished in (key not in original,)
             for stream_id, flat in entries
         ]
 

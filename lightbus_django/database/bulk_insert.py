@@ -32,6 +32,9 @@ def insert(model: type[models.Model], using: str, names: tuple[str, ...], rows: 
     if len(rows) > 1:
         size = connection.ops.bulk_batch_size([model._meta.get_field(name) for name in names], rows)
     with inserting(model, using), connection.cursor() as cursor:
+        if connection.vendor == "postgresql" and len(rows) > 1:
+            cursor.execute(_unnest_statement(model, using, names), [list(column) for column in zip(*rows, strict=True)])
+            return
         for first in range(0, len(rows), size):
             chunk = rows[first : first + size]
             cursor.execute(statement(model, using, names, len(chunk)), list(chain.from_iterable(chunk)))
@@ -73,8 +76,20 @@ def inserting(model: type[models.Model], using: str) -> Iterator[None]:
 @lru_cache(maxsize=256)
 def statement(model: type[models.Model], using: str, names: tuple[str, ...], count: int) -> str:
     """Return the SQL that inserts `count` rows of these fields."""
-    ops: Any = connections[using].ops
     fields: Any = [model._meta.get_field(name) for name in names]
+    ops: Any = connections[using].ops
+    return f"{_insert_into(fields, ops)} {ops.bulk_insert_sql(fields, [['%s'] * len(fields)] * count)}"
+
+
+@lru_cache(maxsize=256)
+def _unnest_statement(model: type[models.Model], using: str, names: tuple[str, ...]) -> str:
+    """Return the SQL that inserts rows from one array for each field. It is short, however many the rows are."""
+    connection: Any = connections[using]
+    fields: Any = [model._meta.get_field(name) for name in names]
+    arrays = ", ".join(f"(%s)::{field.db_type(connection)}[]" for field in fields)
+    return f"{_insert_into(fields, connection.ops)} SELECT * FROM UNNEST({arrays})"  # noqa: S608
+
+
+def _insert_into(fields: Sequence[Any], ops: Any) -> str:
     columns = ", ".join(ops.quote_name(field.column) for field in fields)
-    rows = ops.bulk_insert_sql(fields, [["%s"] * len(fields)] * count)
-    return f"INSERT INTO {ops.quote_name(model._meta.db_table)} ({columns}) {rows}"
+    return f"INSERT INTO {ops.quote_name(fields[0].model._meta.db_table)} ({columns})"

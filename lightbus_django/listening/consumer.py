@@ -25,7 +25,7 @@ from .listener import Listener
 from .offsets import Offsets
 from .processor import Processor
 from .reader import StreamReader
-from .republished import published_before
+from .republished import published_before, young_streams
 
 logger = logging.getLogger("lightbus_django")
 
@@ -203,7 +203,7 @@ class Consumer:
             self.state = State.READING
         # A retry and new events take turns.
         has_retried = self.retries_due.is_set() and self._retry()
-        entries = self.reader.read(0 if has_retried else block)
+        entries = self.reader.read(0 if has_retried else block, young_streams(self.offsets.records.starts))
         waits = has_retried or bool(self.in_flight.set_aside)
         if block and not (entries or waits):
             release_connections(idle=True)

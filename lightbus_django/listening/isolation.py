@@ -24,7 +24,8 @@ class _Thread:
     def __init__(self) -> None:
         # Caches too, because one that is first used in an event would be another object in the next event.
         _make_all(caches)
-        self.connections = _make_all(connections)
+        self.connections: list[Any] = _make_all(connections)
+        self.by_alias = {connection.alias: connection for connection in self.connections}
         self.wrappers: list[list[Any]] = []
         """The execute wrappers of each connection when its event began, or when it connected since."""
         self._seen = Context()
@@ -42,16 +43,17 @@ class _Thread:
 
     def run(self, context: Context, call: Callable[..., None], *arguments: object) -> None:
         """Call a handler or a commit hook, then restore the execute wrappers of all connections."""
-        self.wrappers = [connection.execute_wrappers[:] for connection in self.connections]
+        self.wrappers = []
         for connection in self.connections:
+            self.wrappers.append(connection.execute_wrappers[:])
             if connection.queries_log:
                 connection.queries_log.clear()
         try:
             context.run(call, *arguments)
         finally:
-            for number, connection in enumerate(self.connections):
-                if connection.execute_wrappers != self.wrappers[number]:
-                    _restore(connection, self.wrappers[number])
+            for connection, wrappers in zip(self.connections, self.wrappers, strict=True):
+                if connection.execute_wrappers != wrappers:
+                    _restore(connection, wrappers)
 
 
 _local = threading.local()
@@ -94,7 +96,7 @@ class Isolation:
         """Call a handler. If one of its commit hooks raises, the error is logged and the other hooks run."""
         thread = _this_thread()
         context = thread.new_context()
-        connection: Any = connections[self._using]
+        connection: Any = thread.by_alias.get(self._using) or connections[self._using]
         before = len(connection.run_on_commit)
         thread.run(context, call, *arguments)
         if len(connection.run_on_commit) > before:

@@ -121,7 +121,8 @@ class Keys:
             sql += UNLESS_THERE
         if vendor == "postgresql":
             sql += " RETURNING pg_current_xact_id()::text"
-        return sql, self._row(delivery, now)
+        (row,) = self._rows([delivery], now)
+        return sql, row
 
     def insert_all(self, deliveries: Collection[Delivery], now: datetime) -> TransactionMonitor:
         """Insert keys as the first statements of a transaction, and return its monitor.
@@ -132,7 +133,7 @@ class Keys:
             AlreadyHandled: one of them may be there; the transaction can only be rolled back.
             KeyLocked, DatabaseUnavailable, SequenceBehind: as `insert`.
         """
-        rows = sorted(self._row(delivery, now) for delivery in deliveries)
+        rows = sorted(self._rows(deliveries, now))
         try:
             with self._lock_timeout(applies=any(delivery.entry.is_redelivered for delivery in deliveries)):
                 insert(ProcessedEvent, self.using, _COLUMNS, rows)
@@ -166,6 +167,7 @@ class Keys:
         if applies:
             fetch(connection, "SELECT set_config('lock_timeout', %s, true)", [before])
 
-    def _row(self, delivery: Delivery, now: datetime) -> tuple[Any, ...]:
+    def _rows(self, deliveries: Iterable[Delivery], now: datetime) -> list[tuple[Any, ...]]:
         at = connections[self.using].ops.adapt_datetimefield_value(now)
-        return delivery.key, self.stored_group, storable(delivery.event_name, _EVENT_NAME, self.using), at, False
+        group, using = self.stored_group, self.using
+        return [(each.key, group, storable(each.event_name, _EVENT_NAME, using), at, False) for each in deliveries]

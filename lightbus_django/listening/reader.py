@@ -45,10 +45,12 @@ class StreamReader:
             self.group_consumer.acknowledge(self.in_flight.settled)
             self.in_flight.acknowledged()
 
-    def read(self, block: float) -> list[Entry]:
-        """Return new entries; wait up to `block` seconds for the first one."""
+    def read(self, block: float, young: Sequence[str] = ()) -> list[Entry]:
+        """Return new entries; wait up to `block` seconds for the first one. `young` is as for `GroupConsumer.read`."""
         settled = self.in_flight.settled
-        entries = self.group_consumer.read(self.streams, count=self.count, block=block, acknowledge=settled)
+        entries = self.group_consumer.read(
+            self.streams, count=self.count, block=block, acknowledge=settled, young=young
+        )
         # If there is no answer, Redis may not have got the acknowledgements: then they are sent again.
         self.in_flight.acknowledged()
         self._adapt(entries)

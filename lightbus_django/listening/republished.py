@@ -3,6 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 from lightbus_django.bus import first_publications as republished
 from lightbus_django.bus.consumer_group import GroupConsumer
@@ -12,6 +13,12 @@ from .delivery import Delivery
 from .group_records import Start
 
 logger = logging.getLogger("lightbus_django")
+
+
+def young_streams(starts: Mapping[str, Start]) -> list[str]:
+    """Return the streams in which new events can't be told from those before the group's start by their ids."""
+    now = datetime.now(UTC)
+    return [stream for stream, start in starts.items() if start.at and now < start.at + SKEW]
 
 
 def published_before(
@@ -35,6 +42,8 @@ def published_before(
     doubtful: defaultdict[str, list[Delivery]] = defaultdict(list)
     for delivery in deliveries:
         stream, message = delivery.entry.stream, delivery.message
+        if not delivery.entry.may_be_republished:
+            continue
         if stream in last_ids and message and message.id < last_ids[stream] and has_time(message.id):
             doubtful[stream].append(delivery)
     found = []
