@@ -213,7 +213,7 @@ def use_all_of(redis_client: RedisClient, admin: Any) -> None:
     group = "bookkeeping-retries"
     one, two = GroupConsumer(redis_client, group, "one"), GroupConsumer(redis_client, group, "two")
     assert one.join(SHOP, "0")
-    (entry,) = one.read([SHOP], count=10, block=0, acknowledge={})
+    (entry,) = one.read([SHOP], count=10, block=0, acknowledge={}, young=[SHOP])
     assert [found.stream_id for found in one.claim_own(SHOP, 10)] == [entry.stream_id]
     one.renew(SHOP, [entry.stream_id])
     one.release(SHOP, [entry.stream_id], idle=61, deliveries=0)
