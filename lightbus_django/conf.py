@@ -36,6 +36,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
 
     service_name: Name
     process_name: Name = "{random4}"
+    code_version: Annotated[str, Meta(max_length=100)] = ""
     url: Annotated[str, Meta(pattern="^(redis|rediss|unix)://")] = "redis://localhost:6379/0"
     stream_use: Literal["per_api", "per_event"] = "per_api"
     batch_size: Annotated[int, Meta(ge=1, le=10_000)] = 100

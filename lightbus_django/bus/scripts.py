@@ -96,6 +96,39 @@ def trim(
     return _eval("xinfo", "stream_ids", "trim", keys=[stream], args=args)
 
 
+def heartbeat(key: str, index: str, *, start: str, content: bytes, expiry: int, member: str) -> Command:
+    """Store the heartbeat of a process. Replies with the times of its first and of this one, and all others at `key`.
+
+    Args:
+        key: the heartbeats under the name of the process.
+        index: the index of names, to which `member` is added.
+        start: a text that is different for each start of a process.
+        expiry: seconds until the heartbeat expires.
+    """
+    return _eval("heartbeat", keys=[key, index], args=[start, content, expiry, member])
+
+
+def count_unread(stream: str, after: str, *, limit: int, event_names: Iterable[str]) -> Command:
+    """Count the entries after a stream id that a listener wants.
+
+    Replies with how many entries were looked at, how many are wanted, and the ids of the first and last of these.
+
+    Args:
+        limit: maximum number of entries to look at.
+        event_names: the events that the listener wants.
+    """
+    return _eval("count_unread", keys=[stream], args=[after, limit, *event_names])
+
+
+def scan_events(stream: str, after: str, *, limit: int) -> Command:
+    """Look at up to `limit` entries after a stream id.
+
+    Replies with the id of the last one, false at the end of the stream, and stream id, event id, API name and event
+    name of each.
+    """
+    return _eval("scan_events", keys=[stream], args=[after, limit])
+
+
 def delete_idle_consumers(stream: str, group: str, *, idle: float) -> Command:
     """Delete idle consumers that have nothing pending, but never the last one. Replies with their number."""
     return _eval("xinfo", "delete_idle_consumers", keys=[stream], args=[group, _milliseconds(idle)])

@@ -6,6 +6,7 @@ from functools import lru_cache
 from lightbus_django.exceptions import InvalidEventName
 
 MAX_NAME_LENGTH = 200
+MAX_STREAM_ID_LENGTH = 41
 _EVENT_NAME = re.compile(r"[\w-]+(\.[\w-]+)+")
 
 

@@ -39,6 +39,12 @@ def uuid_time(uid: uuid.UUID) -> datetime:
     return _time(uid.int >> 80)
 
 
+def first_uuid(time: datetime) -> uuid.UUID:
+    """Return the smallest version 7 UUID of a time."""
+    milliseconds = max(0, (time - _EPOCH) // timedelta(milliseconds=1))
+    return uuid.UUID(int=milliseconds << 80 | 7 << 76 | 2 << 62)
+
+
 def has_time(event_id: str) -> bool:
     """Whether an event id is a version 7 UUID, as ours are."""
     return _UUID7.fullmatch(event_id) is not None

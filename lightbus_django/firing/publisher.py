@@ -16,6 +16,8 @@ from lightbus_django.bus.confirmations import CONFIRMATIONS_SIZE, MAX_FIELDS, Co
 from lightbus_django.bus.first_publications import record
 from lightbus_django.bus.sandbox import keeps_events
 from lightbus_django.conf import Settings
+from lightbus_django.database.values_by_key import LIMIT, ValuesByKey
+from lightbus_django.events.chunks import chunks
 from lightbus_django.events.names import is_name, stream_key
 from lightbus_django.events.times import as_stored, fired_at, is_ahead, stream_time
 from lightbus_django.exceptions import BusError, BusUnavailable
@@ -46,19 +48,13 @@ def publish_and_mark(rows: Sequence[EncodedRow], using: str, client: RedisClient
     if not rows:
         return 0
     results = client.append_many((stream_key(row.event_name, settings.stream_use), row.fields) for row in rows)
-    published: defaultdict[datetime, list[UUID]] = defaultdict(list)
-    now = datetime.now(UTC)
-    for row, result in zip(rows, results, strict=True):
-        if isinstance(result, str):
-            time = now if is_ahead(result, now) else stream_time(result)
-            published[as_stored(time)].append(row.id)
-    ids = [row_id for row_ids in published.values() for row_id in row_ids]
-    times = Case(
-        *(When(pk__in=row_ids, then=Value(time)) for time, row_ids in published.items()), output_field=DateTimeField()
-    )
-    OutboxEvent.objects.using(using).filter(pk__in=ids).mark_published(Coalesce("published_at", times))
+    published = {row.id: result for row, result in zip(rows, results, strict=True) if isinstance(result, str)}
+    for row_ids in chunks(published, lambda _: 0, count=LIMIT, size=0):
+        stream_ids = {row_id: published[row_id] for row_id in row_ids}
+        events = OutboxEvent.objects.using(using).filter(pk__in=row_ids)
+        events.mark_published(Coalesce("published_at", _times(stream_ids)), ValuesByKey(stream_ids))
     _put_off_refused(rows, results, using)
-    return len(ids)
+    return len(published)
 
 
 def publish_and_confirm(rows: Sequence[EncodedRow], using: str, client: RedisClient, settings: Settings) -> None:
@@ -109,25 +105,37 @@ def _mark_confirmed_in(stream: str, confirmations: Confirmations, using: str) ->
     events = OutboxEvent.objects.using(using).filter(published_at=None)
     count, there_may_be_more = 0, True
     while there_may_be_more:
-        stream_ids = confirmations.read(stream)
-        if stream_ids:
-            events.filter(pk__in=stream_ids).mark_published(_published_at(stream_ids))
-            confirmations.remove(stream, stream_ids)
-        count += len(stream_ids)
-        there_may_be_more = len(stream_ids) >= CONFIRMATIONS_SIZE
+        confirmed = confirmations.read(stream)
+        for row_ids in chunks(confirmed, lambda _: 0, count=LIMIT, size=0):
+            known = {row_id: stream_id for row_id in row_ids if (stream_id := confirmed[row_id])}
+            events.filter(pk__in=row_ids).mark_published(_published_at(known), ValuesByKey(known))
+        if confirmed:
+            confirmations.remove(stream, confirmed)
+        count += len(confirmed)
+        there_may_be_more = len(confirmed) >= CONFIRMATIONS_SIZE
     return count
 
 
-def _published_at(stream_ids: Mapping[UUID, str | None]) -> Case:
+def _times(stream_ids: Mapping[UUID, str]) -> Case:
+    """Return when rows were published: the time in the stream id, or now if that is ahead of the clock."""
+    rows: defaultdict[datetime, list[UUID]] = defaultdict(list)
+    now = datetime.now(UTC)
+    for row_id, stream_id in stream_ids.items():
+        rows[as_stored(now if is_ahead(stream_id, now) else stream_time(stream_id))].append(row_id)
+    whens = (When(pk__in=row_ids, then=Value(time)) for time, row_ids in rows.items())
+    return Case(*whens, output_field=DateTimeField())
+
+
+def _published_at(stream_ids: Mapping[UUID, str]) -> Case:
     """Return when rows were published: the time in the stream id, counted from the time in the row's id.
 
-    Without a usable stream id, the beginning of the GRACE period is taken.
+    Without a known or usable stream id, the beginning of the GRACE period is taken.
     """
     delays: defaultdict[timedelta, list[UUID]] = defaultdict(list)
     now = datetime.now(UTC)
     for row_id, stream_id in stream_ids.items():
         called_at = fired_at(str(row_id))
-        if stream_id and called_at is not None and not is_ahead(stream_id, now):
+        if called_at is not None and not is_ahead(stream_id, now):
             delays[stream_time(stream_id) - called_at].append(row_id)
     return Case(
         *(When(pk__in=row_ids, then=F("created_at") + delay) for delay, row_ids in delays.items()),

@@ -23,6 +23,7 @@ from .inbox import Inbox
 from .leases import Leases
 from .listener import Listener
 from .offsets import Offsets
+from .pause import Pause
 from .processor import Processor
 from .reader import StreamReader
 from .republished import published_before, young_streams
@@ -43,6 +44,7 @@ class State(Enum):
     OWN_PENDING = "reading its own pending events"
     RECLAIMING = "reclaiming events from other consumers"
     READING = "reading new events"
+    PAUSED = "paused"
     STOPPED = "stopped"
 
 
@@ -73,9 +75,12 @@ class Consumer:
         self.client = client
         self.state = State.JOINING
         self.stopping = threading.Event()
+        self.pause = Pause()
+        self.stepped_at: float | None = None
+        """When the last step began, on the monotonic clock."""
         self.retries_due = threading.Event()
         self.group_consumer = GroupConsumer(client, self.group, process_name)
-        self.inbox = Inbox(listener, self.group, settings)
+        self.inbox = Inbox(listener, self.group, process_name, settings)
         self.offsets = Offsets(self.group_consumer, listener, settings.stream_use, self.inbox, service_name)
         self.streams = self.offsets.streams
         self.in_flight = InFlight()
@@ -90,7 +95,7 @@ class Consumer:
             self.in_flight,
             self.inbox,
             self.leases,
-            self.stopping,
+            is_interrupted=lambda: self.stopping.is_set() or self.pause.is_wanted,
             max_attempts=settings.max_attempts,
         )
         self._leave = leave
@@ -115,8 +120,9 @@ class Consumer:
         Raises:
             BusError, DatabaseUnavailable: nothing is lost; call again after a while.
         """
+        self.stepped_at = time.monotonic()
         try:
-            return self._step(time.monotonic() if now is None else now, block)
+            return self._step(self.stepped_at if now is None else now, block)
         except GroupMissing as error:
             logger.warning("%s: %s", self.group, error)
             self.group_consumer.close()
@@ -141,6 +147,12 @@ class Consumer:
             self.processor.drop_released()
             self.state = State.OWN_PENDING
         self.processor.confirm()
+        if self.pause.is_wanted:
+            self._rest(block)
+            return False
+        if self.state is State.PAUSED:
+            logger.info("%s: resumed", self.group)
+            self.state = State.OWN_PENDING
         if not self._has_work():
             release_connections(idle=False)
             self.in_flight.resume(now)
@@ -155,6 +167,18 @@ class Consumer:
             self.stopping.wait(block)
             return True
         return self._fetch(now, block)
+
+    def _rest(self, block: float) -> None:
+        """Release everything to the time after the pause, and wait."""
+        if self.state is not State.PAUSED:
+            self.reader.flush()
+            self.leases.release(self.in_flight.leased)
+            self.in_flight.drop_all()
+            self.inbox.give_back()
+            release_connections(idle=True)
+            self.state = State.PAUSED
+            logger.info("%s: paused by %s", self.group, self.pause.by)
+        self.stopping.wait(block)
 
     def stop(self) -> None:
         """Acknowledge what is settled, and release the rest to other processes."""

@@ -2,7 +2,8 @@
 
 import logging
 import random
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from django.db import connections
 from django.db.models import QuerySet
@@ -13,15 +14,20 @@ from lightbus_django.database.bulk_insert import insert_unless_there
 from lightbus_django.database.connections import fetch
 from lightbus_django.database.text import storable
 from lightbus_django.events.codec import dump_fields
+from lightbus_django.events.times import as_aware
 from lightbus_django.exceptions import TransactionEnded, UnreadableEvent
 from lightbus_django.models import FailedEvent, stored_group
 
 from .delivery import Delivery
-from .tracebacks import describe, format_traceback, locate
+from .tally import Tally
+from .tracebacks import describe, format_traceback, locate, qualified_type, short_place
 
 logger = logging.getLogger("lightbus_django")
 
-_COLUMNS = tuple("event_id consumer_group event_name stream stream_id fields error traceback attempts".split())
+_COLUMNS = tuple(
+    "event_id consumer_group event_name stream stream_id fields error traceback attempts exception place".split()
+)
+_TIMES = ("failed_at", "first_failed_at", "next_attempt_at")
 
 MAX_CONTENT = 7 * 1024 * 1024
 """Characters of an entry that are kept. mysqlclient may send twice as many, and MariaDB takes 16 MiB by default."""
@@ -30,15 +36,28 @@ MAX_ERROR = 10_000
 MAX_TRACEBACK = 100_000
 """Characters of an error's text and traceback that are kept."""
 
+MAX_HISTORY = 20
+"""Attempts that are kept of a failed event: the first and the last ones."""
+
+MAX_IN_HISTORY = 300
+"""Characters of an error's text that are kept of each attempt."""
+
 
 class Failures:
     """The failed events of one consumer group. Its methods raise Django's database errors."""
 
-    def __init__(self, group: str, using: str, settings: Settings) -> None:
+    def __init__(self, group: str, using: str, process_name: str, settings: Settings, tally: Tally) -> None:
         self.rows = FailedEvent.objects.using(using)
         self._group = group
         self._using = using
+        self._process_name = process_name
         self._settings = settings
+        self._tally = tally
+        self._last_call: tuple[BaseException, float] | None = None
+
+    def note_call(self, error: BaseException, seconds: float) -> None:
+        """Remember how long the call of the handler took that raised this error, for the history."""
+        self._last_call = error, seconds
 
     def record(self, delivery: Delivery, error: BaseException) -> None:
         """Insert a failed event, unless the event already has one."""
@@ -69,11 +88,11 @@ class Failures:
 
     def _insert(self, failed: FailedEvent) -> None:
         """Insert a row unless the event has one. bulk_create() would ignore other conflicts too."""
-        adapt = connections[self._using].ops.adapt_datetimefield_value
-        times = adapt(failed.failed_at), failed.next_attempt_at and adapt(failed.next_attempt_at)
-        columns = _COLUMNS if failed.pk is None else ("id", *_COLUMNS)
-        row = (*(getattr(failed, name) for name in columns), *times)
-        insert_unless_there(FailedEvent, self._using, (*columns, "failed_at", "next_attempt_at"), row)
+        connection = connections[self._using]
+        columns = (*(() if failed.pk is None else ("id",)), *_COLUMNS, *_TIMES, "history")
+        fields: Any = map(FailedEvent._meta.get_field, columns)
+        row = tuple(field.get_db_prep_save(getattr(failed, field.attname), connection) for field in fields)
+        insert_unless_there(FailedEvent, self._using, columns, row)
 
     def claim_due(self, now: datetime) -> FailedEvent | None:
         """Claim the retry that has been due longest, until the acknowledgement timeout has passed."""
@@ -95,7 +114,10 @@ class Failures:
         self._claimed(failed).update(
             error=failed.error,
             traceback=failed.traceback,
-            failed_at=timezone.now(),
+            exception=failed.exception,
+            place=failed.place,
+            history=failed.history,
+            failed_at=failed.failed_at,
             next_attempt_at=failed.next_attempt_at,
         )
         self._log(failed, error)
@@ -108,7 +130,12 @@ class Failures:
         return now + timedelta(seconds=max(self._settings.acknowledgement_timeout, self._settings.retry_backoff))
 
     def _describe(self, failed: FailedEvent, error: BaseException) -> None:
-        """Set the error and the time of the next attempt."""
+        """Set the error, the history, and the time of the next attempt."""
+        failed.failed_at = timezone.now()
+        failed.first_failed_at = failed.first_failed_at or failed.failed_at
+        failed.exception = self._storable(qualified_type(error), "exception")
+        failed.place = self._storable(short_place(error), "place")
+        failed.history = self._extended(failed.history or [], failed.failed_at, error)
         failed.error = self._storable(describe(error), "error", MAX_ERROR)
         failed.traceback = self._storable(format_traceback(error), "traceback", MAX_TRACEBACK)
         failed.next_attempt_at = None
@@ -118,11 +145,25 @@ class Failures:
             # Jitter, so that events that failed together are not all retried together.
             failed.next_attempt_at = timezone.now() + timedelta(seconds=delay * random.uniform(0.5, 1))
 
+    def _extended(self, history: list[dict[str, Any]], now: datetime, error: BaseException) -> list[dict[str, Any]]:
+        """Return a history with one more attempt. Beyond MAX_HISTORY, the second ones are dropped."""
+        seconds = None
+        if self._last_call and self._last_call[0] in (error, error.__cause__):
+            seconds = round(self._last_call[1], 3)
+        attempt = {
+            "at": as_aware(now).astimezone(UTC).isoformat(timespec="milliseconds"),
+            "process": self._storable(self._process_name, "exception"),
+            "seconds": seconds,
+            "error": self._storable(describe(error), "error", MAX_IN_HISTORY),
+        }
+        return [*history[:1], *history[1:][-(MAX_HISTORY - 2) :], attempt]
+
     def _storable(self, text: str, name: str, length: int = MAX_ERROR) -> str:
         text = storable(_shorten(text, length), FailedEvent._meta.get_field(name), self._using)
         return _shorten(text, length)  # escapes are longer than the characters they stand for
 
     def _log(self, failed: FailedEvent, error: BaseException) -> None:
+        self._tally.failed()
         logger.log(
             logging.WARNING if failed.next_attempt_at else logging.ERROR,
             "%s: %s %s failed, attempt %d: %s; %s",

@@ -1,6 +1,7 @@
 """Runs a listener's handler in a transaction with its idempotency keys, or without one."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from .failures import Failures
 from .isolation import Isolation, watch_connections
 from .keys import AlreadyHandled, Keys
 from .listener import Listener
+from .tally import Tally
 from .tracebacks import describe
 
 logger = logging.getLogger("lightbus_django")
@@ -44,21 +46,30 @@ class Handling:
 class HandlerRunner:
     """One listener's handler with its keys, failures and commits; single events, batches and retries share it."""
 
-    def __init__(self, listener: Listener, group: str, settings: Settings) -> None:
+    def __init__(self, listener: Listener, group: str, process_name: str, settings: Settings) -> None:
         self.listener = listener
         self.group = group
         self.using = listener.using or router.db_for_write(ProcessedEvent)
         self.activity = Activity()
-        self.keys = Keys(group, self.using)
-        self.failures = Failures(group, self.using, settings)
+        self.keys = Keys(group, self.using, process_name)
+        self.tally = Tally()
+        self.failures = Failures(group, self.using, process_name, settings, self.tally)
         self.gate = CommitGate(self.using, group, defers=settings.defer_commits and listener.defer_commits)
         self.contention = Contention(self.using, group, self.activity)
-        self.call: Callable[..., None] = Isolation(self.using, group).run
-        """Calls the handler, isolated from other events."""
+        self._isolation = Isolation(self.using, group)
         self.unrecorded: list[tuple[Delivery, BaseException]] = []
         """Failures of a batch that are not recorded yet."""
         self._last_raised: tuple[Handling, BaseException] | None = None
         watch_connections()
+
+    def call(self, handler: Callable[..., None], argument: Any) -> None:
+        """Call the handler, isolated from other events."""
+        started = time.monotonic()
+        try:
+            self._isolation.run(handler, argument)
+        except BaseException as error:
+            self.failures.note_call(error, time.monotonic() - started)
+            raise
 
     def connect(self) -> None:
         """Open the connection unless it is open, or raise DatabaseUnavailable."""

@@ -23,8 +23,8 @@ class Inbox:
     SequenceBehind if no rows can be inserted. They may be called again, because the keys tell what was committed.
     """
 
-    def __init__(self, listener: Listener, group: str, settings: Settings) -> None:
-        self._runner = HandlerRunner(listener, group, settings)
+    def __init__(self, listener: Listener, group: str, process_name: str, settings: Settings) -> None:
+        self._runner = HandlerRunner(listener, group, process_name, settings)
         self._strategy: type[Batch | OneByOne] = Batch if listener.batch else OneByOne
         self._retries = Retries(self._runner, settings.max_attempts)
         self._gate = self._runner.gate
@@ -32,6 +32,7 @@ class Inbox:
         self.activity = self._runner.activity
         self.contention = self._runner.contention
         self.keys = self._runner.keys
+        self.tally = self._runner.tally
 
     def connect(self) -> None:
         """Open the database connection unless it is open."""

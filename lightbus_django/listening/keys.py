@@ -18,8 +18,9 @@ from lightbus_django.models import FailedEvent, ProcessedEvent, stored_group
 
 from .delivery import Delivery
 
-_COLUMNS = ("event_id", "consumer_group", "event_name", "processed_at", "discarded")
+_COLUMNS = tuple("event_id consumer_group event_name processed_at discarded process_name stream_id attempts".split())
 _EVENT_NAME = ProcessedEvent._meta.get_field("event_name")
+_PROCESS_NAME = ProcessedEvent._meta.get_field("process_name")
 
 LOCK_TIMEOUT = 1000.0
 """Milliseconds to wait for the transaction of another process, which may hang or be cut off."""
@@ -48,9 +49,10 @@ class AlreadyHandled(Exception):
 class Keys:
     """The idempotency keys of one consumer group in one database."""
 
-    def __init__(self, group: str, using: str) -> None:
+    def __init__(self, group: str, using: str, process_name: str) -> None:
         self.group = group
         self.using = using
+        self.process_name = process_name
 
     @property
     def stored_group(self) -> str:
@@ -143,13 +145,16 @@ class Keys:
 
     def renew(self, failed: FailedEvent, now: datetime) -> TransactionMonitor:
         """Update the key of a failed event for its retry, or insert it if there is none; return the monitor."""
-        if not self.of([failed.event_id]).update(processed_at=now):
+        process_name = storable(self.process_name, _PROCESS_NAME, self.using)
+        handled = {"processed_at": now, "process_name": process_name, "attempts": failed.attempts}
+        if not self.of([failed.event_id]).update(**handled):
             with inserting(ProcessedEvent, self.using):
                 self.rows.create(
                     event_id=failed.event_id,
                     consumer_group=self.stored_group,
                     event_name=failed.event_name,
-                    processed_at=now,
+                    stream_id=failed.stream_id,
+                    **handled,
                 )
         return TransactionMonitor(connections[self.using])
 
@@ -170,4 +175,9 @@ class Keys:
     def _rows(self, deliveries: Iterable[Delivery], now: datetime) -> list[tuple[Any, ...]]:
         at = connections[self.using].ops.adapt_datetimefield_value(now)
         group, using = self.stored_group, self.using
-        return [(each.key, group, storable(each.event_name, _EVENT_NAME, using), at, False) for each in deliveries]
+        process = storable(self.process_name, _PROCESS_NAME, using)
+        return [
+            (each.key, group, storable(each.event_name, _EVENT_NAME, using), at, False)
+            + (process, each.entry.stream_id, each.entry.deliveries)
+            for each in deliveries
+        ]

@@ -76,6 +76,10 @@ class Listener:
         arguments = self._arguments.read(message.payload)
         self._check_result(self._call(message, **arguments))
 
+    def check_arguments(self, payload: dict[str, Any]) -> None:
+        """Raise UnreadableEvent if a payload does not fit the handler's arguments."""
+        self._arguments.read(payload)
+
     def call_with(self, messages: list[EventMessage]) -> None:
         """Call a batch handler with a list of events."""
         self._check_result(self._call(messages))

@@ -1,9 +1,8 @@
 """Hands waiting events to the inbox, and moves them on by what came of it."""
 
 import logging
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lightbus_django.bus.consumer_group import GroupConsumer
 from lightbus_django.database.errors import one_line
@@ -34,23 +33,25 @@ class Processor:
         in_flight: InFlight,
         inbox: Inbox,
         leases: Leases,
-        stopping: threading.Event,
         *,
+        is_interrupted: Callable[[], bool],
         max_attempts: int,
     ) -> None:
         """Make the processor of a consumer.
 
         Args:
-            stopping: set when no further event should be started.
+            is_interrupted: whether no further event should be started.
             max_attempts: after how many deaths of its process an event becomes a dead letter, at least two.
         """
         self.group_consumer = group_consumer
         self.in_flight = in_flight
         self.inbox = inbox
         self.leases = leases
-        self.stopping = stopping
         self.contended: EventContended | None = None
         """Why the last event was set aside; None once another one has been handled."""
+        self.settled_at: float | None = None
+        """When events were last settled, on the monotonic clock."""
+        self._is_interrupted = is_interrupted
         self._max_deaths = max(max_attempts, 2)
         self._is_chained = listener.idempotent and not listener.batch
 
@@ -93,6 +94,7 @@ class Processor:
             self.inbox.activity.end()
         if handled:
             self.contended = None
+            self.inbox.tally.handled(self.in_flight.waiting[:handled])
         self.in_flight.finish(handled)
         self.confirm()
 
@@ -110,6 +112,7 @@ class Processor:
             self.inbox.activity.end()
         if is_durable:
             self.in_flight.settle()
+            self.settled_at = time.monotonic()
         else:
             text = "%s: the database lost commits; handling %d events again"
             logger.warning(text, self.group_consumer.group, len(self.in_flight.handled))
@@ -147,4 +150,4 @@ class Processor:
             raise BusUnavailable(str(error)) from error
 
     def _is_stopping(self) -> bool:
-        return self.stopping.is_set() or self.leases.are_released
+        return self._is_interrupted() or self.leases.are_released

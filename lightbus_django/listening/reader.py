@@ -1,6 +1,7 @@
 """What a consumer reads from its streams, and acknowledges on the way: both go to Redis in one round trip."""
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 
 from lightbus_django.bus.consumer_group import Entry, GroupConsumer
@@ -38,6 +39,8 @@ class StreamReader:
         """How many entries of each stream the next read asks for."""
         self.max_count = count
         self.timeout = timeout
+        self.read_at: float | None = None
+        """When Redis last answered a read of new events, on the monotonic clock."""
 
     def flush(self) -> None:
         """Acknowledge what is settled now, without reading."""
@@ -51,6 +54,7 @@ class StreamReader:
         entries = self.group_consumer.read(
             self.streams, count=self.count, block=block, acknowledge=settled, young=young
         )
+        self.read_at = time.monotonic()
         # If there is no answer, Redis may not have got the acknowledgements: then they are sent again.
         self.in_flight.acknowledged()
         self._adapt(entries)

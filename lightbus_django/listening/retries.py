@@ -50,6 +50,8 @@ class Retries:
             except EventContended:
                 self.release(CONTENDED_DELAY)
                 return True
+        if self._failure is None:
+            self._runner.tally.retried()
         with transient_errors(self._runner.using):
             self._record(failed)
         self._runner.contention.succeeded(failed.event_id)

@@ -1,6 +1,7 @@
 """Describes errors: their text, their traceback, and their place in the user's code."""
 
 import os
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -49,6 +50,26 @@ def locate(error: BaseException) -> str:
     """Return the type and place of an error. Its text may quote the payload, which must not be logged."""
     if isinstance(error, UnreadableEvent):
         return str(error)[:MAX_IN_LOG]
+    filename, line = find_place(error)
+    return f"{type(error).__name__} at {filename}:{line}" if filename else type(error).__name__
+
+
+def qualified_type(error: BaseException) -> str:
+    """Return the type of an error with its module, unless it is built in."""
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def short_place(error: BaseException) -> str:
+    """Return the place of an error, its file relative to the directory that it is imported from; "" if unknown."""
+    filename, line = find_place(error)
+    directories = (f"{path.rstrip(os.sep)}{os.sep}" for path in sys.path if path)
+    prefix = max((path for path in directories if filename.startswith(path)), key=len, default="")
+    return f"{filename[len(prefix) :]}:{line}" if filename else ""
+
+
+def find_place(error: BaseException) -> tuple[str, int]:
+    """Return file and line of the last frame of the user's own code that led to an error; "" if there is none."""
     places = [
         (frame.f_code.co_filename, line)
         for origin in _origins(error)
@@ -58,7 +79,7 @@ def locate(error: BaseException) -> str:
     if not own:  # the handler may be in an installed package
         own = [place for place in places if not _calls_handlers(place[0])][:1]
         own = [place for place in own if not place[0].startswith(_DJANGO)]
-    return "".join([type(error).__name__, *(f" at {filename}:{line}" for filename, line in own[-1:])])
+    return own[-1] if own else ("", 0)
 
 
 def _origins(error: BaseException) -> Iterator[BaseException]:

@@ -1,7 +1,7 @@
 """Arguments and terminal output that the commands share."""
 
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,8 +10,10 @@ from django.core.management.base import CommandError
 from django.db import connections
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from lightbus_django.events.times import as_stored
 from lightbus_django.firing.databases import has_outbox, may_have_outbox
@@ -55,3 +57,16 @@ def point_in_time(text: str) -> datetime:
     if time is None:
         raise CommandError(f"{text!r} is not a time: use 2026-03-01T12:00, or how long ago, such as 90m, 12h or 7d")
     return as_stored(timezone.make_aware(time) if timezone.is_naive(time) else time)
+
+
+def console(stream: Any) -> Console:
+    """Return a console that writes plain text, wide enough for long names if the stream is not a terminal."""
+    return Console(file=stream, width=None if stream.isatty() else 200, no_color=True, markup=False)
+
+
+def table(*headings: str, right: Collection[str] = ()) -> Table:
+    """Return a table; the columns named in `right` are numbers."""
+    rows = Table(box=box.SIMPLE)
+    for heading in headings:
+        rows.add_column(heading, overflow="fold", justify="right" if heading in right else "left")
+    return rows

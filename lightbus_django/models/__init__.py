@@ -3,7 +3,7 @@
 The states of an outbox event are in `outbox_event`, those of a failed event in `failed_event`.
 """
 
-from .consumer_group import ConsumerGroup
+from .consumer_group import ConsumerGroup, ConsumerGroupQuerySet
 from .failed_event import FailedEvent, FailedEventQuerySet
 from .outbox_event import Claim, OutboxEvent, OutboxEventQuerySet, QueuePosition
 from .processed_event import ProcessedEvent, stored_group
@@ -11,6 +11,7 @@ from .processed_event import ProcessedEvent, stored_group
 __all__ = [
     "Claim",
     "ConsumerGroup",
+    "ConsumerGroupQuerySet",
     "FailedEvent",
     "FailedEventQuerySet",
     "OutboxEvent",

@@ -10,12 +10,16 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from lightbus_django.database.bulk_insert import inserting
+from lightbus_django.database.text import storable
 from lightbus_django.events.codec import decode, load_fields
 from lightbus_django.events.message import EventMessage
-from lightbus_django.events.names import MAX_NAME_LENGTH
+from lightbus_django.events.names import MAX_NAME_LENGTH, MAX_STREAM_ID_LENGTH
 from lightbus_django.exceptions import TransactionEnded
 
 from .processed_event import KEY_LENGTH, ProcessedEvent
+
+
+_DISCARD = ("discarded_by", "discard_reason")
 
 
 class FailedEventQuerySet(models.QuerySet["FailedEvent"]):
@@ -34,10 +38,14 @@ class FailedEventQuerySet(models.QuerySet["FailedEvent"]):
         """Make the events due now, with all their attempts ahead of them; return how many."""
         return self.update(attempts=0, next_attempt_at=timezone.now())
 
-    def discard(self) -> int:
+    def discard(self, by: str = "", reason: str = "") -> int:
         """Delete the events and count them as processed by their consumer groups; return how many.
 
         This is one transaction. It waits for retries that are running.
+
+        Args:
+            by: who discards them.
+            reason: why.
         """
         using = self._write_alias
         events = self.using(using).order_by("pk")
@@ -48,7 +56,7 @@ class FailedEventQuerySet(models.QuerySet["FailedEvent"]):
                 if transaction.get_connection(using).features.has_select_for_update:
                     keys = list(events.select_for_update().values_list("pk", flat=True))
                     events = FailedEvent.objects.using(using).filter(pk__in=keys)
-                _insert_discarded(events)
+                _insert_discarded(events, by[:150], reason[:255])
                 # If there are receivers of delete signals, Django loads the rows: leave out the large columns.
                 return events.order_by().only("event_id", "consumer_group", "event_name").delete()[0]
         except EmptyResultSet:
@@ -95,13 +103,31 @@ class FailedEvent(models.Model):
     consumer_group = models.CharField(_("consumer group"), max_length=MAX_NAME_LENGTH + 1)
     event_name = models.CharField(_("event"), max_length=MAX_NAME_LENGTH)
     stream = models.CharField(_("stream"), max_length=MAX_NAME_LENGTH + 20)
-    stream_id = models.CharField(_("stream id"), max_length=41)
+    stream_id = models.CharField(_("stream id"), max_length=MAX_STREAM_ID_LENGTH)
     fields = models.TextField(_("content"), help_text=_("The entry as it was in the stream."))
     error = models.TextField(_("error"))
     traceback = models.TextField(_("traceback"), blank=True)
     attempts = models.PositiveIntegerField(_("attempts"), default=1)
     failed_at = models.DateTimeField(_("failed at"), default=timezone.now)
     next_attempt_at = models.DateTimeField(_("next attempt at"), null=True, blank=True)
+    exception = models.CharField(
+        _("exception"),
+        max_length=200,
+        db_default="",
+        blank=True,
+        help_text=_("The qualified type of the last error."),
+    )
+    place = models.CharField(
+        _("place"),
+        max_length=255,
+        db_default="",
+        blank=True,
+        help_text=_("Where the project's own code raised it, or called the code that did."),
+    )
+    first_failed_at = models.DateTimeField(_("first failed at"), null=True, blank=True)
+    history = models.JSONField(
+        _("history"), null=True, blank=True, help_text=_("The failed attempts: when, which process, how long, error.")
+    )
 
     objects = FailedEventQuerySet.as_manager()
 
@@ -114,6 +140,8 @@ class FailedEvent(models.Model):
         indexes: ClassVar = [
             models.Index(fields=["next_attempt_at"], name="lightbus_failed_due"),
             models.Index(fields=["consumer_group", "next_attempt_at"], name="lightbus_failed_group_due"),
+            models.Index(fields=["exception", "place"], name="lightbus_failed_exception"),
+            models.Index(fields=["place"], name="lightbus_failed_place"),
         ]
         permissions: ClassVar = [
             ("retry_failedevent", "Can retry failed events"),
@@ -140,22 +168,40 @@ class FailedEvent(models.Model):
         """Make the event due now, with all its attempts ahead of it; `using` is as for `save`."""
         self._row(using).retry_now()
 
-    def discard(self, using: str | None = None) -> None:
-        """Delete the event and count it as processed by its consumer group; `using` is as for `save`."""
-        self._row(using).discard()
+    def discard(self, using: str | None = None, *, by: str = "", reason: str = "") -> None:
+        """Delete the event and count it as processed by its consumer group.
+
+        `using` is as for `save`, the rest as for `FailedEventQuerySet.discard`.
+        """
+        self._row(using).discard(by, reason)
+
+    def content(self) -> dict[str, str]:
+        """Return the fields of the entry as text; bytes that are not UTF-8 are escaped."""
+        return {
+            name.decode(errors="backslashreplace"): value.decode(errors="backslashreplace")
+            for name, value in load_fields(self.fields).items()
+        }
 
     def _row(self, using: str | None) -> FailedEventQuerySet:
         using = using or router.db_for_write(FailedEvent, instance=self)
         return FailedEvent.objects.using(using).filter(pk=self.pk)
 
 
-def _insert_discarded(events: "models.QuerySet[FailedEvent]") -> None:
+def _insert_discarded(events: "models.QuerySet[FailedEvent]", by: str, reason: str) -> None:
     """Insert or update the idempotency keys of failed events without loading the events; raises EmptyResultSet."""
     connection: Any = connections[events.db]
     keys = ProcessedEvent._meta
     now = timezone.now()
+    by, reason = (storable(text, keys.get_field(name), events.db) for text, name in zip((by, reason), _DISCARD))
     rows = events.order_by("event_id", "consumer_group").values_list(
-        "event_id", "consumer_group", "event_name", models.Value(True), models.Value(now, models.DateTimeField())
+        "event_id",
+        "consumer_group",
+        "event_name",
+        "stream_id",
+        models.Value(True),
+        models.Value(now, models.DateTimeField()),
+        models.Value(by),
+        models.Value(reason),
     )
     select, parameters = rows.query.get_compiler(events.db).as_sql()
     is_mysql = connection.vendor == "mysql"
@@ -163,7 +209,7 @@ def _insert_discarded(events: "models.QuerySet[FailedEvent]") -> None:
     with inserting(ProcessedEvent, events.db), connection.cursor() as cursor:
         cursor.execute(
             f"INSERT INTO {connection.ops.quote_name(keys.db_table)}"
-            f" (event_id, consumer_group, event_name, discarded, processed_at) {select}"
-            f" ON {conflict} discarded = %s, processed_at = %s",
-            [*parameters, True, connection.ops.adapt_datetimefield_value(now)],
+            f" (event_id, consumer_group, event_name, stream_id, discarded, processed_at, discarded_by, discard_reason)"
+            f" {select} ON {conflict} discarded = %s, processed_at = %s, discarded_by = %s, discard_reason = %s",
+            [*parameters, True, connection.ops.adapt_datetimefield_value(now), by, reason],
         )

@@ -13,7 +13,7 @@ from django.utils.translation import gettext_lazy as _
 from lightbus_django.database.indexes import NotNullIndex
 from lightbus_django.database.text import storable
 from lightbus_django.events.ids import uuid7
-from lightbus_django.events.names import MAX_NAME_LENGTH
+from lightbus_django.events.names import MAX_NAME_LENGTH, MAX_STREAM_ID_LENGTH
 
 _FIRST = UUID(int=0)
 
@@ -99,10 +99,10 @@ class OutboxEventQuerySet(models.QuerySet["OutboxEvent"]):
         """End a claim early; return how many events it still held."""
         return self.claimed_by(claim).update(claimed_until=None)
 
-    def mark_published(self, published_at: Combinable) -> int:
-        """Mark the events as published at these times; return how many."""
+    def mark_published(self, published_at: Combinable, stream_id: Combinable) -> int:
+        """Mark the events as published at these times with these stream ids; return how many."""
         # First, because MySQL evaluates the expression with the columns that are already assigned.
-        return self.update(published_at=published_at, due_at=None, claimed_until=None, error="")
+        return self.update(published_at=published_at, stream_id=stream_id, due_at=None, claimed_until=None, error="")
 
     def put_off(self, until: datetime, error: str) -> int:
         """Mark the events as refused, and due again at `until`; return how many."""
@@ -137,6 +137,13 @@ class OutboxEvent(models.Model):
         _("claimed until"), null=True, blank=True, help_text=_("Until this time, one process is publishing the event.")
     )
     published_at = models.DateTimeField(_("published at"), null=True, blank=True)
+    stream_id = models.CharField(
+        _("stream id"),
+        max_length=MAX_STREAM_ID_LENGTH,
+        db_default="",
+        blank=True,
+        help_text=_("Of the last publication. Empty if it is not known, or not published."),
+    )
     error = models.TextField(_("error"), blank=True)
 
     objects = OutboxEventQuerySet.as_manager()

@@ -7,13 +7,15 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from lightbus_django.database.text import storable
-from lightbus_django.events.names import MAX_NAME_LENGTH
+from lightbus_django.events.names import MAX_NAME_LENGTH, MAX_STREAM_ID_LENGTH
 
 KEY_LENGTH = 80
 
 
 class ProcessedEvent(models.Model):
     """An idempotency key: the effects of this event in this consumer group, or its failure, are committed.
+
+    Rows of earlier versions don't say which process handled the event, from which entry, and in which attempt.
 
     There are only two indexes. Rows are inserted and deleted in the order of `id`, so old rows are found along it. The
     unique constraint starts with the event id, which is ordered by time too, and is what people search for.
@@ -25,6 +27,11 @@ class ProcessedEvent(models.Model):
     event_name = models.CharField(_("event"), max_length=MAX_NAME_LENGTH)
     processed_at = models.DateTimeField(_("processed at"), default=timezone.now)
     discarded = models.BooleanField(_("discarded"), default=False)
+    process_name = models.CharField(_("process"), max_length=MAX_NAME_LENGTH, db_default="", blank=True)
+    stream_id = models.CharField(_("stream id"), max_length=MAX_STREAM_ID_LENGTH, db_default="", blank=True)
+    attempts = models.PositiveIntegerField(_("attempts"), null=True, blank=True)
+    discarded_by = models.CharField(_("discarded by"), max_length=150, db_default="", blank=True)
+    discard_reason = models.CharField(_("reason"), max_length=255, db_default="", blank=True)
 
     class Meta:
         verbose_name = _("processed event")

@@ -33,6 +33,7 @@ def run_burst(consumers: Sequence[Consumer], housekeeping: Housekeeping, is_stop
         return any(consumer.retries_due.is_set() for consumer in steps)
 
     queries: dict[Any, Callable[[], bool]] = {"relay": housekeeping.relay, "retries": flag_due_retries}
+    housekeeping.apply_pauses()
     problems: list[Exception] = []
     query_at = 0.0
     while not is_stopping():

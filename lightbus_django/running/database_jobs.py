@@ -16,7 +16,7 @@ from lightbus_django.events.names import is_name
 from lightbus_django.firing.databases import has_outbox
 from lightbus_django.firing.relay import Relay
 from lightbus_django.listening.consumer import Consumer
-from lightbus_django.models import FailedEvent, OutboxEvent
+from lightbus_django.models import ConsumerGroup, FailedEvent, OutboxEvent
 
 from .jobs import Job, Jobs
 from .orphaned_groups import find_orphaned_groups
@@ -62,6 +62,7 @@ class DatabaseJobs:
                 # Events that arrive one by one are relayed together, once a second.
                 Job(f"relay of {alias!r}", self.relay, 1.0, has_more=lambda: self._relay.is_behind),
                 Job(f"retries of {alias!r}", self.flag_due_retries, 1.0),
+                Job(f"pauses of {alias!r}", self.apply_pauses, 2.0),
                 Job(f"fired events of {alias!r}", self.sample_fired_events, 60.0),
                 Job(f"pruning of {alias!r}", self.prune, 3600.0, has_more=lambda: True),
                 Job(f"check for orphaned groups in {alias!r}", self.warn_of_orphaned_groups, 6 * 3600.0),
@@ -106,6 +107,19 @@ class DatabaseJobs:
         for group in groups:
             consumers[group].retries_due.set()
         return bool(groups)
+
+    def apply_pauses(self) -> bool:
+        """Let the consumers rest whose groups are paused, and the others go on."""
+        if not self._consumers:
+            return False
+        with transient_errors(self.alias):
+            paused = ConsumerGroup.objects.using(self.alias).paused()
+        for consumer in self._consumers:
+            if consumer.group in paused:
+                consumer.pause.begin(paused[consumer.group])
+            else:
+                consumer.pause.end()
+        return False
 
     def sample_fired_events(self) -> bool:
         """Update `fired_events` from the latest rows of the outbox."""

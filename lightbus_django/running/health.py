@@ -72,6 +72,11 @@ class Health:
         self._is_logged = self.needs_attention = False
         self.error = self._answers_since = None
 
+    def describe(self) -> str:
+        """Return the error while the work fails, on one line; otherwise an empty text."""
+        error = self.error
+        return "" if error is None else one_line(error)
+
     def _probe_server(self, error: Exception, now: float) -> None:
         if isinstance(error, PERMANENT_ERRORS):
             return

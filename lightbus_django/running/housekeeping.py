@@ -68,6 +68,10 @@ class Housekeeping:
         """Delete some old rows of each database; return whether there may be more."""
         return any(self._in_each_database(DatabaseJobs.prune))
 
+    def apply_pauses(self) -> None:
+        """Let the consumers rest whose groups are paused."""
+        for_each(self.databases, DatabaseJobs.apply_pauses)
+
     def flag_due_retries(self) -> bool:
         """Tell the consumers that have retries due; return whether there are any."""
         return any(for_each(self.databases, DatabaseJobs.flag_due_retries))

@@ -78,6 +78,14 @@ class Jobs:
         running = self._running
         return running is not None and time.monotonic() - running[1] > STUCK_AFTER
 
+    def describe_problems(self) -> list[str]:
+        """Return which jobs hang or fail."""
+        running, now = self._running, time.monotonic()
+        problems = [f"{name}: {text}" for name, health in self.health.items() if (text := health.describe())]
+        if running is not None and now - running[1] > STUCK_AFTER:
+            problems.append(f"{running[0].name}: {self.name} has not answered for {now - running[1]:.0f} s")
+        return problems
+
     def warn_if_stuck(self) -> None:
         """Log a warning while a job is stuck, once per REMINDER_INTERVAL."""
         running, now = self._running, time.monotonic()

@@ -19,6 +19,7 @@ from lightbus_django.models import OutboxEvent
 
 from .burst import run_burst
 from .health import Health
+from .heartbeat import Pulse, beating
 from .housekeeping import Housekeeping
 from .jobs import Jobs
 from .lease_renewal import renewing_leases
@@ -65,6 +66,7 @@ class Worker:
             )
             for listener in listeners
         ]
+        self._healths = {consumer: Health(consumer.group, self.client) for consumer in self.consumers}
         self.housekeeping = Housekeeping(
             self.consumers, service_name=service_name, settings=settings, client=self.client
         )
@@ -127,7 +129,8 @@ class Worker:
             [consumer.inbox.using for consumer in self.consumers]
             + [database.alias for database in self.housekeeping.databases]
         )
-        with renewing_leases(self.consumers, self.settings.acknowledgement_timeout) as leases:
+        timeout = self.settings.acknowledgement_timeout
+        with beating(self._pulse()), renewing_leases(self.consumers, timeout) as leases:
             for thread in [*listeners, *jobs]:
                 thread.start()
             died = self._wait_for_stop([*listeners, *jobs, leases], list(jobs.values()))
@@ -143,10 +146,21 @@ class Worker:
         """
         required = {router.db_for_write(OutboxEvent), *(consumer.inbox.using for consumer in self.consumers)}
         self.housekeeping.skip_unavailable_databases(required, DATABASE_TIMEOUT)
-        with renewing_leases(self.consumers, self.settings.acknowledgement_timeout), ExitStack() as stops:
+        timeout = self.settings.acknowledgement_timeout
+        with beating(self._pulse()), renewing_leases(self.consumers, timeout), ExitStack() as stops:
             for consumer in self.consumers:
                 stops.callback(consumer.stop)
             run_burst(self.consumers, self.housekeeping, self._stopping.is_set)
+
+    def _pulse(self) -> Pulse:
+        return Pulse(
+            self._healths,
+            self.housekeeping.all_jobs,
+            service_name=self.service_name,
+            process_name=self.process_name,
+            settings=self.settings,
+            client=self.client,
+        )
 
     # --- Threads ------------------------------------------------------------------------------
 
@@ -156,7 +170,7 @@ class Worker:
             return consumer.contended
 
         try:
-            run_until_stopped(step, Health(consumer.group, self.client), self._stopping)
+            run_until_stopped(step, self._healths[consumer], self._stopping)
             consumer.stop()
         except LightbusError as error:
             logger.warning(

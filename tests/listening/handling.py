@@ -40,7 +40,7 @@ def deliver(number=0, *, event_id=None, deliveries=1, **payload):
 def inbox():
     """Return the inbox of the only listener."""
     (listener,) = registry
-    return Inbox(listener, "group", get_settings())
+    return Inbox(listener, "group", "worker", get_settings())
 
 
 def handle_all(box, deliveries, *, defer=True):

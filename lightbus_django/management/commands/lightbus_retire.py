@@ -1,19 +1,17 @@
-import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error as DatabaseError
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from lightbus_django.bus import streams
 from lightbus_django.bus.client import get_client
 from lightbus_django.conf import get_settings
 from lightbus_django.database.errors import one_line
 from lightbus_django.exceptions import LightbusError
+from lightbus_django.management.output import console, table
+from lightbus_django.operating.durations import duration
 from lightbus_django.running.orphaned_groups import (
     count_retrying,
     databases_with_tables,
@@ -83,9 +81,9 @@ class Command(BaseCommand):
 
     def in_use(self, what: str) -> str:
         return (
-            f"{what} is in use: one of its consumers was active within the last {_length(self.idle)}. Stop its "
+            f"{what} is in use: one of its consumers was active within the last {duration(self.idle)}. Stop its "
             f"processes and wait that long. --idle SECONDS sets a shorter time, at least "
-            f"{_length(streams.RETIRE_AFTER)}."
+            f"{duration(streams.RETIRE_AFTER)}."
         )
 
     def confirm(self, name: str, retrying: int) -> bool:
@@ -96,47 +94,26 @@ class Command(BaseCommand):
             raise CommandError("Can't ask for confirmation without a terminal; use --no-input.") from None
 
     def show(self, groups: Iterable[streams.Group]) -> None:
-        table = _table("stream", "group", "unread for", "unread", "pending")
+        rows = table("stream", "group", "unread for", "unread", "pending")
         for group in sorted(groups, key=lambda group: -group.unread_for()):
             never = group.idle is None and group.last_delivered_id == "0-0"
-            table.add_row(
+            rows.add_row(
                 group.stream,
                 group.name,
-                "never read" if never else _length(group.unread_for()),
+                "never read" if never else duration(group.unread_for()),
                 "unknown" if group.lag is None else str(group.lag),
                 str(group.pending),
             )
-        if not table.rows:
+        if not rows.rows:
             self.stdout.write("There are no consumer groups.")
             return
-        self.print(table)
+        console(self.stdout).print(rows)
 
     def show_orphaned(self, service_name: str) -> None:
-        table = _table("group", "database", "retrying", "dead letters")
+        rows = table("group", "database", "retrying", "dead letters")
         for alias in databases_with_tables():
             for group in find_orphaned_groups(alias, service_name):
-                table.add_row(group.name, alias, str(group.retrying), str(group.dead_letters))
-        if table.rows:
+                rows.add_row(group.name, alias, str(group.retrying), str(group.dead_letters))
+        if rows.rows:
             self.stdout.write("Failed events of groups without a listener in this service, which are not retried:")
-            self.print(table)
-
-    def print(self, table: Table) -> None:
-        # Wide enough for long names where the output is not a terminal.
-        width = None if self.stdout.isatty() else 200
-        Console(file=self.stdout, width=width, no_color=True, markup=False).print(table)  # type: ignore[arg-type]
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE)
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    return table
-
-
-def _length(seconds: float) -> str:
-    if math.isinf(seconds):
-        return "unknown"
-    for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:.0f} {name}"
-    return f"{seconds:.0f} s"
+            console(self.stdout).print(rows)

@@ -1,0 +1,110 @@
+"""One entry of a stream: what it holds, and how far each consumer group is with it."""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from lightbus_django.events.codec import Fields
+from lightbus_django.exceptions import GroupMissing
+
+from . import scripts
+from .client import RedisClient
+from .consumer_group import id_key
+
+SEARCH_SIZE = 5000
+"""Maximum number of entries that are searched for an event whose stream id is not known."""
+
+SCAN_SIZE = 2000
+"""Number of entries that a scan looks at in one go, which takes Redis a few milliseconds."""
+
+_CLOCK_SKEW = timedelta(seconds=5)
+"""How much earlier than its event id says an event may have been published."""
+
+
+class Placement(NamedTuple):
+    """How far a group is with an entry: it has not read it, has it pending, or has acknowledged it."""
+
+    is_read: bool
+    consumer: str
+    """The consumer that the entry is pending for; empty if it is not pending."""
+    idle: float
+    """Seconds since it was delivered to that consumer, or its lease was renewed."""
+    deliveries: int
+    last_delivered_id: str
+
+
+def read_entry(client: RedisClient, stream: str, stream_id: str) -> Fields | None:
+    """Return the fields of an entry; None if it is not in the stream."""
+    with client.handle_errors(stream):
+        entries = client.redis_py.xrange(stream, stream_id, stream_id)
+    return entries[0][1] if entries else None
+
+
+def find_entry(client: RedisClient, stream: str, event_id: str, fired_at: datetime) -> tuple[str, Fields] | None:
+    """Look for an event among the entries that were added after it was fired; return its stream id and fields."""
+    first = f"{round((fired_at - _CLOCK_SKEW).timestamp() * 1000)}-0"
+    with client.handle_errors(stream):
+        for stream_id, fields in client.redis_py.xrange(stream, first, count=SEARCH_SIZE):
+            if fields.get(b"id") == event_id.encode():
+                return stream_id.decode(), fields
+    return None
+
+
+class ScannedEvent(NamedTuple):
+    """An entry without its payload."""
+
+    stream_id: str
+    event_id: str
+    name: str
+
+
+def scan(client: RedisClient, stream: str, since: datetime) -> Iterator[list[ScannedEvent]]:
+    """Yield the events of a stream that were added since a time, in lists of up to SCAN_SIZE."""
+    after: str | None = f"{max(0, round(since.timestamp() * 1000) - 1)}-{2**64 - 1}"
+    while after is not None:
+        last, rows = client.execute(scripts.scan_events(stream, after, limit=SCAN_SIZE), stream)
+        yield [
+            ScannedEvent(stream_id.decode(), *(text.decode(errors="replace") for text in (event_id, api + b"." + name)))
+            for stream_id, event_id, api, name in rows
+        ]
+        after = last.decode() if last else None
+
+
+def are_pending(client: RedisClient, stream: str, group: str, stream_ids: Sequence[str]) -> list[bool]:
+    """Return for each stream id whether it is pending in a group."""
+    replies = client.send([("XPENDING", stream, group, stream_id, stream_id, 1) for stream_id in stream_ids])
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise client.handle_error(reply, stream)
+    return [bool(reply) for reply in replies]
+
+
+def place(client: RedisClient, stream: str, group: str, stream_id: str) -> Placement | None:
+    """Return how far a group is with an entry; None if there is no such group."""
+    try:
+        with client.handle_errors(stream):
+            rows = {row["name"]: row for row in client.redis_py.xinfo_groups(stream)}
+            last = rows[group.encode()]["last-delivered-id"].decode()
+            pending = client.redis_py.xpending_range(stream, group, stream_id, stream_id, 1)
+    except (GroupMissing, KeyError):
+        return None
+    is_read = id_key(stream_id) <= id_key(last)
+    if not pending:
+        return Placement(is_read, "", 0.0, 0, last)
+    found = pending[0]
+    return Placement(
+        is_read,
+        found["consumer"].decode(errors="backslashreplace"),
+        found["time_since_delivered"] / 1000,
+        found["times_delivered"],
+        last,
+    )
+
+
+def count_before(client: RedisClient, stream: str, after: str, until: str, event_names: list[str]) -> tuple[int, bool]:
+    """Return how many events of these names lie between two entries, and whether that is exact."""
+    with client.handle_errors(stream):
+        entries = client.redis_py.xrange(stream, f"({after}", f"({until}", count=SEARCH_SIZE)
+    names = {tuple(name.encode().rsplit(b".", 1)) for name in event_names}
+    wanted = sum((fields.get(b"api_name"), fields.get(b"event_name")) in names for _, fields in entries)
+    return wanted, len(entries) < SEARCH_SIZE

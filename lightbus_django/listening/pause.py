@@ -1,0 +1,17 @@
+"""Whether a listener rests, as somebody asked for with `lightbus_pause` or on a page of the admin."""
+
+
+class Pause:
+    """The pause of one consumer. The jobs of its database begin and end it; the consumer's thread looks."""
+
+    def __init__(self) -> None:
+        self.by = ""
+        """Who asked for the pause."""
+        self.is_wanted = False
+
+    def begin(self, by: str) -> None:
+        self.by = by
+        self.is_wanted = True
+
+    def end(self) -> None:
+        self.is_wanted = False

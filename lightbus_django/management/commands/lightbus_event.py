@@ -1,0 +1,62 @@
+from typing import Any
+
+import msgspec
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import Error as DatabaseError
+
+from lightbus_django.database.errors import one_line
+from lightbus_django.exceptions import LightbusError
+from lightbus_django.management.output import console, table
+from lightbus_django.operating.story import Story, find_ids, tell
+
+
+class Command(BaseCommand):
+    help = "Tell what happened to an event: where it was fired, who should get it, who has handled it, who has not and why."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("id", help="id of an event, or its first characters")
+        parser.add_argument("--payload", action="store_true", help="show the payload as well")
+        parser.add_argument("--json", action="store_true", help="print JSON, with the payload")
+
+    def handle(self, **options: Any) -> None:
+        try:
+            story = tell(options["id"])
+            if story is None:
+                ids = find_ids(options["id"])
+                if len(ids) != 1:
+                    self.show_ids(options["id"], ids)
+                    return
+                story = tell(ids[0])
+        except (LightbusError, DatabaseError) as error:
+            raise CommandError(one_line(error)) from error
+        if story is None:
+            raise CommandError(f"No record mentions the event {options['id']!r}.")
+        if options["json"]:
+            self.stdout.write(msgspec.json.format(msgspec.json.encode(story)).decode())
+        else:
+            self.show(story, with_payload=options["payload"])
+
+    def show_ids(self, text: str, ids: list[str]) -> None:
+        if not ids:
+            raise CommandError(f"No record mentions an event whose id begins with {text!r}.")
+        self.stdout.write(f"Several events have ids that begin with {text!r}; the latest are:")
+        for event_id in ids:
+            self.stdout.write(event_id)
+
+    def show(self, story: Story, *, with_payload: bool) -> None:
+        self.stdout.write(f"{story.name} {story.id}")
+        self.stdout.write(story.origin)
+        if story.published_at:
+            self.stdout.write(f"Published at {story.published_at.astimezone():%Y-%m-%d %H:%M:%S}.")
+        if with_payload:
+            payload = "not kept" if story.payload is None else msgspec.json.format(msgspec.json.encode(story.payload))
+            self.stdout.write(payload if isinstance(payload, str) else payload.decode())
+        rows = table("listener", "group", "state", "what is known")
+        for outcome in story.outcomes:
+            rows.add_row(outcome.listener or "(not of this service)", outcome.group, outcome.state, outcome.text)
+        if rows.rows:
+            console(self.stdout).print(rows)
+        else:
+            self.stdout.write("No listener of this service wants it, and no group of its stream is known.")
+        for problem in story.problems:
+            self.stderr.write(f"Not asked: {problem}")

@@ -1,0 +1,201 @@
+import getpass
+from argparse import ArgumentParser
+from typing import Any
+
+import msgspec
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import Error as DatabaseError
+from django.db import router
+
+from lightbus_django.database.errors import one_line
+from lightbus_django.exceptions import LightbusError
+from lightbus_django.management.output import console, database, point_in_time, table
+from lightbus_django.models import FailedEvent, FailedEventQuerySet
+from lightbus_django.operating import failures
+
+LIMIT = 50
+"""How many events `list` shows by default."""
+
+CHUNK = 1000
+"""How many events are retried or discarded in one transaction."""
+
+
+class Command(BaseCommand):
+    help = "List failed events and their causes; retry, discard or export them."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+        show_list = self.add_action(actions, "list", "list failed events by cause, or one by one with --each")
+        show_list.add_argument("--each", action="store_true", help="list single events, the latest first")
+        self.add_action(actions, "show", "show one event with its payload, traceback and history", takes_id=True)
+        retry = self.add_action(actions, "retry", "retry events now, with all their attempts ahead of them")
+        discard = self.add_action(actions, "discard", "discard events: they count as processed, and are not retried")
+        discard.add_argument("--reason", default="", help="why, for the records")
+        for action in (retry, discard):
+            action.add_argument("id", nargs="*", help="ids of events, or their beginnings")
+            action.add_argument("--all", action="store_true", help="if neither an id nor a filter is given: all of them")
+            action.add_argument("--no-input", action="store_true", help="don't ask for confirmation")
+        export = self.add_action(actions, "export", "print one event as JSON or as a pytest fixture", takes_id=True)
+        export.add_argument("--format", choices=("json", "pytest"), default="json", help="json")
+
+    def add_action(self, actions: Any, name: str, text: str, *, takes_id: bool = False) -> ArgumentParser:
+        action: ArgumentParser = actions.add_parser(name, help=text, description=text)
+        alias = router.db_for_write(FailedEvent)
+        action.add_argument("--database", type=database, default=alias, help=f"alias of the database ({alias})")
+        action.add_argument("--listener", metavar="NAME", help="only those of this listener or consumer group")
+        if takes_id:
+            action.add_argument("id", help="id of an event, or its beginning")
+            return action
+        action.add_argument("--event", metavar="NAME", help="only this event")
+        action.add_argument("--exception", metavar="TYPE", help="only this type of error, with or without its module")
+        action.add_argument("--since", metavar="TIME", help="only what failed since a time, or in the last 90m, 12h, 7d")
+        action.add_argument("--dead", action="store_true", help="only dead letters")
+        action.add_argument("--limit", type=int, metavar="N", help="at most so many events")
+        action.add_argument("--json", action="store_true", help="print JSON")
+        return action
+
+    def handle(self, **options: Any) -> None:
+        try:
+            getattr(self, f"handle_{options['action']}")(options)
+        except (LightbusError, DatabaseError) as error:
+            raise CommandError(one_line(error)) from error
+
+    # --- Actions ------------------------------------------------------------------------------
+
+    def handle_list(self, options: dict[str, Any]) -> None:
+        events = self.select(options)
+        if options["each"]:
+            self.list_each(events, options)
+            return
+        groups = failures.group_failures(events)
+        if options["json"]:
+            self.stdout.write(msgspec.json.format(msgspec.json.encode(groups)).decode())
+            return
+        rows = table("group", "exception", "place", "count", "dead", "first", "last", "sample", right=("count", "dead"))
+        for group in groups:
+            rows.add_row(
+                group.consumer_group,
+                group.exception or "(recorded by an earlier version)",
+                group.place,
+                str(group.count),
+                str(group.dead_letters),
+                _time(group.first_at),
+                _time(group.last_at),
+                group.sample_error[:80],
+            )
+        self.print(rows, "No failed events.")
+
+    def list_each(self, events: FailedEventQuerySet, options: dict[str, Any]) -> None:
+        latest = events.defer("fields", "traceback", "history").order_by("-pk")[: options["limit"] or LIMIT]
+        if options["json"]:
+            names = "event_id", "event_name", "consumer_group", "attempts", "exception", "place", "error"
+            found = [{name: getattr(event, name) for name in names} for event in latest]
+            self.stdout.write(msgspec.json.format(msgspec.json.encode(found)).decode())
+            return
+        rows = table("event id", "event", "group", "state", "attempts", "failed at", "error", right=("attempts",))
+        for event in latest:
+            state = "dead letter" if event.is_dead_letter else "retrying"
+            error = event.error.partition("\n")[0][:80]
+            at = _time(event.failed_at)
+            rows.add_row(
+                event.event_id, event.event_name, event.consumer_group, state, str(event.attempts), at, error
+            )
+        self.print(rows, "No failed events.")
+
+    def handle_show(self, options: dict[str, Any]) -> None:
+        for event in self.find(options):
+            self.stdout.write(failures.as_json(event))
+            self.stdout.write(f"\n{event.traceback}")
+            for text in failures.obstacles(event, options["database"]):
+                self.stdout.write(f"A retry can't succeed: {text}")
+            for text in failures.warnings(event, options["database"]):
+                self.stdout.write(f"Before a retry: {text}")
+
+    def handle_retry(self, options: dict[str, Any]) -> None:
+        events = self.chosen(options, "Retry")
+        refused = self.refused_groups(events, options["database"])
+        for group in refused:
+            self.stderr.write(f"Not retried: this service has no listener for the consumer group {group}.")
+        count = self.in_chunks(events.exclude(consumer_group__in=refused), lambda chunk: chunk.retry_now())
+        self.stdout.write(f"{count} events are due now; lightbus_listen retries them.")
+
+    def handle_discard(self, options: dict[str, Any]) -> None:
+        by = f"{getpass.getuser()} (lightbus_failed)"
+        events = self.chosen(options, "Discard")
+        count = self.in_chunks(events, lambda chunk: chunk.discard(by, options["reason"]))
+        self.stdout.write(f"{count} events discarded.")
+
+    def handle_export(self, options: dict[str, Any]) -> None:
+        export = failures.as_json if options["format"] == "json" else failures.as_fixture
+        for event in self.find(options):
+            self.stdout.write(export(event))
+
+    # --- Which events -------------------------------------------------------------------------
+
+    def select(self, options: dict[str, Any]) -> FailedEventQuerySet:
+        return failures.select(
+            options["database"],
+            listener=options["listener"],
+            event_name=options["event"],
+            exception=options["exception"],
+            since=options["since"] and point_in_time(options["since"]),
+            dead=True if options["dead"] else None,
+        )
+
+    def find(self, options: dict[str, Any]) -> FailedEventQuerySet:
+        """Return the failed events with an id, one for each listener."""
+        selected = failures.select(options["database"], listener=options["listener"])
+        events = selected.filter(event_id__startswith=options["id"]).order_by("pk")
+        if not events.exists():
+            raise CommandError(f"There is no failed event {options['id']!r} in database {options['database']!r}.")
+        return events
+
+    def chosen(self, options: dict[str, Any], verb: str) -> FailedEventQuerySet:
+        """Return the events to change, after a confirmation."""
+        events = self.select(options)
+        has_filter = any(options[name] for name in ("listener", "event", "exception", "since", "dead", "limit"))
+        if options["id"]:
+            for text in options["id"]:
+                self.find({**options, "id": text})
+            events = events.filter(pk__in=[key for text in options["id"] for key in self.keys(events, text)])
+        elif not has_filter and not options["all"]:
+            raise CommandError("Name events by their ids, use a filter such as --exception, or --all.")
+        if options["limit"]:
+            keys = list(events.order_by("pk").values_list("pk", flat=True)[: options["limit"]])
+            events = FailedEvent.objects.using(options["database"]).filter(pk__in=keys)
+        count = events.count()
+        if count and not options["no_input"]:
+            try:
+                answer = input(f"{verb} {count} failed events? [y/N] ")
+            except EOFError:
+                raise CommandError("Can't ask for confirmation without a terminal; use --no-input.") from None
+            if answer != "y":
+                raise CommandError("Cancelled; nothing was changed.")
+        return events
+
+    def keys(self, events: FailedEventQuerySet, text: str) -> list[int]:
+        return list(events.filter(event_id__startswith=text).values_list("pk", flat=True))
+
+    def refused_groups(self, events: FailedEventQuerySet, using: str) -> list[str]:
+        groups = events.order_by().values_list("consumer_group", flat=True).distinct()
+        return [
+            group for group in groups if failures.find_listener(FailedEvent(consumer_group=group), using) is None
+        ]
+
+    def in_chunks(self, events: FailedEventQuerySet, change: Any) -> int:
+        """Change events in transactions of limited size; return how many."""
+        last, count = 0, 0
+        while keys := list(events.filter(pk__gt=last).order_by("pk").values_list("pk", flat=True)[:CHUNK]):
+            last = keys[-1]
+            count += change(FailedEvent.objects.using(events.db).filter(pk__in=keys))
+        return count
+
+    def print(self, rows: Any, empty: str) -> None:
+        if rows.rows:
+            console(self.stdout).print(rows)
+        else:
+            self.stdout.write(empty)
+
+
+def _time(time: Any) -> str:
+    return f"{time.astimezone():%Y-%m-%d %H:%M:%S}"

@@ -1,0 +1,28 @@
+import getpass
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import Error as DatabaseError
+
+from lightbus_django.database.errors import one_line
+from lightbus_django.exceptions import LightbusError
+from lightbus_django.operating.pausing import pause
+
+
+class Command(BaseCommand):
+    help = (
+        "Let a listener rest in all processes of this service. Its events wait, and nothing is lost. lightbus_resume "
+        "ends the pause."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("listener", nargs="+", help="name of a listener, or of its consumer group")
+        parser.add_argument("--by", default="", help="who asks for it, for others to see (the user of this shell)")
+
+    def handle(self, **options: Any) -> None:
+        try:
+            for name in options["listener"]:
+                has_paused = pause(name, options["by"] or f"{getpass.getuser()} (lightbus_pause)")
+                self.stdout.write(f"{name} rests within seconds." if has_paused else f"{name} is paused already.")
+        except (LightbusError, DatabaseError) as error:
+            raise CommandError(one_line(error)) from error

@@ -1,0 +1,125 @@
+import time
+from typing import Any
+
+import msgspec
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from rich.console import Group, RenderableType
+from rich.live import Live
+
+from lightbus_django.conf import format_name
+from lightbus_django.exceptions import LightbusError
+from lightbus_django.management.output import console, table
+from lightbus_django.operating.durations import duration
+from lightbus_django.operating.health_check import find_reasons
+from lightbus_django.operating.status import ListenerStatus, Status, read_status
+
+WATCH_INTERVAL = 2.0
+"""Seconds between two looks with --watch."""
+
+
+class Command(BaseCommand):
+    help = "Show the processes, listeners, outboxes and streams of this service, and what needs attention."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--watch", action="store_true", help="show it again every two seconds, until Ctrl-C")
+        parser.add_argument("--json", action="store_true", help="print JSON")
+        parser.add_argument("--check", action="store_true", help="only print what is not well, and exit with 1 if any is")
+        parser.add_argument(
+            "--max-age",
+            type=float,
+            default=60.0,
+            metavar="SECONDS",
+            help="with --check: how old the oldest event of a listener may be (60)",
+        )
+        parser.add_argument("--max-waiting", type=int, metavar="N", help="with --check: how many events may wait")
+        parser.add_argument("--max-dead", type=int, metavar="N", help="with --check: how many dead letters are allowed")
+        parser.add_argument(
+            "--process", metavar="NAME", help="with --check: look at this process alone, such as {hostname}"
+        )
+
+    def handle(self, **options: Any) -> None:
+        try:
+            if options["check"]:
+                self.check_health(options)
+            elif options["json"]:
+                text = msgspec.json.format(msgspec.json.encode(read_status()), indent=2)
+                self.stdout.write(text.decode())
+            elif options["watch"]:
+                self.watch()
+            else:
+                console(self.stdout).print(render(read_status()))
+        except LightbusError as error:
+            raise CommandError(str(error)) from error
+
+    def check_health(self, options: dict[str, Any]) -> None:
+        process_name = options["process"] and format_name(options["process"])
+        limits = {name: options[name] for name in ("max_age", "max_waiting", "max_dead")}
+        reasons = list(find_reasons(read_status(), process_name=process_name, **limits))
+        if options["json"]:
+            self.stdout.write(msgspec.json.encode({"ok": not reasons, "reasons": reasons}).decode())
+        if reasons:
+            raise CommandError("\n".join(reasons))
+        if not options["json"]:
+            self.stdout.write("ok")
+
+    def watch(self) -> None:
+        with Live(render(read_status()), console=console(self.stdout), auto_refresh=False) as live:
+            try:
+                while True:
+                    time.sleep(WATCH_INTERVAL)
+                    live.update(render(read_status()), refresh=True)
+            except KeyboardInterrupt:
+                pass
+
+
+def render(status: Status) -> RenderableType:
+    """Return the status as tables."""
+    parts: list[RenderableType] = [f"Service {status.service_name} on {status.bus}, {status.at.astimezone():%H:%M:%S}"]
+    processes = table("process", "host", "pid", "running for", "last sign", "listeners", "in hand", right=("listeners",))
+    for process in status.processes:
+        processes.add_row(
+            process.name,
+            process.host,
+            str(process.pid),
+            duration(process.seconds_running),
+            f"{duration(process.seconds_silent)} ago",
+            str(len(process.listeners)),
+            "\n".join(process.in_hand),
+        )
+    parts.append(processes if status.processes else "No process has a heartbeat.")
+    numbers = "waiting", "in hand", "retrying", "dead", "a minute"
+    listeners = table("listener", "waiting", "behind", "in hand", *numbers[2:], "p50", "p95", "processes", right=numbers)
+    for listener in status.listeners:
+        listeners.add_row(
+            listener.name,
+            _waiting(listener),
+            duration(listener.seconds_behind) if listener.oldest else "",
+            str(listener.in_hand),
+            str(listener.retrying),
+            str(listener.dead_letters),
+            f"{listener.per_minute:.0f}",
+            "" if listener.p50 is None else duration(listener.p50),
+            "" if listener.p95 is None else duration(listener.p95),
+            ", ".join(listener.processes),
+        )
+    parts.append(listeners if status.listeners else "This service has no listeners.")
+    outboxes = table("outbox of", "unpublished", "refused", "oldest", right=("unpublished", "refused"))
+    for outbox in status.outboxes:
+        behind = duration(outbox.seconds_behind) if outbox.unpublished else ""
+        outboxes.add_row(outbox.database, str(outbox.unpublished), str(outbox.refused), behind)
+    parts.append(outboxes)
+    streams = table("stream", "length", "memory", "held by", right=("length", "memory"))
+    for stream in status.streams:
+        memory = "" if stream.memory is None else f"{stream.memory / 1024:,.0f} KiB"
+        streams.add_row(stream.key, f"{stream.length:,}", memory, stream.held_by)
+    if status.streams:
+        parts.append(streams)
+    problems = status.all_problems()
+    parts.append("\n".join(["Needs attention:", *(f"- {problem}" for problem in problems)]) if problems else "All is well.")
+    return Group(*parts)
+
+
+def _waiting(listener: ListenerStatus) -> str:
+    if listener.waiting is None:
+        return "no group yet"
+    return f"{listener.waiting:,}" if listener.is_exact else f"about {listener.waiting:,}"

@@ -1,0 +1,73 @@
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import Error as DatabaseError
+
+from lightbus_django.database.errors import one_line
+from lightbus_django.events.times import as_aware
+from lightbus_django.exceptions import LightbusError
+from lightbus_django.listening.registry import registry
+from lightbus_django.management.output import console, point_in_time, progress, table
+from lightbus_django.operating.pausing import find_listener
+from lightbus_django.operating.verification import Verification, Verified
+
+NUMBERS = "fired", "published", "handled", "waiting", "failed", "discarded", "before_start", "unproven", "missing"
+
+SHOWN = 20
+"""How many ids of missing events are shown for each listener, unless --json is given."""
+
+
+class Command(BaseCommand):
+    help = (
+        "Check that every event since a time has reached every listener of this service, from the records of outbox, "
+        "streams, inbox and failures. Exits with 1 if an event is missing."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--since",
+            required=True,
+            metavar="TIME",
+            help="events fired at or after this time: 2026-03-01T12:00, in settings.TIME_ZONE, or how long ago, such as "
+            "90m, 12h or 7d",
+        )
+        parser.add_argument("--until", metavar="TIME", help="only events fired before this time")
+        parser.add_argument("--listener", action="append", metavar="NAME", help="only this listener; repeatable")
+        parser.add_argument("--replay", action="store_true", help="hand missing events to their listener alone")
+        parser.add_argument("--json", action="store_true", help="print JSON, with up to 1000 ids for each listener")
+
+    def handle(self, **options: Any) -> None:
+        since = as_aware(point_in_time(options["since"])).astimezone(UTC)
+        until = as_aware(point_in_time(options["until"])).astimezone(UTC) if options["until"] else datetime.now(UTC)
+        try:
+            listeners = [find_listener(name) for name in options["listener"] or ()] or list(registry)
+            verification = Verification(listeners, since=since, until=until, replay=options["replay"])
+            with progress(self.stderr, "comparing") as advance:
+                results = verification.run(advance)
+        except (LightbusError, DatabaseError) as error:
+            raise CommandError(f"Incomplete, run it again: {one_line(error)}") from error
+        if options["json"]:
+            self.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode())
+        else:
+            self.show(results)
+        missing = sum(result.missing for result in results)
+        replayed = sum(result.replayed for result in results)
+        if missing > replayed:
+            hint = "" if options["replay"] else " --replay hands them to their listeners."
+            raise CommandError(f"{missing - replayed} events are missing.{hint}")
+
+    def show(self, results: list[Verified]) -> None:
+        rows = table("listener", *(name.replace("_", " ") for name in NUMBERS), right=[n.replace("_", " ") for n in NUMBERS])
+        for result in sorted(results, key=lambda result: result.listener):
+            rows.add_row(result.listener, *(f"{getattr(result, name):,}" for name in NUMBERS))
+        if not rows.rows:
+            self.stdout.write("This service has no listeners.")
+            return
+        console(self.stdout).print(rows)
+        for result in results:
+            for event_id in result.missing_ids[:SHOWN]:
+                self.stdout.write(f"missing for {result.listener}: {event_id}")
+            if result.replayed:
+                self.stdout.write(f"{result.replayed} events handed to {result.listener}; lightbus_listen handles them.")
