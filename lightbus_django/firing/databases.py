@@ -1,10 +1,12 @@
 """The databases that have an outbox, and which of them an event goes to."""
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 from django.db import connections, router
 
 from lightbus_django.database.connections import named_by_listeners
+from lightbus_django.database.errors import transient_errors
 from lightbus_django.models import OutboxEvent
 
 
@@ -41,3 +43,11 @@ def has_outbox(alias: str) -> bool:
     if connections[alias].vendor == "unknown":  # DATABASES = {"default": {}, ...}
         return False
     return may_have_outbox(alias) and OutboxEvent._meta.db_table in connections[alias].introspection.table_names()
+
+
+def databases_with_tables() -> Iterator[str]:
+    """Yield the aliases of the databases that have our tables. Raises DatabaseUnavailable."""
+    for alias in connections:
+        with transient_errors(alias):
+            if has_outbox(alias):
+                yield alias

@@ -176,8 +176,8 @@ class Keys:
         at = connections[self.using].ops.adapt_datetimefield_value(now)
         group, using = self.stored_group, self.using
         process = storable(self.process_name, _PROCESS_NAME, using)
-        return [
-            (each.key, group, storable(each.event_name, _EVENT_NAME, using), at, False)
-            + (process, each.entry.stream_id, each.entry.deliveries)
-            for each in deliveries
-        ]
+        rows = []
+        for each in deliveries:
+            event_name, entry = storable(each.event_name, _EVENT_NAME, using), each.entry
+            rows.append((each.key, group, event_name, at, False, process, entry.stream_id, entry.deliveries))
+        return rows

@@ -19,9 +19,6 @@ from lightbus_django.exceptions import TransactionEnded
 from .processed_event import KEY_LENGTH, ProcessedEvent
 
 
-_DISCARD = ("discarded_by", "discard_reason")
-
-
 class FailedEventQuerySet(models.QuerySet["FailedEvent"]):
     def due(self, now: datetime) -> "FailedEventQuerySet":
         """Return the events whose next attempt is due."""
@@ -192,7 +189,8 @@ def _insert_discarded(events: "models.QuerySet[FailedEvent]", by: str, reason: s
     connection: Any = connections[events.db]
     keys = ProcessedEvent._meta
     now = timezone.now()
-    by, reason = (storable(text, keys.get_field(name), events.db) for text, name in zip((by, reason), _DISCARD))
+    by = storable(by, keys.get_field("discarded_by"), events.db)
+    reason = storable(reason, keys.get_field("discard_reason"), events.db)
     rows = events.order_by("event_id", "consumer_group").values_list(
         "event_id",
         "consumer_group",

@@ -93,9 +93,7 @@ def group_failures(events: FailedEventQuerySet) -> list[FailureGroup]:
     )
     found = list(rows)
     errors = dict(
-        FailedEvent.objects.using(events.db)
-        .filter(pk__in=[row["sample"] for row in found])
-        .values_list("pk", "error")
+        FailedEvent.objects.using(events.db).filter(pk__in=[row["sample"] for row in found]).values_list("pk", "error")
     )
     return [
         FailureGroup(

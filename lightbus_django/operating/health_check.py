@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from .durations import duration
-from .status import FROZEN_AFTER, Status
+from .report import Status
+from .status import FROZEN_AFTER
 
 
 def find_reasons(

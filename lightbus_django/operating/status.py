@@ -4,7 +4,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
-import msgspec
 from django.db import Error as DatabaseError
 from django.db import connections, router
 from django.db.models import Count, Min, Q
@@ -25,109 +24,13 @@ from lightbus_django.listening.registry import registry
 from lightbus_django.models import ConsumerGroup, FailedEvent, OutboxEvent, ProcessedEvent
 
 from .durations import duration
+from .report import ListenerStatus, Outbox, Process, Status, Stream
 
 LATE_AFTER = 60.0
 """Seconds after which a listener is late whose oldest event is not handled."""
 
 FROZEN_AFTER = 3 * heartbeats.INTERVAL
 """Seconds after which a process without a heartbeat is reported."""
-
-
-class Process(msgspec.Struct, frozen=True, kw_only=True):
-    """A process that runs listeners, by its heartbeat."""
-
-    name: str
-    service_name: str
-    host: str
-    pid: int
-    version: str
-    code_version: str
-    seconds_running: float
-    seconds_silent: float
-    """Since its last heartbeat."""
-    listeners: list[str]
-    """The consumer groups whose listeners it runs."""
-    in_hand: list[str]
-    """What its threads are doing."""
-    problems: list[str]
-
-    @property
-    def is_healthy(self) -> bool:
-        return not self.problems
-
-
-class ListenerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A listener of this service, over all processes and streams."""
-
-    name: str
-    group: str
-    events: list[str]
-    streams: list[str]
-    database: str
-    waiting: int | None
-    """Events that it wants and has not read; None if that is unknown, because it has no group yet."""
-    is_exact: bool
-    """False if `waiting` is an estimate."""
-    in_hand: int
-    """Events that it has read and not acknowledged."""
-    oldest: datetime | None
-    """When the oldest of these events was published; in UTC."""
-    seconds_behind: float
-    """How old that event is; 0 if there is none."""
-    retrying: int
-    dead_letters: int
-    per_minute: float
-    p50: float | None
-    p95: float | None
-    """How many seconds after its publication half of the events of the last hour were handled, and 95 % of them."""
-    minutes: list[int]
-    """How many events were handled in each minute of the last hour."""
-    processes: list[str]
-    paused_at: datetime | None
-    paused_by: str
-    problems: list[str]
-
-
-class Outbox(msgspec.Struct, frozen=True, kw_only=True):
-    """The outbox of one database."""
-
-    database: str
-    unpublished: int
-    refused: int
-    seconds_behind: float
-    """How long ago the oldest unpublished event was fired; 0 if there is none."""
-
-
-class Stream(msgspec.Struct, frozen=True, kw_only=True):
-    """A stream that this service listens to or fires to."""
-
-    key: str
-    length: int
-    memory: int | None
-    """In bytes; None if Redis can't tell."""
-    held_by: str
-    """The consumer group that is furthest behind; until it goes on, nothing after its position is trimmed."""
-
-
-class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of a service. `problems` are those that concern no listener or process alone."""
-
-    service_name: str
-    bus: str
-    at: datetime
-    processes: list[Process]
-    listeners: list[ListenerStatus]
-    outboxes: list[Outbox]
-    streams: list[Stream]
-    problems: list[str]
-
-    def all_problems(self) -> list[str]:
-        """Return all problems, each with the name of what it concerns."""
-        return [
-            *self.problems,
-            *(f"process {each.name}: {problem}" for each in self.processes for problem in each.problems),
-            *(f"listener {each.name}: {problem}" for each in self.listeners for problem in each.problems),
-        ]
 
 
 def read_status(now: datetime | None = None) -> Status:
@@ -205,9 +108,7 @@ class _Reading:
         found = outbox.unpublished().aggregate(count=Count("pk"), oldest=Min("created_at"))
         refused = outbox.refused().count()
         behind = 0.0 if found["oldest"] is None else self._seconds_since(as_aware(found["oldest"]))
-        self.outboxes.append(
-            Outbox(database=alias, unpublished=found["count"], refused=refused, seconds_behind=behind)
-        )
+        self.outboxes.append(Outbox(database=alias, unpublished=found["count"], refused=refused, seconds_behind=behind))
         if refused:
             self.problems.append(f"{refused} events in the outbox of {alias!r} can't be published; see their errors")
         if behind > LATE_AFTER:
@@ -253,7 +154,9 @@ class _Reading:
         problems = [problem for listener in sign.listeners for problem in _problems_of_thread(listener, sign.timeout)]
         problems += sign.stuck_jobs
         if heartbeat.age > FROZEN_AFTER:
-            problems.append(f"no heartbeat for {duration(heartbeat.age)}: it was killed, is frozen, or can't reach Redis")
+            problems.append(
+                f"no heartbeat for {duration(heartbeat.age)}: it was killed, is frozen, or can't reach Redis"
+            )
         elif any(_are_doubles(heartbeat, other) for other in ours):
             problems.append("another process runs under the same name; they handle events twice")
         return Process(
@@ -327,7 +230,9 @@ class _Reading:
             for backlog in filter(None, of_streams.values()):
                 silent.update(consumer.name for consumer in backlog.consumers if _is_active(consumer.idle))
         for name in sorted(set(silent) - names):
-            self.problems.append(f"process {name} reads events and writes no heartbeat: an earlier version, or just ended")
+            self.problems.append(
+                f"process {name} reads events and writes no heartbeat: an earlier version, or just ended"
+            )
 
     def _find_unclaimed_groups(self, listeners: Iterable[Listener]) -> None:
         claimed = {listener.group(self.service_name) for listener in listeners}
@@ -362,4 +267,3 @@ def _is_active(idle: float) -> bool:
 
 def _has_active_consumer(backlogs: Iterable[Backlog]) -> bool:
     return any(_is_active(consumer.idle) for backlog in backlogs for consumer in backlog.consumers)
-

@@ -1,9 +1,8 @@
-"""One event's story, from records: where it was fired, who should get it, who has handled it, and who has not and why."""
+"""One event's story, from records: where it was fired, who has handled it, and who has not and why."""
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
 
 import msgspec
 from django.db import Error as DatabaseError
@@ -28,94 +27,21 @@ from lightbus_django.listening.registry import registry
 from lightbus_django.models import ConsumerGroup, FailedEvent, OutboxEvent, ProcessedEvent, stored_group
 
 from .durations import duration
-
-FOUND = 50
-"""Maximum number of ids that a search returns."""
-
-HANDLED = "handled"
-RETRYING = "retrying"
-DEAD_LETTER = "dead letter"
-DISCARDED = "discarded"
-IN_HAND = "in hand"
-WAITING = "waiting"
-PAUSED = "paused"
-NOT_WANTED = "not for it"
-UNKNOWN = "unknown"
-MISSING = "missing"
-
-
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of an event for one consumer group."""
-
-    group: str
-    listener: str
-    """Empty if the group belongs to another service, or has no listener."""
-    state: str
-    """One of the constants of this module."""
-    text: str
-    """What is known, as a sentence."""
-    at: datetime | None = None
-    process: str = ""
-    attempts: int | None = None
-    failed_id: int | None = None
-    """The primary key of the failed event, if there is one."""
-    database: str = ""
-
-
-class Story(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that is known of one event."""
-
-    id: str
-    name: str
-    payload: dict[str, Any] | None
-    """None if no record has the payload any more."""
-    fired_at: datetime | None
-    published_at: datetime | None
-    stream: str
-    stream_id: str
-    """Empty if the event is not published, or if that is not known."""
-    origin: str
-    """Where it comes from and how far it is on its way to the bus, as a sentence."""
-    outbox_database: str
-    """The database whose outbox has the event; empty if none has."""
-    is_published: bool
-    outcomes: list[Outcome]
-    problems: list[str]
-    """Servers that could not be asked."""
-
-
-def find_ids(text: str) -> list[str]:
-    """Return the ids of events that begin with a text, the latest first, from all records of this service.
-
-    At most FOUND. The first characters of an id are its time, so they stand for a span of time.
-    """
-    prefix = text.strip()
-    found: set[str] = set()
-    for alias in _aliases():
-        for model in (ProcessedEvent, FailedEvent):
-            rows = model._default_manager.using(alias).filter(
-                event_id__gte=prefix, event_id__lte=f"{prefix}zzzzzzzz", event_id__startswith=prefix
-            )
-            found.update(rows.order_by("-event_id").values_list("event_id", flat=True)[:FOUND])
-        if (span := _uuid_span(prefix)) is not None:
-            outbox = OutboxEvent.objects.using(alias).filter(pk__range=span).order_by("-pk")
-            found.update(map(str, outbox.values_list("pk", flat=True)[:FOUND]))
-    return sorted(found, reverse=True)[:FOUND]
-
-
-def _uuid_span(prefix: str) -> tuple[UUID, UUID] | None:
-    digits = prefix.replace("-", "").lower()
-    try:
-        return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
-    except ValueError:
-        return None
-
-
-def _aliases() -> Iterator[str]:
-    for alias in connections:
-        with transient_errors(alias):
-            if has_outbox(alias):
-                yield alias
+from .event_ids import uuid_span
+from .outcomes import (
+    DEAD_LETTER,
+    DISCARDED,
+    HANDLED,
+    IN_HAND,
+    MISSING,
+    NOT_WANTED,
+    PAUSED,
+    RETRYING,
+    UNKNOWN,
+    WAITING,
+    Outcome,
+    Story,
+)
 
 
 def tell(event_id: str, now: datetime | None = None) -> Story | None:
@@ -189,7 +115,7 @@ class _Research:
             with transient_errors(alias):
                 if not has_outbox(alias):
                     return
-                if (span := _uuid_span(self.id)) is not None and span[0] == span[1]:
+                if (span := uuid_span(self.id)) is not None and span[0] == span[1]:
                     row = OutboxEvent.objects.using(alias).filter(pk=span[0]).first()
                     if row is not None:
                         self.outbox, self.outbox_database = row, alias
@@ -205,7 +131,7 @@ class _Research:
             self.problems.append(f"database {alias!r}: {one_line(error)}")
 
     def _read_names(self) -> None:
-        rows = [*self.failed.values(), *self.processed.values()]
+        rows: list[Any] = [*self.failed.values(), *self.processed.values()]
         self.name = self.outbox.event_name if self.outbox else next((row.event_name for row in rows), "")
         self.stream = next((row.stream for row in self.failed.values()), "")
         if not self.stream and is_name(self.name):
@@ -286,12 +212,14 @@ class _Research:
             told.add(group)
             using = listener.using or router.db_for_write(ProcessedEvent)
             stored = stored_group(group, using)
-            outcome = self._recorded(using, stored, listener.listener_name) or self._not_recorded(listener, group, on_bus)
+            outcome = self._recorded(using, stored, listener.listener_name)
+            if outcome is None:
+                outcome = self._not_recorded(listener, group, on_bus)
             yield msgspec.structs.replace(outcome, group=group, listener=listener.listener_name, database=using)
         for alias, group in sorted({*self.processed, *self.failed}):
-            if group not in told and (outcome := self._recorded(alias, group, "")) is not None:
+            if group not in told and (found := self._recorded(alias, group, "")) is not None:
                 told.add(group)
-                yield outcome
+                yield found
         yield from (outcome for group, outcome in on_bus.items() if group not in told)
 
     def _recorded(self, alias: str, group: str, listener: str) -> Outcome | None:
@@ -302,7 +230,9 @@ class _Research:
             error = failed.error.partition("\n")[0][:200]
             common |= {"at": as_aware(failed.failed_at), "attempts": failed.attempts, "failed_id": failed.pk}
             if failed.is_dead_letter:
-                text = f"Dead letter since {_time(as_aware(failed.failed_at))}, after {failed.attempts} attempts: {error}"
+                text = (
+                    f"Dead letter since {_time(as_aware(failed.failed_at))}, after {failed.attempts} attempts: {error}"
+                )
                 return Outcome(state=DEAD_LETTER, text=text, **common)
             due = as_aware(failed.next_attempt_at)  # type: ignore[arg-type]
             count = f"{failed.attempts} of {self.settings.max_attempts} attempts failed"
@@ -345,7 +275,8 @@ class _Research:
         if found.state == UNKNOWN:
             if not listener.idempotent:
                 return outcome(HANDLED, "Read and acknowledged; idempotent=False keeps no record of its handling")
-            if (retention := timedelta(seconds=self.settings.inbox_retention)) and first and self.now - first > retention:
+            retention = timedelta(seconds=self.settings.inbox_retention)
+            if first is not None and self.now - first > retention:
                 return outcome(UNKNOWN, "Acknowledged; its record may have been pruned after INBOX_RETENTION")
             return outcome(MISSING, "Acknowledged, but there is no record that it was handled")
         if found.state == WAITING and group in self.paused:
@@ -362,7 +293,9 @@ class _Research:
             if found.consumer:
                 state, text = IN_HAND, f"Read by {found.consumer}{self._in_hand(group.name)}"
             elif not found.is_read:
-                events = [event for each in registry if each.group(self.service_name) == group.name for event in each.events]
+                events = [
+                    event for each in registry if each.group(self.service_name) == group.name for event in each.events
+                ]
                 state, text = WAITING, self._waits(found.last_delivered_id, events)
             yield Outcome(group=group.name, listener="", state=state, text=text, process=found.consumer)
 

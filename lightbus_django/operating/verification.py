@@ -287,5 +287,3 @@ class Verification:
             for row in rows:
                 starts[row.stream, row.consumer_group] = as_aware(row.starts_at)
         return starts
-
-

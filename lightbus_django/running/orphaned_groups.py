@@ -1,16 +1,15 @@
 """Failed events of consumer groups without a listener: they are never retried until someone decides about them."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from datetime import datetime
 from typing import NamedTuple
 
-from django.db import connections, router
+from django.db import router
 from django.db.models import Count, Max, Q
 from django.utils import timezone
 
 from lightbus_django.database.errors import transient_errors
 from lightbus_django.events.times import as_aware
-from lightbus_django.firing.databases import has_outbox
 from lightbus_django.listening.registry import registry
 from lightbus_django.models import ConsumerGroup, FailedEvent, ProcessedEvent
 
@@ -24,14 +23,6 @@ class OrphanedGroup(NamedTuple):
     dead_letters: int
     is_ours: bool
     """Whether the database records the group as this service's. Earlier versions kept no such record."""
-
-
-def databases_with_tables() -> Iterator[str]:
-    """Yield the aliases of the databases that have our tables. Raises DatabaseUnavailable."""
-    for alias in connections:
-        with transient_errors(alias):
-            if has_outbox(alias):
-                yield alias
 
 
 def find_orphaned_groups(using: str, service_name: str) -> list[OrphanedGroup]:

@@ -7,11 +7,13 @@ from django.db import Error as DatabaseError
 from lightbus_django.database.errors import one_line
 from lightbus_django.exceptions import LightbusError
 from lightbus_django.management.output import console, table
-from lightbus_django.operating.story import Story, find_ids, tell
+from lightbus_django.operating.event_ids import find_ids
+from lightbus_django.operating.outcomes import Story
+from lightbus_django.operating.story import tell
 
 
 class Command(BaseCommand):
-    help = "Tell what happened to an event: where it was fired, who should get it, who has handled it, who has not and why."
+    help = "Tell what happened to an event: where it was fired, who has handled it, who has not and why."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("id", help="id of an event, or its first characters")

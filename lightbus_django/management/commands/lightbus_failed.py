@@ -33,7 +33,7 @@ class Command(BaseCommand):
         discard.add_argument("--reason", default="", help="why, for the records")
         for action in (retry, discard):
             action.add_argument("id", nargs="*", help="ids of events, or their beginnings")
-            action.add_argument("--all", action="store_true", help="if neither an id nor a filter is given: all of them")
+            action.add_argument("--all", action="store_true", help="without ids and filters: all of them")
             action.add_argument("--no-input", action="store_true", help="don't ask for confirmation")
         export = self.add_action(actions, "export", "print one event as JSON or as a pytest fixture", takes_id=True)
         export.add_argument("--format", choices=("json", "pytest"), default="json", help="json")
@@ -48,7 +48,7 @@ class Command(BaseCommand):
             return action
         action.add_argument("--event", metavar="NAME", help="only this event")
         action.add_argument("--exception", metavar="TYPE", help="only this type of error, with or without its module")
-        action.add_argument("--since", metavar="TIME", help="only what failed since a time, or in the last 90m, 12h, 7d")
+        action.add_argument("--since", metavar="TIME", help="only what failed since then, or in the last 12h, 7d")
         action.add_argument("--dead", action="store_true", help="only dead letters")
         action.add_argument("--limit", type=int, metavar="N", help="at most so many events")
         action.add_argument("--json", action="store_true", help="print JSON")
@@ -97,9 +97,7 @@ class Command(BaseCommand):
             state = "dead letter" if event.is_dead_letter else "retrying"
             error = event.error.partition("\n")[0][:80]
             at = _time(event.failed_at)
-            rows.add_row(
-                event.event_id, event.event_name, event.consumer_group, state, str(event.attempts), at, error
-            )
+            rows.add_row(event.event_id, event.event_name, event.consumer_group, state, str(event.attempts), at, error)
         self.print(rows, "No failed events.")
 
     def handle_show(self, options: dict[str, Any]) -> None:
@@ -178,9 +176,7 @@ class Command(BaseCommand):
 
     def refused_groups(self, events: FailedEventQuerySet, using: str) -> list[str]:
         groups = events.order_by().values_list("consumer_group", flat=True).distinct()
-        return [
-            group for group in groups if failures.find_listener(FailedEvent(consumer_group=group), using) is None
-        ]
+        return [group for group in groups if failures.find_listener(FailedEvent(consumer_group=group), using) is None]
 
     def in_chunks(self, events: FailedEventQuerySet, change: Any) -> int:
         """Change events in transactions of limited size; return how many."""

@@ -10,11 +10,11 @@ from lightbus_django.bus.client import get_client
 from lightbus_django.conf import get_settings
 from lightbus_django.database.errors import one_line
 from lightbus_django.exceptions import LightbusError
+from lightbus_django.firing.databases import databases_with_tables
 from lightbus_django.management.output import console, table
 from lightbus_django.operating.durations import duration
 from lightbus_django.running.orphaned_groups import (
     count_retrying,
-    databases_with_tables,
     find_orphaned_groups,
     last_seen,
     retire_group,

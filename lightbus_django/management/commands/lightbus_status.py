@@ -11,7 +11,8 @@ from lightbus_django.exceptions import LightbusError
 from lightbus_django.management.output import console, table
 from lightbus_django.operating.durations import duration
 from lightbus_django.operating.health_check import find_reasons
-from lightbus_django.operating.status import ListenerStatus, Status, read_status
+from lightbus_django.operating.report import ListenerStatus, Status
+from lightbus_django.operating.status import read_status
 
 WATCH_INTERVAL = 2.0
 """Seconds between two looks with --watch."""
@@ -23,7 +24,9 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--watch", action="store_true", help="show it again every two seconds, until Ctrl-C")
         parser.add_argument("--json", action="store_true", help="print JSON")
-        parser.add_argument("--check", action="store_true", help="only print what is not well, and exit with 1 if any is")
+        parser.add_argument(
+            "--check", action="store_true", help="only print what is not well, and exit with 1 if any is"
+        )
         parser.add_argument(
             "--max-age",
             type=float,
@@ -75,7 +78,9 @@ class Command(BaseCommand):
 def render(status: Status) -> RenderableType:
     """Return the status as tables."""
     parts: list[RenderableType] = [f"Service {status.service_name} on {status.bus}, {status.at.astimezone():%H:%M:%S}"]
-    processes = table("process", "host", "pid", "running for", "last sign", "listeners", "in hand", right=("listeners",))
+    processes = table(
+        "process", "host", "pid", "running for", "last sign", "listeners", "in hand", right=("listeners",)
+    )
     for process in status.processes:
         processes.add_row(
             process.name,
@@ -88,7 +93,9 @@ def render(status: Status) -> RenderableType:
         )
     parts.append(processes if status.processes else "No process has a heartbeat.")
     numbers = "waiting", "in hand", "retrying", "dead", "a minute"
-    listeners = table("listener", "waiting", "behind", "in hand", *numbers[2:], "p50", "p95", "processes", right=numbers)
+    listeners = table(
+        "listener", "waiting", "behind", "in hand", *numbers[2:], "p50", "p95", "processes", right=numbers
+    )
     for listener in status.listeners:
         listeners.add_row(
             listener.name,
@@ -115,7 +122,8 @@ def render(status: Status) -> RenderableType:
     if status.streams:
         parts.append(streams)
     problems = status.all_problems()
-    parts.append("\n".join(["Needs attention:", *(f"- {problem}" for problem in problems)]) if problems else "All is well.")
+    lines = ["Needs attention:", *(f"- {problem}" for problem in problems)] if problems else ["All is well."]
+    parts.append("\n".join(lines))
     return Group(*parts)
 
 

@@ -30,8 +30,8 @@ class Command(BaseCommand):
             "--since",
             required=True,
             metavar="TIME",
-            help="events fired at or after this time: 2026-03-01T12:00, in settings.TIME_ZONE, or how long ago, such as "
-            "90m, 12h or 7d",
+            help="events fired at or after this time: 2026-03-01T12:00, in settings.TIME_ZONE, or how long ago, such "
+            "as 90m, 12h or 7d",
         )
         parser.add_argument("--until", metavar="TIME", help="only events fired before this time")
         parser.add_argument("--listener", action="append", metavar="NAME", help="only this listener; repeatable")
@@ -59,7 +59,8 @@ class Command(BaseCommand):
             raise CommandError(f"{missing - replayed} events are missing.{hint}")
 
     def show(self, results: list[Verified]) -> None:
-        rows = table("listener", *(name.replace("_", " ") for name in NUMBERS), right=[n.replace("_", " ") for n in NUMBERS])
+        headings = [name.replace("_", " ") for name in NUMBERS]
+        rows = table("listener", *headings, right=headings)
         for result in sorted(results, key=lambda result: result.listener):
             rows.add_row(result.listener, *(f"{getattr(result, name):,}" for name in NUMBERS))
         if not rows.rows:
@@ -70,4 +71,6 @@ class Command(BaseCommand):
             for event_id in result.missing_ids[:SHOWN]:
                 self.stdout.write(f"missing for {result.listener}: {event_id}")
             if result.replayed:
-                self.stdout.write(f"{result.replayed} events handed to {result.listener}; lightbus_listen handles them.")
+                self.stdout.write(
+                    f"{result.replayed} events handed to {result.listener}; lightbus_listen handles them."
+                )

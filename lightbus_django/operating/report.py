@@ -1,0 +1,102 @@
+"""What a status consists of: processes, listeners, outboxes and streams, each with what needs attention."""
+
+from datetime import datetime
+
+import msgspec
+
+
+class Process(msgspec.Struct, frozen=True, kw_only=True):
+    """A process that runs listeners, by its heartbeat."""
+
+    name: str
+    service_name: str
+    host: str
+    pid: int
+    version: str
+    code_version: str
+    seconds_running: float
+    seconds_silent: float
+    """Since its last heartbeat."""
+    listeners: list[str]
+    """The consumer groups whose listeners it runs."""
+    in_hand: list[str]
+    """What its threads are doing."""
+    problems: list[str]
+
+    @property
+    def is_healthy(self) -> bool:
+        return not self.problems
+
+
+class ListenerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A listener of this service, over all processes and streams."""
+
+    name: str
+    group: str
+    events: list[str]
+    streams: list[str]
+    database: str
+    waiting: int | None
+    """Events that it wants and has not read; None if that is unknown, because it has no group yet."""
+    is_exact: bool
+    """False if `waiting` is an estimate."""
+    in_hand: int
+    """Events that it has read and not acknowledged."""
+    oldest: datetime | None
+    """When the oldest of these events was published; in UTC."""
+    seconds_behind: float
+    """How old that event is; 0 if there is none."""
+    retrying: int
+    dead_letters: int
+    per_minute: float
+    p50: float | None
+    p95: float | None
+    """How many seconds after its publication half of the events of the last hour were handled, and 95 % of them."""
+    minutes: list[int]
+    """How many events were handled in each minute of the last hour."""
+    processes: list[str]
+    paused_at: datetime | None
+    paused_by: str
+    problems: list[str]
+
+
+class Outbox(msgspec.Struct, frozen=True, kw_only=True):
+    """The outbox of one database."""
+
+    database: str
+    unpublished: int
+    refused: int
+    seconds_behind: float
+    """How long ago the oldest unpublished event was fired; 0 if there is none."""
+
+
+class Stream(msgspec.Struct, frozen=True, kw_only=True):
+    """A stream that this service listens to or fires to."""
+
+    key: str
+    length: int
+    memory: int | None
+    """In bytes; None if Redis can't tell."""
+    held_by: str
+    """The consumer group that is furthest behind; until it goes on, nothing after its position is trimmed."""
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of a service. `problems` are those that concern no listener or process alone."""
+
+    service_name: str
+    bus: str
+    at: datetime
+    processes: list[Process]
+    listeners: list[ListenerStatus]
+    outboxes: list[Outbox]
+    streams: list[Stream]
+    problems: list[str]
+
+    def all_problems(self) -> list[str]:
+        """Return all problems, each with the name of what it concerns."""
+        return [
+            *self.problems,
+            *(f"process {each.name}: {problem}" for each in self.processes for problem in each.problems),
+            *(f"listener {each.name}: {problem}" for each in self.listeners for problem in each.problems),
+        ]
