@@ -19,6 +19,9 @@ COMMANDS = {
     "last_id_and_time": scripts.last_id_and_time(STREAM),
     "trim": scripts.trim(STREAM, keep_from="1-0", keep_length=0, limit=10, ahead_from="9-0", required_groups=[]),
     "delete_idle_consumers": scripts.delete_idle_consumers(STREAM, "group", idle=60),
+    "heartbeat": scripts.heartbeat(STREAM, "one", start="a", content=b"{}", expiry=30, member="shop/web"),
+    "count_unread": scripts.count_unread(STREAM, "1-0", limit=10, event_names=["shop.order_placed"]),
+    "scan_events": scripts.scan_events(STREAM, "1-0", limit=10),
     "retire": scripts.retire(STREAM, "group", idle=60),
 }
 

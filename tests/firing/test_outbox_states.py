@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 import pytest
-from django.db.models import F
+from django.db.models import F, Value
 from django.utils import timezone
 
 from lightbus_django.models import Claim, OutboxEvent, QueuePosition
@@ -39,7 +39,7 @@ def test_from_the_commit_to_the_publication(now):
     assert OUTBOX.all().claim(now, Claim(now + MINUTE)) == 1
     assert states(now) == {"unpublished", "due", "claimed"}
     assert states(now + MINUTE) == {"unpublished", "due"}  # the process died
-    assert OUTBOX.all().mark_published(F("created_at")) == 1
+    assert OUTBOX.all().mark_published(F("created_at"), Value("1-0")) == 1
     assert states(now) == {"published"}
     assert OUTBOX.all().claim(now + MINUTE, Claim(now + 2 * MINUTE)) == 0
 
@@ -62,7 +62,7 @@ def test_a_refused_event_is_due_again_and_forgets_its_error_once_published(now):
     assert OUTBOX.all().put_off(now + MINUTE, "no") == 1
     assert states(now) == {"unpublished", "waiting", "refused"}
     assert states(now + MINUTE) == {"unpublished", "due", "refused"}
-    OUTBOX.all().mark_published(F("created_at"))
+    OUTBOX.all().mark_published(F("created_at"), Value("1-0"))
     assert OUTBOX.get().error == ""
 
 

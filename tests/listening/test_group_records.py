@@ -242,18 +242,34 @@ class TestWriting:
         assert row.starts_at
 
 
+PROCESSED = """
+INSERT INTO lightbus_django_processedevent (event_id, consumer_group, event_name, processed_at, discarded)
+VALUES (%s, %s, %s, %s, %s)
+"""
+FAILED = """
+INSERT INTO lightbus_django_failedevent
+(event_id, consumer_group, event_name, stream, stream_id, fields, error, traceback, attempts, failed_at)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+"""
+
+
 def test_tables_with_rows_are_upgraded(r, consume, transactional_db):
     ConsumerGroup.objects.all().delete()
-    fire("shop.order_placed", number=1)
+    handled = fire("shop.order_placed", number=1)
+    fire("shop.order_placed", number=2)
     declare(start="beginning")
     OutboxEvent.objects.create(event_name="shop.order_placed", payload="{}", due_at=None)
     call_command("migrate", "lightbus_django", "0002", verbosity=0)
     try:
-        drain(consume())
-        FailedEvent.objects.create(event_id="a", consumer_group=GROUP, fields="[]")
+        with connection.cursor() as cursor:
+            now = connection.ops.adapt_datetimefield_value(timezone.now())
+            cursor.execute(PROCESSED, [handled.id, GROUP, "shop.order_placed", now, False])
+            cursor.execute(FAILED, ["a", GROUP, "shop.order_placed", "s", "1-0", "[]", "it failed", "", 1, now])
     finally:
         call_command("migrate", "lightbus_django", verbosity=0)
     assert (ProcessedEvent.objects.count(), OutboxEvent.objects.count(), FailedEvent.objects.count()) == (1, 1, 1)
+    assert (ProcessedEvent.objects.get().process_name, ProcessedEvent.objects.get().attempts) == ("", None)
+    assert (FailedEvent.objects.get().exception, FailedEvent.objects.get().history) == ("", None)
     drain(consume(process_name="new"))
-    assert ConsumerGroup.objects.get().start_id == ""
-    assert effects() == [1]
+    assert effects() == [2]
+    assert ProcessedEvent.objects.get(process_name="new").attempts == 1
