@@ -134,6 +134,17 @@ def delete_idle_consumers(stream: str, group: str, *, idle: float) -> Command:
     return _eval("xinfo", "delete_idle_consumers", keys=[stream], args=[group, _milliseconds(idle)])
 
 
+def move_group(stream: str, old: str, new: str, consumer: str, *, idle: float) -> Command:
+    """Give the place of a group to another one, and destroy it. Replies with the number of pending entries.
+
+    Replies -1 if a consumer of one of them was active within `idle`.
+
+    Args:
+        consumer: the consumer that gets the pending entries.
+    """
+    return _eval("xinfo", "move_group", keys=[stream], args=[old, new, consumer, _milliseconds(idle)])
+
+
 def retire(stream: str, group: str, *, idle: float) -> Command:
     """Destroy a group all of whose consumers are idle. Replies 1 if it was destroyed."""
     return _eval("xinfo", "retire", keys=[stream], args=[group, _milliseconds(idle)])

@@ -11,6 +11,7 @@ from lightbus_django.exceptions import GroupMissing
 
 from . import scripts
 from .client import RedisClient
+from .consumer_group import PLACEHOLDER
 
 RETIRE_AFTER = 120.0
 """Seconds for which a group is safe from `retire` after one of its consumers was active.
@@ -154,6 +155,17 @@ def delete_idle_consumers(client: RedisClient, stream: str, group: str, *, idle:
     """Delete consumers idle for `idle` seconds that have nothing pending, but never the last one; return how many."""
     deleted: int = client.execute(scripts.delete_idle_consumers(stream, group, idle=idle), stream)
     return deleted
+
+
+def move_group(client: RedisClient, stream: str, old: str, new: str, *, idle: float) -> int | None:
+    """Give the place of a group, with its pending entries, to another group, and destroy it.
+
+    Return the number of pending entries; None if a consumer of one of the groups was active within `idle` seconds, or
+    within RETIRE_AFTER.
+    """
+    command = scripts.move_group(stream, old, new, PLACEHOLDER, idle=max(idle, RETIRE_AFTER))
+    count: int = client.execute(command, stream)
+    return None if count < 0 else count
 
 
 def retire(client: RedisClient, stream: str, group: str, *, idle: float) -> bool:

@@ -22,6 +22,7 @@ COMMANDS = {
     "heartbeat": scripts.heartbeat(STREAM, "one", start="a", content=b"{}", expiry=30, member="shop/web"),
     "count_unread": scripts.count_unread(STREAM, "1-0", limit=10, event_names=["shop.order_placed"]),
     "scan_events": scripts.scan_events(STREAM, "1-0", limit=10),
+    "move_group": scripts.move_group(STREAM, "group", "other", "nobody", idle=60),
     "retire": scripts.retire(STREAM, "group", idle=60),
 }
 

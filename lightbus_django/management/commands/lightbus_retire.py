@@ -7,12 +7,14 @@ from django.db import Error as DatabaseError
 
 from lightbus_django.bus import streams
 from lightbus_django.bus.client import get_client
-from lightbus_django.conf import get_settings
+from lightbus_django.conf import format_name, get_settings
 from lightbus_django.database.errors import one_line
 from lightbus_django.exceptions import LightbusError
 from lightbus_django.firing.databases import databases_with_tables
 from lightbus_django.management.output import console, table
 from lightbus_django.operating.durations import duration
+from lightbus_django.operating.pausing import find_listener
+from lightbus_django.operating.renaming import move_records
 from lightbus_django.running.orphaned_groups import (
     count_retrying,
     find_orphaned_groups,
@@ -37,6 +39,11 @@ class Command(BaseCommand):
             metavar="SECONDS",
             help="how long the group must not have been read (GROUP_STALE_AFTER); at least 120",
         )
+        parser.add_argument(
+            "--move-to",
+            metavar="LISTENER",
+            help="give the place of the group, its keys and its failed events to this listener, which was renamed",
+        )
         parser.add_argument("--no-input", action="store_true", help="don't ask for confirmation")
 
     def handle(self, **options: Any) -> None:
@@ -50,6 +57,9 @@ class Command(BaseCommand):
             if not options["group"]:
                 self.show(groups)
                 self.show_orphaned(settings.service_name)
+                return
+            if options["move_to"]:
+                self.move(options["group"], groups, options)
                 return
             for name in options["group"]:
                 self.retire(name, [group for group in groups if group.name == name], options)
@@ -79,6 +89,27 @@ class Command(BaseCommand):
             if count := retire_group(alias, name, options["stream"]):
                 self.stdout.write(f"Turned {count} retries of {name!r} in database {alias!r} into dead letters.")
 
+    def move(self, names: list[str], groups: list[streams.Group], options: dict[str, Any]) -> None:
+        if len(names) != 1:
+            raise CommandError("--move-to takes the name of one group.")
+        old, listener = names[0], find_listener(options["move_to"])
+        new = listener.group(format_name(get_settings().service_name))
+        if old == new:
+            raise CommandError(f"{old!r} is the group of this listener already.")
+        for group in groups:
+            if group.name in (old, new) and group.idle is not None and group.idle < self.idle:
+                raise CommandError(self.in_use(f"{group.name!r} of {group.stream}"))
+        question = f"Give the place of {old!r}, its keys and its failed events to {new!r}?"
+        if not options["no_input"] and not self.ask(question):
+            raise CommandError("Cancelled; nothing was moved.")
+        count = sum(move_records(old, new, listener))
+        self.stdout.write(f"Moved {count} keys and failed events from {old!r} to {new!r}.")
+        for stream in sorted({group.stream for group in groups if group.name == old}):
+            pending = streams.move_group(self.client, stream, old, new, idle=self.idle)
+            if pending is None:
+                raise CommandError(self.in_use(f"{old!r} or {new!r} of {stream}"))
+            self.stdout.write(f"Moved the group of {stream} with {pending} pending events.")
+
     def in_use(self, what: str) -> str:
         return (
             f"{what} is in use: one of its consumers was active within the last {duration(self.idle)}. Stop its "
@@ -88,8 +119,11 @@ class Command(BaseCommand):
 
     def confirm(self, name: str, retrying: int) -> bool:
         rest = f" {retrying} failed events won't be retried any more." if retrying else ""
+        return self.ask(f"Destroy the group {name!r}? It loses its unhandled events.{rest}")
+
+    def ask(self, question: str) -> bool:
         try:
-            return input(f"Destroy the group {name!r}? It loses its unhandled events.{rest} [y/N] ") == "y"
+            return input(f"{question} [y/N] ") == "y"
         except EOFError:
             raise CommandError("Can't ask for confirmation without a terminal; use --no-input.") from None
 
