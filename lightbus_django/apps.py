@@ -10,8 +10,9 @@ class LightbusDjangoConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from .checks import check_listeners, check_settings
+        from .checks import check_groups, check_listeners, check_settings
 
         checks.register(check_settings, "lightbus")
         checks.register(check_listeners, "lightbus")
+        checks.register(check_groups, checks.Tags.database)
         autodiscover_modules("listeners")

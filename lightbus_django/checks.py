@@ -10,11 +10,11 @@ from django.core.checks import Warning as CheckWarning
 from django.db import connections, router
 
 from .bus.client import RedisClient
-from .conf import find_problems, get_settings, is_random
+from .conf import find_problems, format_name, get_settings, is_random
 from .database.connections import check_autocommit
 from .exceptions import ConfigurationError
 from .listening.registry import registry
-from .models import ProcessedEvent
+from .models import ConsumerGroup, ProcessedEvent
 
 
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
@@ -87,4 +87,35 @@ def check_listeners(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> l
             check_autocommit(alias)
         except ConfigurationError as error:
             messages.append(Error(str(error), id="lightbus_django.E103"))
+    return messages
+
+
+def check_groups(
+    app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Check the records of consumer groups, with `check --database` and `migrate`.
+
+    W002: a group of this service has no listener.
+    """
+    raw: Any = getattr(settings, "LIGHTBUS", None)
+    if find_problems(raw) or is_random(raw["SERVICE_NAME"]):
+        return []
+    service_name = format_name(raw["SERVICE_NAME"])
+    claimed = {listener.group(service_name) for listener in registry}
+    messages: list[CheckMessage] = []
+    for alias in databases or ():
+        if connections[alias].vendor == "unknown":
+            continue
+        if ConsumerGroup._meta.db_table not in connections[alias].introspection.table_names():
+            continue  # it is about to be migrated
+        rows = ConsumerGroup.objects.using(alias).filter(service_name=service_name)
+        for group in sorted(set(rows.values_list("consumer_group", flat=True)) - claimed):
+            messages.append(
+                CheckWarning(
+                    f"No listener has the consumer group {group!r} of this service, so its events wait for ever.",
+                    hint=f"If its listener was renamed: manage.py lightbus_retire {group} --move-to LISTENER. If it was "
+                    f"removed: manage.py lightbus_retire {group}",
+                    id="lightbus_django.W002",
+                )
+            )
     return messages

@@ -4,10 +4,12 @@ import pytest
 from django.core.checks import run_checks
 from django.db import connection
 from django.test import override_settings
+from model_bakery import baker
 
 from lightbus_django import ConfigurationError, listens_to
 from lightbus_django.conf import get_settings
 from lightbus_django.listening.registry import registry
+from lightbus_django.models import ConsumerGroup
 from lightbus_django.running.worker import Worker
 
 
@@ -84,3 +86,13 @@ def test_a_database_that_commits_nothing_by_itself_is_an_error(listeners, monkey
     worker = Worker(registry, service_name="shop", process_name="web", settings=get_settings())
     with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
         worker.check_databases()
+
+
+@pytest.mark.django_db
+def test_a_group_of_this_service_without_a_listener_is_a_warning(listeners):
+    listens_to("shop.order_placed", listener_name="book")(lambda event: None)
+    for service, group in (("price-monitor", "price-monitor-book"), ("price-monitor", "gone"), ("another", "another")):
+        baker.make(ConsumerGroup, key=group, service_name=service, consumer_group=group)
+    (message,) = run_checks(tags=["database"], databases=["default"])
+    assert (message.id, "'gone'" in message.msg) == ("lightbus_django.W002", True)
+    assert "lightbus_retire gone --move-to" in message.hint
