@@ -8,11 +8,12 @@ from django.db import connection
 
 from lightbus_django import fire_many
 from lightbus_django.models import FailedEvent, ProcessedEvent
+from lightbus_django.operating.status import read_status
 from tests.app.models import Effect
 from tests.conftest import ROOT, eventually, process_environment
 
-PREVIOUS = "40cdbf5"
-"""The last commit in which events share a transaction."""
+PREVIOUS = {"40cdbf5": "events share a transaction", "3b1313d": "processes have no heartbeat"}
+"""The last commits of earlier versions, and what was different then."""
 
 KEY = "shop.*:stream"
 GROUP = "price-monitor-book"
@@ -26,18 +27,18 @@ runpy.run_path("manage.py", run_name="__main__")
 """
 
 
-@pytest.fixture
-def old_worker(tmp_path, lightbus_url, r, transactional_db):
-    """A worker of the previous version, on the tests' servers."""
+@pytest.fixture(params=[pytest.param(commit, id=difference) for commit, difference in PREVIOUS.items()])
+def old_worker(request, tmp_path, lightbus_url, r, transactional_db):
+    """A worker of an earlier version, on the tests' servers."""
     archive = tmp_path / "previous.tar"
     packed = subprocess.run(
-        ["git", "archive", f"--output={archive}", PREVIOUS, "lightbus_django"],
+        ["git", "archive", f"--output={archive}", request.param, "lightbus_django"],
         cwd=ROOT,
         capture_output=True,
         check=False,
     )
     if packed.returncode:
-        pytest.skip(f"no commit {PREVIOUS} here")
+        pytest.skip(f"no commit {request.param} here")
     subprocess.run(["tar", "-xf", str(archive), "-C", str(tmp_path)], check=True)
     with (tmp_path / "old.log").open("w+") as log:
         process = subprocess.Popen(
@@ -66,6 +67,9 @@ def test_old_and_new_workers_share_events_and_handle_each_once(old_worker, manag
     assert sorted(Effect.objects.values_list("number", flat=True)) == list(range(EVENTS))
     assert ProcessedEvent.objects.count() == EVENTS
     assert not FailedEvent.objects.exists()
+    problems = read_status().problems
+    assert [problem for problem in problems if "process old reads events and writes no heartbeat" in problem]
+    assert not [problem for problem in problems if "process new" in problem]
     new.kill()
     for log in (old_worker.read_text(), new.communicate(timeout=30)[0]):
         assert "ERROR" not in log
