@@ -77,7 +77,12 @@ def decode(fields: Mapping[bytes, bytes], stream_id: str, attempt: int = 1) -> E
     try:
         for name, value in fields.items():
             if name[:1] == b":":
-                payload[name[1:].decode()] = _decode_json(value)
+                try:
+                    payload[name[1:].decode()] = _decode_json(value)
+                except msgspec.DecodeError:
+                    # Lightbus is written in Python, whose JSON may contain NaN and Infinity. The standard library reads
+                    # them.
+                    payload[name[1:].decode()] = json.loads(value.decode())
             else:
                 value.decode()
     except UnicodeDecodeError as error:
@@ -102,15 +107,7 @@ def decode(fields: Mapping[bytes, bytes], stream_id: str, attempt: int = 1) -> E
     )
 
 
-def _decode_json(value: bytes) -> Any:
-    try:
-        return _msgspec_decode(value)
-    except msgspec.DecodeError:
-        # Lightbus is written in Python, whose JSON may contain NaN and Infinity. The standard library reads them.
-        return json.loads(value.decode())
-
-
-_msgspec_decode = msgspec.json.Decoder().decode
+_decode_json = msgspec.json.Decoder().decode
 
 
 def dump_fields(fields: Mapping[bytes, bytes]) -> str:
