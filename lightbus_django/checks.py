@@ -102,20 +102,20 @@ def check_groups(
         return []
     service_name = format_name(raw["SERVICE_NAME"])
     claimed = {listener.group(service_name) for listener in registry}
-    messages: list[CheckMessage] = []
+    unclaimed: set[str] = set()
     for alias in databases or ():
         if connections[alias].vendor == "unknown":
             continue
         if ConsumerGroup._meta.db_table not in connections[alias].introspection.table_names():
             continue  # it is about to be migrated
         rows = ConsumerGroup.objects.using(alias).filter(service_name=service_name)
-        for group in sorted(set(rows.values_list("consumer_group", flat=True)) - claimed):
-            messages.append(
-                CheckWarning(
-                    f"No listener has the consumer group {group!r} of this service, so its events wait for ever.",
-                    hint=f"If its listener was renamed: manage.py lightbus_retire {group} --move-to LISTENER. If it was "
-                    f"removed: manage.py lightbus_retire {group}",
-                    id="lightbus_django.W002",
-                )
-            )
-    return messages
+        unclaimed.update(set(rows.values_list("consumer_group", flat=True)) - claimed)
+    return [
+        CheckWarning(
+            f"No listener has the consumer group {group!r} of this service, so its events wait for ever.",
+            hint=f"If its listener was renamed, run manage.py lightbus_retire {group} --move-to LISTENER. If it was "
+            f"removed, run manage.py lightbus_retire {group}.",
+            id="lightbus_django.W002",
+        )
+        for group in sorted(unclaimed)
+    ]

@@ -40,6 +40,13 @@ def read_entry(client: RedisClient, stream: str, stream_id: str) -> Fields | Non
     return entries[0][1] if entries else None
 
 
+def latest(client: RedisClient, stream: str, count: int) -> list[tuple[str, Fields]]:
+    """Return the last entries of a stream with their stream ids, the last one first."""
+    with client.handle_errors(stream):
+        found = client.redis_py.xrevrange(stream, count=count)
+    return [(stream_id.decode(), fields) for stream_id, fields in found]
+
+
 def find_entry(client: RedisClient, stream: str, event_id: str, fired_at: datetime) -> tuple[str, Fields] | None:
     """Look for an event among the entries that were added after it was fired; return its stream id and fields."""
     first = f"{round((fired_at - _CLOCK_SKEW).timestamp() * 1000)}-0"

@@ -27,6 +27,7 @@ class ListenerSign(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     group: str
     listener: str = ""
+    events: list[str] = []
     state: str = ""
     stepped: float | None = None
     """Since the thread last came by; None if it has not begun."""
@@ -56,6 +57,8 @@ class ProcessSign(msgspec.Struct, kw_only=True, omit_defaults=True):
     timeout: float = 60.0
     """The process's ACKNOWLEDGEMENT_TIMEOUT in seconds."""
     listeners: list[ListenerSign] = []
+    fires: list[str] = []
+    """Names of the events that its service has fired with `on_commit` lately."""
     stuck_jobs: list[str] = []
     """Descriptions of periodic jobs that hang or fail."""
 

@@ -6,7 +6,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
@@ -23,6 +23,9 @@ from .jobs import Jobs
 
 logger = logging.getLogger("lightbus_django")
 
+MAX_FIRES = 200
+"""Maximum number of event names in a heartbeat that its service fires."""
+
 REMIND_INTERVAL = 60.0
 """Seconds between two errors in the log about another process under the same name."""
 
@@ -37,6 +40,7 @@ class Pulse:
         self,
         healths: Mapping[Consumer, Health],
         all_jobs: Callable[[], Sequence[Jobs]],
+        fired_events: Callable[[], Iterable[str]],
         *,
         service_name: str,
         process_name: str,
@@ -48,9 +52,11 @@ class Pulse:
         Args:
             healths: the consumers, each with its health.
             all_jobs: returns the periodic jobs.
+            fired_events: returns the names of events that the service has fired lately.
         """
         self._healths = healths
         self._all_jobs = all_jobs
+        self._fired_events = fired_events
         self._service_name = service_name
         self._process_name = process_name
         self._settings = settings
@@ -115,6 +121,7 @@ class Pulse:
             started=round(now - self._started, 3),
             timeout=self._settings.acknowledgement_timeout,
             listeners=[_listener_sign(consumer, health, now) for consumer, health in self._healths.items()],
+            fires=sorted(self._fired_events())[:MAX_FIRES],
             stuck_jobs=[problem for jobs in self._all_jobs() for problem in jobs.describe_problems()],
         )
 
@@ -124,6 +131,7 @@ def _listener_sign(consumer: Consumer, health: Health, now: float) -> ListenerSi
     return ListenerSign(
         group=consumer.group,
         listener=consumer.listener.listener_name,
+        events=sorted(consumer.listener.events),
         state=consumer.state.value,
         stepped=_ago(consumer.stepped_at, now),
         read=_ago(consumer.reader.read_at, now),

@@ -40,11 +40,15 @@ class Housekeeping:
         ]
         self.redis = RedisJobs(
             consumers,
-            lambda: {name for database in self.databases for name in database.fired_events},
+            self.fired_events,
             service_name=service_name,
             settings=settings,
             client=client,
         )
+
+    def fired_events(self) -> set[str]:
+        """Return the names of events that the service has fired lately, as far as the databases' jobs know."""
+        return {name for database in self.databases for name in database.fired_events}
 
     def all_jobs(self) -> list[Jobs]:
         """Return the jobs of the databases, then those in Redis, which depend on what the databases know."""

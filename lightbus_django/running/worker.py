@@ -156,6 +156,7 @@ class Worker:
         return Pulse(
             self._healths,
             self.housekeeping.all_jobs,
+            self.housekeeping.fired_events,
             service_name=self.service_name,
             process_name=self.process_name,
             settings=self.settings,
