@@ -1,4 +1,4 @@
-"""The catalogue: which events there are, what is in them, who fires them and who listens, in all services on the bus."""
+"""The catalogue: which events there are, what is in them, who fires them and who listens, in all services."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
