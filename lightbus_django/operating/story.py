@@ -220,6 +220,7 @@ class _Research:
             if group not in told and (found := self._recorded(alias, group, "")) is not None:
                 told.add(group)
                 yield found
+        told.update(listener.group(self.service_name) for listener in registry)  # the others don't want it
         yield from (outcome for group, outcome in on_bus.items() if group not in told)
 
     def _recorded(self, alias: str, group: str, listener: str) -> Outcome | None:
