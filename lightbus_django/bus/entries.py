@@ -10,12 +10,16 @@ from lightbus_django.exceptions import GroupMissing
 from . import scripts
 from .client import RedisClient
 from .consumer_group import id_key
+from .streams import Group
 
-SEARCH_SIZE = 5000
+SEARCH_SIZE = 50_000
 """Maximum number of entries that are searched for an event whose stream id is not known."""
 
 SCAN_SIZE = 2000
 """Number of entries that a scan looks at in one go, which takes Redis a few milliseconds."""
+
+SCAN_BYTES = 8 * 1024 * 1024
+"""Bytes of content after which a scan goes on in another command, so that others have their turn."""
 
 _CLOCK_SKEW = timedelta(seconds=5)
 """How much earlier than its event id says an event may have been published."""
@@ -30,7 +34,6 @@ class Placement(NamedTuple):
     idle: float
     """Seconds since it was delivered to that consumer, or its lease was renewed."""
     deliveries: int
-    last_delivered_id: str
 
 
 def read_entry(client: RedisClient, stream: str, stream_id: str) -> Fields | None:
@@ -49,11 +52,15 @@ def latest(client: RedisClient, stream: str, count: int) -> list[tuple[str, Fiel
 
 def find_entry(client: RedisClient, stream: str, event_id: str, fired_at: datetime) -> tuple[str, Fields] | None:
     """Look for an event among the entries that were added after it was fired; return its stream id and fields."""
-    first = f"{round((fired_at - _CLOCK_SKEW).timestamp() * 1000)}-0"
-    with client.handle_errors(stream):
-        for stream_id, fields in client.redis_py.xrange(stream, first, count=SEARCH_SIZE):
-            if fields.get(b"id") == event_id.encode():
-                return stream_id.decode(), fields
+    seen = 0
+    for scanned in scan(client, stream, fired_at - _CLOCK_SKEW):
+        for event in scanned:
+            if event.event_id == event_id:
+                fields = read_entry(client, stream, event.stream_id)
+                return None if fields is None else (event.stream_id, fields)
+        seen += len(scanned)
+        if seen >= SEARCH_SIZE:
+            break
     return None
 
 
@@ -69,7 +76,7 @@ def scan(client: RedisClient, stream: str, since: datetime) -> Iterator[list[Sca
     """Yield the events of a stream that were added since a time, in lists of up to SCAN_SIZE."""
     after: str | None = f"{max(0, round(since.timestamp() * 1000) - 1)}-{2**64 - 1}"
     while after is not None:
-        last, rows = client.execute(scripts.scan_events(stream, after, limit=SCAN_SIZE), stream)
+        last, rows = client.execute(scripts.scan_events(stream, after, limit=SCAN_SIZE, max_bytes=SCAN_BYTES), stream)
         yield [
             ScannedEvent(stream_id.decode(), *(text.decode(errors="replace") for text in (event_id, api + b"." + name)))
             for stream_id, event_id, api, name in rows
@@ -86,32 +93,24 @@ def are_pending(client: RedisClient, stream: str, group: str, stream_ids: Sequen
     return [bool(reply) for reply in replies]
 
 
-def place(client: RedisClient, stream: str, group: str, stream_id: str) -> Placement | None:
-    """Return how far a group is with an entry; None if there is no such group."""
+def place(client: RedisClient, group: Group, stream_id: str) -> Placement | None:
+    """Return how far a group is with an entry of its stream; None if it was destroyed.
+
+    Args:
+        group: the group as it was a moment ago. What it has acknowledged since then counts as not read.
+    """
+    is_read = id_key(stream_id) <= id_key(group.last_delivered_id)
     try:
-        with client.handle_errors(stream):
-            rows = {row["name"]: row for row in client.redis_py.xinfo_groups(stream)}
-            last = rows[group.encode()]["last-delivered-id"].decode()
-            pending = client.redis_py.xpending_range(stream, group, stream_id, stream_id, 1)
-    except (GroupMissing, KeyError):
+        with client.handle_errors(group.stream):
+            pending = client.redis_py.xpending_range(group.stream, group.name, stream_id, stream_id, 1)
+    except GroupMissing:
         return None
-    is_read = id_key(stream_id) <= id_key(last)
     if not pending:
-        return Placement(is_read, "", 0.0, 0, last)
-    found = pending[0]
+        return Placement(is_read, "", 0.0, 0)
+    (found,) = pending
     return Placement(
         is_read,
         found["consumer"].decode(errors="backslashreplace"),
         found["time_since_delivered"] / 1000,
         found["times_delivered"],
-        last,
     )
-
-
-def count_before(client: RedisClient, stream: str, after: str, until: str, event_names: list[str]) -> tuple[int, bool]:
-    """Return how many events of these names lie between two entries, and whether that is exact."""
-    with client.handle_errors(stream):
-        entries = client.redis_py.xrange(stream, f"({after}", f"({until}", count=SEARCH_SIZE)
-    names = {tuple(name.encode().rsplit(b".", 1)) for name in event_names}
-    wanted = sum((fields.get(b"api_name"), fields.get(b"event_name")) in names for _, fields in entries)
-    return wanted, len(entries) < SEARCH_SIZE

@@ -92,8 +92,8 @@ def beat(client: RedisClient, start: str, sign: ProcessSign) -> list[Heartbeat]:
     key = PREFIX + _name(sign)
     command = scripts.heartbeat(key, INDEX, start=start, content=_encode(sign), expiry=EXPIRY, member=_name(sign))
     first, now, others = client.execute(command, key)
-    found = _parse(((first_at, at, content) for first_at, at, content in others), float(now))
-    return [other for other in found if other.at > max(float(first), other.first_at)]
+    own = Heartbeat(sign, float(first), float(now), float(now))
+    return [other for other in _parse(others, own.at) if are_doubles(own, other)]
 
 
 def end(client: RedisClient, start: str, sign: ProcessSign) -> None:
@@ -104,7 +104,10 @@ def end(client: RedisClient, start: str, sign: ProcessSign) -> None:
 
 
 def read(client: RedisClient) -> list[Heartbeat]:
-    """Return the heartbeats of all processes on the bus that have not expired, of any service."""
+    """Return the heartbeats of all processes on the bus that have not expired, of any service.
+
+    A process that has started again under its name is there once.
+    """
     with client.handle_errors(INDEX):
         seconds, microseconds = client.redis_py.time()
         now = seconds + microseconds / 1e6
@@ -115,9 +118,26 @@ def read(client: RedisClient) -> list[Heartbeat]:
             raise client.handle_error(reply, name.decode(errors="replace"))
         found += _parse((value.split(b" ", 2) for value in reply), now)
     return sorted(
-        (each for each in found if each.age <= EXPIRY),
+        (each for each in found if each.age <= EXPIRY and not any(_has_replaced(other, each) for other in found)),
         key=lambda each: (each.process.service_name, each.process.process_name, each.first_at),
     )
+
+
+def are_doubles(one: Heartbeat, other: Heartbeat) -> bool:
+    """Whether two processes run under one name: both were renewed after the later start.
+
+    A process that was killed and has come back is no such case.
+    """
+    return _have_same_name(one, other) and min(one.at, other.at) > max(one.first_at, other.first_at)
+
+
+def _has_replaced(one: Heartbeat, other: Heartbeat) -> bool:
+    """Whether `one` has started under the name of `other` since that was last heard of."""
+    return _have_same_name(one, other) and one.first_at > other.at
+
+
+def _have_same_name(one: Heartbeat, other: Heartbeat) -> bool:
+    return one is not other and _name(one.process) == _name(other.process)
 
 
 def _parse(rows: Any, now: float) -> Iterator[Heartbeat]:

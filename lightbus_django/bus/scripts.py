@@ -108,25 +108,30 @@ def heartbeat(key: str, index: str, *, start: str, content: bytes, expiry: int, 
     return _eval("heartbeat", keys=[key, index], args=[start, content, expiry, member])
 
 
-def count_unread(stream: str, after: str, *, limit: int, event_names: Iterable[str]) -> Command:
+def count_unread(
+    stream: str, after: str, *, last: str = "+", limit: int, max_bytes: int, event_names: Iterable[str]
+) -> Command:
     """Count the entries after a stream id that a listener wants.
 
-    Replies with how many entries were looked at, how many are wanted, and the ids of the first and last of these.
+    Replies with how many entries were looked at, how many are wanted, the id of the first of these, and whether no more
+    entries follow.
 
     Args:
+        last: the stream id up to which to look.
         limit: maximum number of entries to look at.
+        max_bytes: maximum size of their content.
         event_names: the events that the listener wants.
     """
-    return _eval("count_unread", keys=[stream], args=[after, limit, *event_names])
+    return _eval("count_unread", keys=[stream], args=[after, last, limit, max_bytes, *event_names])
 
 
-def scan_events(stream: str, after: str, *, limit: int) -> Command:
-    """Look at up to `limit` entries after a stream id.
+def scan_events(stream: str, after: str, *, limit: int, max_bytes: int) -> Command:
+    """Look at up to `limit` entries after a stream id, fewer if their content exceeds `max_bytes`.
 
     Replies with the id of the last one, false at the end of the stream, and stream id, event id, API name and event
     name of each.
     """
-    return _eval("scan_events", keys=[stream], args=[after, limit])
+    return _eval("scan_events", keys=[stream], args=[after, limit, max_bytes])
 
 
 def delete_idle_consumers(stream: str, group: str, *, idle: float) -> Command:

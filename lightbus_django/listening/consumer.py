@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-from enum import Enum
 
 from django.db import DatabaseError
 from django.utils import timezone
@@ -13,20 +12,20 @@ from lightbus_django.bus.consumer_group import PLACEHOLDER, Entry, GroupConsumer
 from lightbus_django.conf import Settings
 from lightbus_django.database.connections import release_connections
 from lightbus_django.database.errors import one_line
-from lightbus_django.events.codec import NOOP
 from lightbus_django.exceptions import BusError, DatabaseUnavailable, EventContended, GroupMissing
 
 from .activity import CONNECTING
-from .delivery import Delivery
 from .in_flight import InFlight
 from .inbox import Inbox
+from .intake import Intake
 from .leases import Leases
 from .listener import Listener
 from .offsets import Offsets
 from .pause import Pause
 from .processor import Processor
 from .reader import StreamReader
-from .republished import published_before, young_streams
+from .republished import young_streams
+from .state import State
 
 logger = logging.getLogger("lightbus_django")
 
@@ -35,17 +34,6 @@ BLOCK = 1.0
 
 PAUSE = 0.05
 """Minimum number of seconds that a read waits while an event is set aside."""
-
-
-class State(Enum):
-    """Where a consumer gets its next events from; docs/architecture.md draws how the states follow one another."""
-
-    JOINING = "joining its group"
-    OWN_PENDING = "reading its own pending events"
-    RECLAIMING = "reclaiming events from other consumers"
-    READING = "reading new events"
-    PAUSED = "paused"
-    STOPPED = "stopped"
 
 
 class Consumer:
@@ -85,6 +73,7 @@ class Consumer:
         self.streams = self.offsets.streams
         self.in_flight = InFlight()
         timeout = settings.acknowledgement_timeout
+        self.intake = Intake(listener, self.group_consumer, self.in_flight, self.offsets)
         self.leases = Leases(self.group_consumer, self.in_flight, timeout, self.streams, self.inbox.activity)
         self.reader = StreamReader(
             self.group_consumer, self.streams, self.in_flight, count=settings.batch_size, timeout=timeout
@@ -143,6 +132,8 @@ class Consumer:
         if not self.has_joined:
             self.offsets.join()
             self.state = State.OWN_PENDING
+            if self.offsets.records.paused_by is not None:
+                self.pause.begin(self.offsets.records.paused_by)
         if self.leases.are_released:
             self.processor.drop_released()
             self.state = State.OWN_PENDING
@@ -153,10 +144,10 @@ class Consumer:
         if self.state is State.PAUSED:
             logger.info("%s: resumed", self.group)
             self.state = State.OWN_PENDING
-        if not self._has_work():
+        if not self.in_flight.has_work:
             release_connections(idle=False)
             self.in_flight.resume(now)
-        if self._has_work():
+        if self.in_flight.has_work:
             self.reader.flush()  # what is settled has no lease any more
             self._handle(now)
             return True
@@ -169,15 +160,15 @@ class Consumer:
         return self._fetch(now, block)
 
     def _rest(self, block: float) -> None:
-        """Release everything to the time after the pause, and wait."""
+        """Acknowledge what is settled, release the rest, and wait."""
         if self.state is not State.PAUSED:
             self.reader.flush()
             self.leases.release(self.in_flight.leased)
-            self.in_flight.drop_all()
+            self.processor.drop_released()
             self.inbox.give_back()
-            release_connections(idle=True)
             self.state = State.PAUSED
-            logger.info("%s: paused by %s", self.group, self.pause.by)
+            logger.info("%s: paused by %s", self.group, self.pause.by or "unknown")
+        release_connections(idle=True)
         self.stopping.wait(block)
 
     def stop(self) -> None:
@@ -247,27 +238,12 @@ class Consumer:
 
     def _receive(self, entries: list[Entry], now: float) -> bool:
         """Handle what the listener wants of these entries, and settle the rest; return whether there are any."""
-        wants = self.listener.wants
-        wanted, others = [], []
-        for entry in entries:
-            fields = entry.fields
-            if fields and fields != NOOP and wants(fields):
-                wanted.append(Delivery.of(entry))
-            else:
-                others.append(entry)
-                if not fields:
-                    self.offsets.report_lost(entry)
-        self.in_flight.skip(others)
-        self.in_flight.add(wanted)
-        if wanted:
+        self.intake.receive(entries)
+        if self.in_flight.fetched:
             self._handle(now)
         return bool(entries)
 
     def _handle(self, now: float) -> None:
-        fetched = self.in_flight.fetched
-        self.in_flight.admit(skipped=published_before(self.offsets.records.starts, fetched, self.group_consumer))
+        self.intake.admit()
         if self.in_flight.waiting:
             self.processor.handle(now)
-
-    def _has_work(self) -> bool:
-        return bool(self.in_flight.fetched or self.in_flight.waiting)

@@ -76,6 +76,7 @@ class Failures:
             error = UnreadableEvent(f"{locate(error)}; its content of {size} characters is too large to keep")
         self._describe(failed, error)
         self._insert(failed)
+        self._tally.failed()
         self._log(failed, error)
 
     def _max_content(self, size: int) -> int:
@@ -120,6 +121,7 @@ class Failures:
             failed_at=failed.failed_at,
             next_attempt_at=failed.next_attempt_at,
         )
+        self._tally.failed(is_retry=True)
         self._log(failed, error)
 
     def _claimed(self, failed: FailedEvent) -> QuerySet[FailedEvent]:
@@ -163,7 +165,6 @@ class Failures:
         return _shorten(text, length)  # escapes are longer than the characters they stand for
 
     def _log(self, failed: FailedEvent, error: BaseException) -> None:
-        self._tally.failed()
         logger.log(
             logging.WARNING if failed.next_attempt_at else logging.ERROR,
             "%s: %s %s failed, attempt %d: %s; %s",

@@ -79,6 +79,8 @@ class GroupRecords:
         """Where the group started in each stream, as far as known."""
         self.saved: dict[str, str] = {}
         """The offset that the database has for each stream."""
+        self.paused_by: str | None = None
+        """Who has paused the listener, as of the last `load`; None if it is not paused."""
         self._streams = streams
         self._service_name = service_name
         self._rows = ConsumerGroup.objects.using(self.using)
@@ -99,6 +101,7 @@ class GroupRecords:
             self._warn(error)
             return
         self._is_loaded = True
+        self.paused_by = next((row.paused_by for row in rows.values() if row.paused_at is not None), None)
         for stream, key in self._keys.items():
             if (row := rows.get(key)) is not None:
                 self._learn(stream, row)

@@ -51,6 +51,11 @@ class InFlight:
         """Stream ids to acknowledge, by stream."""
         return self._settled
 
+    @property
+    def has_work(self) -> bool:
+        """Whether there are deliveries whose turn can come now."""
+        return bool(self._fetched or self._waiting)
+
     def add(self, deliveries: Iterable[Delivery]) -> None:
         """Add new deliveries as fetched."""
         self._fetched += deliveries

@@ -2,12 +2,13 @@
 
 
 class Pause:
-    """The pause of one consumer. The jobs of its database begin and end it; the consumer's thread looks."""
+    """The pause of one consumer. The consumer's thread begins it as it joins, the jobs of its database later on."""
 
     def __init__(self) -> None:
         self.by = ""
         """Who asked for the pause."""
         self.is_wanted = False
+        """Whether the consumer should rest; any thread may read it."""
 
     def begin(self, by: str) -> None:
         self.by = by

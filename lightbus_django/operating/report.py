@@ -55,6 +55,9 @@ class ListenerStatus(msgspec.Struct, frozen=True, kw_only=True):
     minutes: list[int]
     """How many events were handled in each minute of the last hour."""
     processes: list[str]
+    """The processes that run it, by their heartbeats."""
+    is_running: bool
+    """Whether any process runs it, with or without a heartbeat; true if that is unknown."""
     paused_at: datetime | None
     paused_by: str
     problems: list[str]
@@ -92,6 +95,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     outboxes: list[Outbox]
     streams: list[Stream]
     problems: list[str]
+    silent_consumers: list[str] = []
+    """Consumers that read events and write no heartbeat: processes of an earlier version, or some that just ended."""
 
     def all_problems(self) -> list[str]:
         """Return all problems, each with the name of what it concerns."""

@@ -5,46 +5,27 @@ group has acknowledged are read once more.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
-from uuid import UUID
 
 import msgspec
-from django.db import connections, router, transaction
-from django.utils import timezone
+from django.db import router
 
-from lightbus_django.bus import entries
 from lightbus_django.bus.client import get_client
-from lightbus_django.bus.consumer_group import id_key
-from lightbus_django.bus.streams import groups
 from lightbus_django.conf import format_name, get_settings
 from lightbus_django.database.errors import transient_errors
-from lightbus_django.events.codec import Fields, dump_fields
 from lightbus_django.events.ids import event_key
 from lightbus_django.events.names import stream_key
-from lightbus_django.events.times import as_aware, as_stored, fired_at, first_uuid, is_ahead, stream_time
-from lightbus_django.firing.databases import has_outbox
-from lightbus_django.firing.rows import read_rows
+from lightbus_django.firing.databases import databases_with_tables
 from lightbus_django.listening.listener import Listener
-from lightbus_django.models import ConsumerGroup, FailedEvent, OutboxEvent, ProcessedEvent, stored_group
+from lightbus_django.models import ConsumerGroup, FailedEvent, ProcessedEvent, stored_group
 
-CHUNK = 2000
-"""Number of events that are looked up at a time."""
+from . import deliveries
+from .fired_events import Fired, FiredEvents
+from .replay import find_fields, hand_over
 
 KEPT = 1000
 """Maximum number of ids of missing events that are kept for each listener; all are counted."""
-
-
-class Fired(NamedTuple):
-    """An event that listeners should get."""
-
-    id: str
-    name: str
-    stream_id: str
-    """Empty if it is not known."""
-    published_at: datetime | None
-    """None if it is not published yet; aware."""
 
 
 class Verified(msgspec.Struct, kw_only=True):
@@ -56,12 +37,14 @@ class Verified(msgspec.Struct, kw_only=True):
     published: int = 0
     handled: int = 0
     waiting: int = 0
+    """Not published yet, not read, or not acknowledged."""
     failed: int = 0
+    """To be retried, or dead letters."""
     discarded: int = 0
     before_start: int = 0
     """Published before the listener's start, so they are not for it."""
     unproven: int = 0
-    """Acknowledged without a record, as with `idempotent=False` or after INBOX_RETENTION."""
+    """Acknowledged without a record, as with `idempotent=False`, after INBOX_RETENTION, or if no start is recorded."""
     missing: int = 0
     missing_ids: list[str] = []
     """At most KEPT."""
@@ -81,19 +64,22 @@ class Verification:
             since: events fired at this time or later; aware.
             until: events fired before this time; aware.
             replay: hand what is missing to its listener alone.
+
+        Raises:
+            DatabaseUnavailable
         """
         self.settings = get_settings()
         self.service_name = format_name(self.settings.service_name)
         self.client = get_client(self.settings.url, self.settings.redis_timeout)
-        self.since = since
-        self.until = until
         self.replay = replay
         self.results = {
             listener: Verified(listener=listener.listener_name, group=listener.group(self.service_name))
             for listener in listeners
         }
-        self.aliases = [alias for alias in connections if self._has_outbox(alias)]
-        self._starts = self._read_starts()
+        self.aliases = list(databases_with_tables())
+        self._fired = FiredEvents(self.client, self.aliases, since, until)
+        self._rows = self._read_rows()
+        self._oldest_key = datetime.now(UTC) - timedelta(seconds=self.settings.inbox_retention)
 
     def run(self, advance: Callable[[int], None] = lambda count: None) -> list[Verified]:
         """Compare; return the result for each listener.
@@ -104,85 +90,65 @@ class Verification:
         Raises:
             BusError, DatabaseUnavailable: it is incomplete; run it again.
         """
+        names = {event for listener in self.results for event in listener.events}
         for alias in self.aliases:
-            for chunk in self._from_outbox(alias):
-                self._compare(chunk)
-                advance(len(chunk))
-        streams = {
-            stream_key(event, self.settings.stream_use) for listener in self.results for event in listener.events
-        }
-        for stream in sorted(streams):
-            for chunk in self._from_stream(stream):
-                self._compare(chunk)
-                advance(len(chunk))
+            self._compare(self._fired.of_outbox(alias, names), advance)
+        for stream in sorted(set(map(self._stream, names))):
+            self._compare(self._fired.of_stream(stream, names), advance)
         return list(self.results.values())
 
-    # --- What was fired -----------------------------------------------------------------------
+    def _compare(self, chunks: Iterable[Sequence[Fired]], advance: Callable[[int], None]) -> None:
+        for chunk in chunks:
+            for listener, result in self.results.items():
+                by_stream: defaultdict[str, list[Fired]] = defaultdict(list)
+                for event in chunk:
+                    if event.name in listener.events:
+                        by_stream[self._stream(event.name)].append(event)
+                for stream, events in by_stream.items():
+                    self._compare_for(listener, result, stream, events)
+            advance(len(chunk))
 
-    def _from_outbox(self, alias: str) -> Iterator[list[Fired]]:
-        names = {event for listener in self.results for event in listener.events}
-        rows = OutboxEvent.objects.using(alias).filter(event_name__in=names)
-        rows = rows.filter(created_at__gte=as_stored(self.since), created_at__lt=as_stored(self.until)).order_by("pk")
-        columns = "pk", "event_name", "stream_id", "published_at", "due_at"
-        last = first_uuid(self.since)
-        while True:
-            with transient_errors(alias):
-                found = list(rows.filter(pk__gt=last).values_list(*columns)[:CHUNK])
-            if not found:
-                return
-            last = found[-1][0]
-            yield [
-                Fired(str(pk), name, stream_id, None if at is None or due is not None else as_aware(at))
-                for pk, name, stream_id, at, due in found
-            ]
+    def _stream(self, name: str) -> str:
+        return stream_key(name, self.settings.stream_use)
 
-    def _from_stream(self, stream: str) -> Iterator[list[Fired]]:
-        """Yield the events of a stream that no outbox has, such as those of `fire`."""
-        for scanned in entries.scan(self.client, stream, self.since):
-            new = {event.event_id: event for event in scanned if self._is_in_time(event)}
-            for alias in self.aliases:
-                ids = [UUID(event_id) for event_id in new if fired_at(event_id) is not None]
-                with transient_errors(alias):
-                    for row_id in OutboxEvent.objects.using(alias).filter(pk__in=ids).values_list("pk", flat=True):
-                        new.pop(str(row_id), None)
-            yield [
-                Fired(event.event_id, event.name, event.stream_id, stream_time(event.stream_id))
-                for event in new.values()
-            ]
+    # --- What became of the events ------------------------------------------------------------
 
-    def _is_in_time(self, event: entries.ScannedEvent) -> bool:
-        time = fired_at(event.event_id) or stream_time(event.stream_id)
-        return self.since <= time < self.until or is_ahead(event.stream_id, datetime.now(UTC))
-
-    # --- What became of it --------------------------------------------------------------------
-
-    def _compare(self, events: Sequence[Fired]) -> None:
-        for listener, result in self.results.items():
-            wanted = [event for event in events if event.name in listener.events]
-            if wanted:
-                self._compare_for(listener, result, wanted)
-
-    def _compare_for(self, listener: Listener, result: Verified, events: Sequence[Fired]) -> None:
+    def _compare_for(self, listener: Listener, result: Verified, stream: str, events: Sequence[Fired]) -> None:
+        """Count what became of some events of a stream for one listener."""
         using = listener.using or router.db_for_write(ProcessedEvent)
+        row = self._rows.get((stream, result.group))
+        unknown = self._count_recorded(using, result, events)
+        published = [event for event in unknown if event.published_at is not None]
         result.fired += len(events)
-        result.published += sum(event.published_at is not None for event in events)
-        rest = self._count_recorded(using, result, events)
-        rest = [event for event in rest if not self._count_unpublished_or_early(listener, result, event)]
-        acknowledged = self._count_unread(result, rest)
-        if not listener.idempotent:
-            result.unproven += len(acknowledged)
+        result.waiting += len(unknown) - len(published)
+        result.published += len(events) - len(unknown) + len(published)
+        expected = self._without_early(result, published, row)
+        if not expected:
             return
-        missing = self._count_recorded(using, result, acknowledged)
-        oldest = datetime.now(UTC) - timedelta(seconds=self.settings.inbox_retention)
-        for event in missing:
-            if event.published_at is not None and event.published_at < oldest:
+        found = deliveries.sort(self.client, stream, result.group, expected, has_run=row is not None)
+        result.waiting += len(found.on_their_way)
+        gone = found.gone
+        if listener.idempotent:
+            gone = self._count_recorded(using, result, gone)
+        if not gone:
+            return
+        gone = self._without_early(result, deliveries.find_first_publications(self.client, stream, gone), row)
+        now = datetime.now(UTC)
+        for event in gone:
+            if (
+                not listener.idempotent
+                or deliveries.is_pruned(event, self._oldest_key, now)
+                or deliveries.may_precede_start(event, row)
+            ):
                 result.unproven += 1
-                continue
-            result.missing += 1
-            if len(result.missing_ids) < KEPT:
-                result.missing_ids.append(event.id)
-            if self.replay and self._hand_over(using, result.group, event):
-                result.replayed += 1
+            else:
+                self._count_missing(using, result, stream, event)
+
+    def _without_early(self, result: Verified, events: Sequence[Fired], row: ConsumerGroup | None) -> list[Fired]:
+        """Count the events that are older than the listener; return the others."""
+        rest = [event for event in events if not deliveries.precedes_start(event, row)]
+        result.before_start += len(events) - len(rest)
+        return rest
 
     def _count_recorded(self, using: str, result: Verified, events: Sequence[Fired]) -> list[Fired]:
         """Count the events that the listener's database knows; return the others."""
@@ -200,90 +166,18 @@ class Verification:
                 result.handled += not is_discarded
         return [event for key, event in keys.items() if key not in failed and key not in discarded]
 
-    def _count_unpublished_or_early(self, listener: Listener, result: Verified, event: Fired) -> bool:
-        """Count an event that is not on the bus yet, or not for the listener; return whether it was counted."""
-        if event.published_at is None:
-            result.waiting += 1
-            return True
-        start = self._starts.get((stream_key(event.name, self.settings.stream_use), result.group))
-        if start is not None and event.published_at < start:
-            result.before_start += 1
-            return True
-        return False
+    def _count_missing(self, using: str, result: Verified, stream: str, event: Fired) -> None:
+        result.missing += 1
+        if len(result.missing_ids) < KEPT:
+            result.missing_ids.append(event.id)
+        if self.replay and (fields := find_fields(self.client, self.aliases, event, stream)) is not None:
+            result.replayed += hand_over(event, stream, fields, group=result.group, using=using)
 
-    def _count_unread(self, result: Verified, events: Sequence[Fired]) -> list[Fired]:
-        """Count the events that the group has not read or not acknowledged; return the others."""
-        by_stream: defaultdict[str, list[Fired]] = defaultdict(list)
-        for event in events:
-            by_stream[stream_key(event.name, self.settings.stream_use)].append(event)
-        acknowledged = []
-        for stream, of_stream in by_stream.items():
-            found = next((group for group in groups(self.client, stream) if group.name == result.group), None)
-            if found is None:
-                result.waiting += len(of_stream)
-                continue
-            last = id_key(found.last_delivered_id)
-            read = [event for event in of_stream if not event.stream_id or id_key(event.stream_id) <= last]
-            known = [event for event in read if event.stream_id]
-            flags = entries.are_pending(self.client, stream, result.group, [event.stream_id for event in known])
-            pending = {event.id for event, flag in zip(known, flags, strict=True) if flag}
-            result.waiting += len(of_stream) - len(read) + len(pending)
-            acknowledged += [event for event in read if event.id not in pending]
-        return acknowledged
-
-    # --- Replay -------------------------------------------------------------------------------
-
-    def _hand_over(self, using: str, group: str, event: Fired) -> bool:
-        """Make an event a failed event of one listener, due at once; return False if it can't be found any more.
-
-        Its key is inserted in the same transaction, so the event can't be handled twice if it comes after all.
-        """
-        stream = stream_key(event.name, self.settings.stream_use)
-        fields = self._fields(event, stream)
-        if fields is None:
-            return False
-        stored, now = stored_group(group, using), timezone.now()
-        key = event_key(event.id)
-        with transient_errors(using), transaction.atomic(using=using):
-            _, is_new = ProcessedEvent.objects.using(using).get_or_create(
-                event_id=key,
-                consumer_group=stored,
-                defaults={"event_name": event.name, "stream_id": event.stream_id, "processed_at": now},
-            )
-            if not is_new:
-                return False
-            FailedEvent.objects.using(using).create(
-                event_id=key,
-                consumer_group=stored,
-                event_name=event.name,
-                stream=stream,
-                stream_id=event.stream_id or "0-0",
-                fields=dump_fields(fields),
-                error="Never handled; handed over by lightbus_verify --replay",
-                attempts=0,
-                failed_at=now,
-                next_attempt_at=now,
-            )
-        return True
-
-    def _fields(self, event: Fired, stream: str) -> Fields | None:
+    def _read_rows(self) -> dict[tuple[str, str], ConsumerGroup]:
+        """Return what the databases know of each group, by stream and group."""
+        rows = {}
         for alias in self.aliases:
-            if fired_at(event.id) is not None:
-                for row in read_rows(OutboxEvent.objects.using(alias).filter(pk=UUID(event.id))):
-                    return row.fields
-        return entries.read_entry(self.client, stream, event.stream_id) if event.stream_id else None
-
-    # --- Preparation --------------------------------------------------------------------------
-
-    def _has_outbox(self, alias: str) -> bool:
-        with transient_errors(alias):
-            return has_outbox(alias)
-
-    def _read_starts(self) -> dict[tuple[str, str], datetime]:
-        """Return when groups start, by stream and group."""
-        starts = {}
-        for alias in self.aliases:
-            rows: Iterable[Any] = ConsumerGroup.objects.using(alias).exclude(starts_at=None)
-            for row in rows:
-                starts[row.stream, row.consumer_group] = as_aware(row.starts_at)
-        return starts
+            with transient_errors(alias):
+                for row in ConsumerGroup.objects.using(alias):
+                    rows[row.stream, row.consumer_group] = row
+        return rows

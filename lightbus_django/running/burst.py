@@ -29,11 +29,11 @@ def run_burst(consumers: Sequence[Consumer], housekeeping: Housekeeping, is_stop
     }
 
     def flag_due_retries() -> bool:
+        housekeeping.apply_pauses()
         housekeeping.flag_due_retries()
-        return any(consumer.retries_due.is_set() for consumer in steps)
+        return any(consumer.retries_due.is_set() and not consumer.pause.is_wanted for consumer in steps)
 
     queries: dict[Any, Callable[[], bool]] = {"relay": housekeeping.relay, "retries": flag_due_retries}
-    housekeeping.apply_pauses()
     problems: list[Exception] = []
     query_at = 0.0
     while not is_stopping():

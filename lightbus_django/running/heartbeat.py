@@ -80,8 +80,9 @@ class Pulse:
     def end(self) -> None:
         """Remove the heartbeat, because the process ends."""
         with suppress(BusError):
-            self._add_figures()
             heartbeats.end(self._client, self._start, self._sign(time.monotonic()))
+        with suppress(BusError):
+            self._add_figures()
 
     def _add_figures(self) -> None:
         counts = {consumer: consumer.inbox.tally.drain() for consumer in self._healths}

@@ -20,8 +20,8 @@ COMMANDS = {
     "trim": scripts.trim(STREAM, keep_from="1-0", keep_length=0, limit=10, ahead_from="9-0", required_groups=[]),
     "delete_idle_consumers": scripts.delete_idle_consumers(STREAM, "group", idle=60),
     "heartbeat": scripts.heartbeat(STREAM, "one", start="a", content=b"{}", expiry=30, member="shop/web"),
-    "count_unread": scripts.count_unread(STREAM, "1-0", limit=10, event_names=["shop.order_placed"]),
-    "scan_events": scripts.scan_events(STREAM, "1-0", limit=10),
+    "count_unread": scripts.count_unread(STREAM, "1-0", limit=10, max_bytes=9, event_names=["a.b"]),
+    "scan_events": scripts.scan_events(STREAM, "1-0", limit=10, max_bytes=9),
     "move_group": scripts.move_group(STREAM, "group", "other", "nobody", idle=60),
     "retire": scripts.retire(STREAM, "group", idle=60),
 }

@@ -6,8 +6,8 @@ import pytest
 from django.db import connection
 
 from lightbus_django import BusError, BusUnavailable, fire, listens_to
-from lightbus_django.listening.consumer import State
 from lightbus_django.listening.registry import registry
+from lightbus_django.listening.state import State
 from lightbus_django.models import FailedEvent, ProcessedEvent
 from tests.app.models import Child, Effect
 from tests.conftest import drain

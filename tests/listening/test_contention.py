@@ -11,8 +11,8 @@ from model_bakery import baker
 from lightbus_django import fire, listens_to
 from lightbus_django.database.connections import fetch
 from lightbus_django.exceptions import EventContended
-from lightbus_django.listening.consumer import State
 from lightbus_django.listening.processor import ASIDE
+from lightbus_django.listening.state import State
 from lightbus_django.models import FailedEvent, ProcessedEvent
 from tests.app.models import Effect, Parent
 from tests.conftest import drain, eventually

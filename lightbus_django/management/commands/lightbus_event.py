@@ -55,7 +55,7 @@ class Command(BaseCommand):
             self.stdout.write(payload if isinstance(payload, str) else payload.decode())
         rows = table("listener", "group", "state", "what is known")
         for outcome in story.outcomes:
-            rows.add_row(outcome.listener or "(not of this service)", outcome.group, outcome.state, outcome.text)
+            rows.add_row(outcome.listener or "(no listener here)", outcome.group, outcome.state, outcome.text)
         if rows.rows:
             console(self.stdout).print(rows)
         else:

@@ -10,9 +10,9 @@ from lightbus_django.conf import format_name
 from lightbus_django.exceptions import LightbusError
 from lightbus_django.management.output import console, table
 from lightbus_django.operating.durations import duration
-from lightbus_django.operating.health_check import find_reasons
+from lightbus_django.operating.health_check import check_process, find_reasons
 from lightbus_django.operating.report import ListenerStatus, Status
-from lightbus_django.operating.status import read_status
+from lightbus_django.operating.status import read_processes, read_status
 
 WATCH_INTERVAL = 2.0
 """Seconds between two looks with --watch."""
@@ -37,7 +37,10 @@ class Command(BaseCommand):
         parser.add_argument("--max-waiting", type=int, metavar="N", help="with --check: how many events may wait")
         parser.add_argument("--max-dead", type=int, metavar="N", help="with --check: how many dead letters are allowed")
         parser.add_argument(
-            "--process", metavar="NAME", help="with --check: look at this process alone, such as {hostname}"
+            "--process",
+            action="append",
+            metavar="NAME",
+            help="with --check: look at this process alone, such as {hostname}; repeatable",
         )
 
     def handle(self, **options: Any) -> None:
@@ -55,9 +58,13 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
 
     def check_health(self, options: dict[str, Any]) -> None:
-        process_name = options["process"] and format_name(options["process"])
-        limits = {name: options[name] for name in ("max_age", "max_waiting", "max_dead")}
-        reasons = list(find_reasons(read_status(), process_name=process_name, **limits))
+        if options["process"]:
+            names = [format_name(name) for name in options["process"]]
+            processes = read_processes()
+            reasons = [reason for name in names for reason in check_process(name, processes)]
+        else:
+            limits = {name: options[name] for name in ("max_age", "max_waiting", "max_dead")}
+            reasons = list(find_reasons(read_status(), **limits))
         if options["json"]:
             self.stdout.write(msgspec.json.encode({"ok": not reasons, "reasons": reasons}).decode())
         if reasons:
@@ -92,6 +99,9 @@ def render(status: Status) -> RenderableType:
             "\n".join(process.in_hand),
         )
     parts.append(processes if status.processes else "No process has a heartbeat.")
+    if status.silent_consumers:
+        names = ", ".join(status.silent_consumers)
+        parts.append(f"Without a heartbeat (of an earlier version, or just ended): {names}\n")
     numbers = "waiting", "in hand", "retrying", "dead", "a minute"
     listeners = table(
         "listener", "waiting", "behind", "in hand", *numbers[2:], "p50", "p95", "processes", right=numbers
