@@ -59,8 +59,8 @@ class Failures:
         """Remember how long the call of the handler took that raised this error, for the history."""
         self._last_call = error, seconds
 
-    def record(self, delivery: Delivery, error: BaseException) -> None:
-        """Insert a failed event, unless the event already has one."""
+    def record(self, delivery: Delivery, error: BaseException) -> FailedEvent:
+        """Insert a failed event, unless the event already has one; return it."""
         entry = delivery.entry
         failed = FailedEvent(
             event_id=delivery.key,
@@ -77,6 +77,7 @@ class Failures:
         self._describe(failed, error)
         self._insert(failed)
         self._log(failed, error)
+        return failed
 
     def _max_content(self, size: int) -> int:
         """Return how many characters of content the database takes; `size` saves MySQL a query if it is small."""

@@ -22,6 +22,8 @@ class Tally:
 
     def handled(self, deliveries: Sequence[Delivery]) -> None:
         """Count events that are handled, and how long after their publication."""
+        if not deliveries:
+            return
         now, step = time.time() * 1000, 1 + len(deliveries) // SAMPLE
         with self._lock:
             self._counts[HANDLED] += len(deliveries)
