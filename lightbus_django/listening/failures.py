@@ -174,6 +174,7 @@ class Failures:
             failed.attempts,
             locate(error),
             f"next attempt at {_local(failed.next_attempt_at)}" if failed.next_attempt_at else "it is a dead letter",
+            extra={"failed_event_id": failed.event_id},
         )
 
 
