@@ -11,6 +11,7 @@ from lightbus_django.events.codec import Fields, encode, encode_payload
 from lightbus_django.events.message import EventMessage, new_message
 from lightbus_django.events.names import stream_key
 from lightbus_django.exceptions import BusError, ConfigurationError
+from lightbus_django.signals import announce, event_published
 
 from .databases import current_database, may_have_outbox
 from .outbox import write_to_outbox
@@ -50,13 +51,13 @@ def fire_many(events: Iterable[tuple[str, Mapping[str, Any]]], /) -> list[EventM
         messages.append(message)
         fields = encode(message, encode_payload(payload, settings.max_payload_size))
         entries.append((stream_key(name, settings.stream_use), fields))
-    stream_ids: list[str] = []
+    fired: list[EventMessage] = []
     for chunk in in_pipelines(entries, _size):
         for result in client.append_many(chunk):
             if isinstance(result, BusError):
                 raise result
-            stream_ids.append(result)
-    return [_fired(message, stream_id) for message, stream_id in zip(messages, stream_ids, strict=True)]
+            fired.append(_fired(messages[len(fired)], result))
+    return fired
 
 
 def _size(entry: tuple[str, Fields]) -> int:
@@ -64,6 +65,7 @@ def _size(entry: tuple[str, Fields]) -> int:
 
 
 def _fired(message: EventMessage, stream_id: str) -> EventMessage:
+    announce(event_published, EventMessage, event_name=message.name, event_id=message.id, is_repeated=False)
     return EventMessage(
         id=message.id,
         api_name=message.api_name,

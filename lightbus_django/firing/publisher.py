@@ -22,6 +22,7 @@ from lightbus_django.events.names import is_name, stream_key
 from lightbus_django.events.times import as_stored, fired_at, is_ahead, stream_time
 from lightbus_django.exceptions import BusError, BusUnavailable
 from lightbus_django.models import OutboxEvent
+from lightbus_django.signals import announce, event_published
 
 from .rows import EncodedRow, put_off_row
 
@@ -49,6 +50,7 @@ def publish_and_mark(rows: Sequence[EncodedRow], using: str, client: RedisClient
         return 0
     results = client.append_many((stream_key(row.event_name, settings.stream_use), row.fields) for row in rows)
     published = {row.id: result for row, result in zip(rows, results, strict=True) if isinstance(result, str)}
+    _announce(rows, results)
     for row_ids in chunks(published, lambda _: 0, count=LIMIT, size=0):
         stream_ids = {row_id: published[row_id] for row_id in row_ids}
         events = OutboxEvent.objects.using(using).filter(pk__in=row_ids)
@@ -71,6 +73,7 @@ def publish_and_confirm(rows: Sequence[EncodedRow], using: str, client: RedisCli
     results = Confirmations(client, settings.service_name, using).append_confirmed(
         (stream_key(row.event_name, settings.stream_use), row.id, row.fields) for row in rows
     )
+    _announce(rows, results)
     _put_off_refused(rows, results, using)
     if any(isinstance(result, int) and result % MARK_EVERY == 0 for result in results):
         _, errors = mark_confirmed({row.event_name for row in rows}, using, client, settings)
@@ -154,6 +157,16 @@ def _record_first_publications(
             again[stream_key(row.event_name, settings.stream_use)][row.id] = row.published_at
     errors = record(client, again, keep=settings.inbox_retention) if again else {}
     return {row_id: error for stream, error in errors.items() for row_id in again[stream]}
+
+
+def _announce(rows: Sequence[EncodedRow], results: Sequence[object]) -> None:
+    """Send the signals of rows that are published."""
+    if not event_published.receivers:
+        return
+    for row, result in zip(rows, results, strict=True):
+        if not isinstance(result, BusError):
+            arguments = {"event_name": row.event_name, "event_id": str(row.id)}
+            announce(event_published, OutboxEvent, **arguments, is_repeated=row.published_at is not None)
 
 
 def _put_off_refused(rows: Sequence[EncodedRow], results: Sequence[object], using: str) -> None:

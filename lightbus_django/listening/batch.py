@@ -71,6 +71,7 @@ class Batch:
                     raise DatabaseUnavailable(text) from error
                 for key in found:
                     self.runner.gate.add_found(key)
+                    self.runner.announcer.note_found(key)
                     delivery = new.pop(key)
                     if (failure := self.runner.failure_of_handled(key)) is not None:
                         self.runner.record(delivery, delivery.problem or failure)
@@ -87,7 +88,7 @@ class Batch:
         """Call the handler with the events that can be read, and record the others as failed."""
         for delivery in self.new:
             if delivery.problem is not None:
-                self.runner.failures.record(delivery, delivery.problem)
+                self.runner.record_here(delivery, delivery.problem)
         readable = [delivery for delivery in self.new if delivery.message is not None]
         self.begin(*readable)
         self.runner.activity.start(HANDLER, *readable)

@@ -59,8 +59,8 @@ class Failures:
         """Remember how long the call of the handler took that raised this error, for the history."""
         self._last_call = error, seconds
 
-    def record(self, delivery: Delivery, error: BaseException) -> None:
-        """Insert a failed event, unless the event already has one."""
+    def record(self, delivery: Delivery, error: BaseException) -> FailedEvent:
+        """Insert a failed event, unless the event already has one; return it."""
         entry = delivery.entry
         failed = FailedEvent(
             event_id=delivery.key,
@@ -78,6 +78,7 @@ class Failures:
         self._insert(failed)
         self._tally.failed()
         self._log(failed, error)
+        return failed
 
     def _max_content(self, size: int) -> int:
         """Return how many characters of content the database takes; `size` saves MySQL a query if it is small."""
@@ -121,7 +122,7 @@ class Failures:
             failed_at=failed.failed_at,
             next_attempt_at=failed.next_attempt_at,
         )
-        self._tally.failed(is_retry=True)
+        self._tally.failed()
         self._log(failed, error)
 
     def _claimed(self, failed: FailedEvent) -> QuerySet[FailedEvent]:
@@ -174,6 +175,7 @@ class Failures:
             failed.attempts,
             locate(error),
             f"next attempt at {_local(failed.next_attempt_at)}" if failed.next_attempt_at else "it is a dead letter",
+            extra={"failed_event_id": failed.event_id},
         )
 
 

@@ -20,6 +20,7 @@ from lightbus_django.exceptions import BusUnavailable, DatabaseUnavailable, Sequ
 from lightbus_django.models import ProcessedEvent
 
 from .activity import COMMITTING, CONNECTING, RECORDING, Activity
+from .announcer import Announcer
 from .commit_gate import CommitGate
 from .contention import Contention
 from .delivery import Delivery
@@ -53,6 +54,7 @@ class HandlerRunner:
         self.activity = Activity()
         self.keys = Keys(group, self.using, process_name)
         self.tally = Tally()
+        self.announcer = Announcer(listener, group)
         self.failures = Failures(group, self.using, process_name, settings, self.tally)
         self.gate = CommitGate(self.using, group, defers=settings.defer_commits and listener.defer_commits)
         self.contention = Contention(self.using, group, self.activity)
@@ -70,6 +72,7 @@ class HandlerRunner:
         except BaseException as error:
             self.failures.note_call(error, time.monotonic() - started)
             raise
+        self.announcer.note_call(argument, time.monotonic() - started)
 
     def connect(self) -> None:
         """Open the connection unless it is open, or raise DatabaseUnavailable."""
@@ -186,7 +189,7 @@ class HandlerRunner:
         self.activity.start(RECORDING, delivery)
         with transient_errors(self.using):
             if not self.listener.idempotent:
-                self.failures.record(delivery, error)
+                self.record_here(delivery, error)
                 return
             with transaction.atomic(using=self.using):
                 try:
@@ -195,12 +198,17 @@ class HandlerRunner:
                     self.keys.check_exists(delivery)
                     self.gate.add_found(delivery.key)
                     if not isinstance(error, TransactionEnded):
+                        self.announcer.note_found(delivery.key)
                         return
                     monitor = TransactionMonitor(connections[self.using])
-                self.failures.record(delivery, error)
+                self.record_here(delivery, error)
                 monitor.check()
             if monitor.is_deferred:
                 self.gate.add(delivery.key)
+
+    def record_here(self, delivery: Delivery, error: BaseException) -> None:
+        """Record a failure in the transaction that is open, if one is."""
+        self.announcer.note_failure(self.failures.record(delivery, error), error)
 
 
 def _committed_and_raised(error: BaseException) -> TransactionEnded:

@@ -33,6 +33,7 @@ class Inbox:
         self.contention = self._runner.contention
         self.keys = self._runner.keys
         self.tally = self._runner.tally
+        self.announcer = self._runner.announcer
 
     def connect(self) -> None:
         """Open the database connection unless it is open."""
@@ -97,6 +98,7 @@ class Inbox:
             is_handled = bool(self.keys.existing([delivery.key]))
         if is_handled:
             self._gate.add_found(delivery.key)
+            self.announcer.note_found(delivery.key)
             return
         try:
             self._runner.record(delivery, UnreadableEvent(reason))

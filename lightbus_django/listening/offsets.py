@@ -12,6 +12,7 @@ from lightbus_django.bus.consumer_group import Entry, GroupConsumer, id_key
 from lightbus_django.bus.streams import last_id, last_id_and_time
 from lightbus_django.events.names import stream_key
 from lightbus_django.exceptions import BusError, DatabaseUnavailable, GroupMissing
+from lightbus_django.signals import announce, events_lost
 
 from .activity import SAVING_OFFSETS
 from .group_records import GroupRecords, Start
@@ -47,6 +48,10 @@ class Offsets:
     @property
     def streams(self) -> list[str]:
         return list(self._events)
+
+    def events_of(self, stream: str) -> list[str]:
+        """Return the events in a stream that the listener wants."""
+        return self._events[stream]
 
     def join(self) -> None:
         """Become a consumer of the group in each stream; create the group where it is missing.
@@ -106,6 +111,7 @@ class Offsets:
         logger.error(
             "%s: lost %s of %s: it was trimmed before it was handled", self.group, entry.stream_id, entry.stream
         )
+        self._announce_lost(entry.stream, 1, entry.stream_id)
 
     def _check(self, stream: str) -> None:
         """Ask Redis for the offset of the group, and report the events that were trimmed before it read them."""
@@ -115,7 +121,19 @@ class Offsets:
         if (more := lost - self._lost_unread.get(stream, 0)) > 0:
             self.lost += more
             logger.error("%s: lost %d events of %s: they were trimmed unread", self.group, more, stream)
+            self._announce_lost(stream, more)
         self._lost_unread[stream] = lost
+
+    def _announce_lost(self, stream: str, count: int, stream_id: str = "") -> None:
+        announce(
+            events_lost,
+            self.listener.handler,
+            listener_name=self.listener.listener_name,
+            consumer_group=self.group,
+            stream=stream,
+            count=count,
+            stream_id=stream_id,
+        )
 
     def _load(self, *, is_needed: bool) -> None:
         try:

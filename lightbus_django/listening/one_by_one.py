@@ -90,6 +90,7 @@ class OneByOne:
             runner.activity.start(READING_KEY, self._delivery)
             runner.keys.check_exists(self._delivery)
             runner.gate.add_found(self._delivery.key)
+            runner.announcer.note_found(self._delivery.key)
             return runner.failure_of_handled(self._delivery.key)
         except ChainBroken as broken:
             self.is_chained = False

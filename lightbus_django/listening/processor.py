@@ -94,7 +94,6 @@ class Processor:
             self.inbox.activity.end()
         if handled:
             self.contended = None
-            self.inbox.tally.handled(self.in_flight.waiting[:handled])
         self.in_flight.finish(handled)
         self.confirm()
 
@@ -111,12 +110,16 @@ class Processor:
         finally:
             self.inbox.activity.end()
         if is_durable:
+            deliveries = self.in_flight.handled
             self.in_flight.settle()
             self.settled_at = time.monotonic()
+            self.inbox.tally.handled(self.inbox.announcer.handled_of(deliveries))
+            self.inbox.announcer.settled(deliveries)
         else:
             text = "%s: the database lost commits; handling %d events again"
             logger.warning(text, self.group_consumer.group, len(self.in_flight.handled))
             self.in_flight.redo()
+            self.inbox.announcer.forget()
 
     def drop_released(self) -> None:
         """Drop what the leases released. What is still this consumer's is found again among its pending entries."""

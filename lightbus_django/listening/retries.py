@@ -50,10 +50,11 @@ class Retries:
             except EventContended:
                 self.release(CONTENDED_DELAY)
                 return True
-        if self._failure is None:
-            self._runner.tally.retried()
+        is_handled = self._failure is None
         with transient_errors(self._runner.using):
             self._record(failed)
+        if is_handled and self._runner.announcer.retried(failed):
+            self._runner.tally.retried()
         self._runner.contention.succeeded(failed.event_id)
         return True
 
@@ -76,9 +77,12 @@ class Retries:
 
     def _record(self, failed: FailedEvent) -> None:
         """Record how the retry ended."""
-        if self._failure is not None:
-            self._failures.record_retry(failed, self._failure)
+        failure = self._failure
+        if failure is not None:
+            self._failures.record_retry(failed, failure)
         self._claimed = self._failure = None
+        if failure is not None:
+            self._runner.announcer.failed(failed, failure)
 
     def _handle(self, failed: FailedEvent) -> BaseException | None:
         """Handle a failed event; return its failure."""
@@ -102,6 +106,7 @@ class Retries:
                 handling.monitor = runner.keys.renew(failed, handling.processed_at)
                 self._call_handler(failed)
         except AlreadyHandled:
+            runner.announcer.note_found(failed.event_id)
             return runner.failure_of_handled(failed.event_id)
         return handling.failure
 

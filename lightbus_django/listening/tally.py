@@ -18,16 +18,15 @@ class Tally:
 
     def __init__(self) -> None:
         self._counts: Counter[str | int] = Counter()
-        self._failed_first = 0
-        """Events whose first attempt failed and that `handled` has not been called with yet."""
         self._lock = threading.Lock()
 
     def handled(self, deliveries: Sequence[Delivery]) -> None:
-        """Count events that were handled, or failed, and how long after their publication that was."""
+        """Count events that are handled, and how long after their publication."""
+        if not deliveries:
+            return
         now, step = time.time() * 1000, 1 + len(deliveries) // SAMPLE
         with self._lock:
-            self._counts[HANDLED] += max(0, len(deliveries) - self._failed_first)
-            self._failed_first = 0
+            self._counts[HANDLED] += len(deliveries)
             for first in range(0, len(deliveries), step):
                 milliseconds = int(deliveries[first].entry.stream_id.partition("-")[0])
                 self._counts[bucket(now - milliseconds)] += min(step, len(deliveries) - first)
@@ -37,11 +36,10 @@ class Tally:
         with self._lock:
             self._counts[HANDLED] += 1
 
-    def failed(self, *, is_retry: bool = False) -> None:
+    def failed(self) -> None:
         """Count a failed attempt."""
         with self._lock:
             self._counts[FAILED] += 1
-            self._failed_first += not is_retry
 
     def drain(self) -> Counter[str | int]:
         """Return the counts, and begin again."""

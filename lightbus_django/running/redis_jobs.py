@@ -6,6 +6,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from lightbus_django.bus import streams
+from lightbus_django.bus.backlog import read_backlog
 from lightbus_django.bus.client import RedisClient
 from lightbus_django.conf import Settings
 from lightbus_django.events.names import stream_key
@@ -13,6 +14,7 @@ from lightbus_django.exceptions import GroupMissing
 from lightbus_django.listening.consumer import Consumer
 from lightbus_django.listening.registry import registry
 from lightbus_django.listening.stranded import report_stranded
+from lightbus_django.signals import announce, listener_late
 
 from . import stale_groups
 from .jobs import Job, Jobs, for_each
@@ -22,6 +24,9 @@ logger = logging.getLogger("lightbus_django")
 
 TRIM_SIZE = 10_000
 """Entries to trim at a time, which takes Redis a few milliseconds."""
+
+LATE_AFTER = 60.0
+"""Seconds after which a listener is late whose oldest event is not handled."""
 
 
 class RedisJobs:
@@ -48,6 +53,7 @@ class RedisJobs:
                 Job("trim", self.trim, 60.0, has_more=lambda: True),
                 Job("delete old consumers", self.delete_old_consumers, 3600.0),
                 Job("check for stale groups", self.check_for_stale_groups, stale_groups.INTERVAL),
+                Job("look for late listeners", self.look_for_late_listeners, 60.0),
                 Job("check stream ids", self.check_stream_ids, 6 * 3600.0),
             ],
             client,
@@ -97,6 +103,31 @@ class RedisJobs:
         )
         missing = for_each(self._streams(), lambda stream: self._stale_groups.check(stream, self._groups_of(stream)))
         self._stale_groups.warn_of_missing(set().union(*missing))
+        return False
+
+    def look_for_late_listeners(self) -> bool:
+        """Send a signal for each listener and stream whose oldest event is late, if there are receivers."""
+
+        def look(consumer: Consumer) -> None:
+            for stream in consumer.streams:
+                backlog = read_backlog(self._client, stream, consumer.group, consumer.offsets.events_of(stream))
+                if backlog is None or backlog.oldest is None:
+                    continue
+                seconds = (datetime.now(UTC) - backlog.oldest).total_seconds()
+                if seconds > LATE_AFTER:
+                    announce(
+                        listener_late,
+                        consumer.listener.handler,
+                        listener_name=consumer.listener.listener_name,
+                        consumer_group=consumer.group,
+                        stream=stream,
+                        seconds=seconds,
+                        waiting=backlog.waiting,
+                        pending=backlog.pending,
+                    )
+
+        if listener_late.receivers:
+            for_each((consumer for consumer in self._consumers if not consumer.pause.is_wanted), look)
         return False
 
     def check_stream_ids(self) -> bool:
