@@ -95,7 +95,7 @@ class _Reading:
                     return
                 self._read_outbox(alias)
                 rows = FailedEvent.objects.using(alias).values_list("consumer_group").order_by("consumer_group")
-                counts = rows.annotate(Count("pk"), Count("pk", filter=Q(next_attempt_at=None)))
+                counts = rows.annotate(count=Count("pk"), dead=Count("pk", filter=Q(next_attempt_at=None)))
                 for group, count, dead in counts:
                     self.failed[alias, group] = count - dead, dead
                 for row in ConsumerGroup.objects.using(alias).filter(service_name=self.service_name):
