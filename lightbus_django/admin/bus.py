@@ -19,7 +19,8 @@ from lightbus_django.operating.pausing import pause, resume
 from lightbus_django.operating.status import read_status
 
 from .bus_page import bus_context
-from .links import bus_url
+from .event_page import EventPage
+from .links import bus_url, may_view_events
 
 # The admin's index shows this name. Migrations only look at the options of the class, which stay as they are.
 ConsumerGroup._meta.verbose_name_plural = gettext_lazy("bus")
@@ -39,7 +40,13 @@ class BusAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return False
 
     def get_urls(self) -> list[URLPattern]:
-        own = [path("pause/", self.admin_site.admin_view(self.pause_view), name="lightbus_django_pause")]
+        view = self.admin_site.admin_view
+        event_page = EventPage(self.admin_site)
+        own = [
+            path("pause/", view(self.pause_view), name="lightbus_django_pause"),
+            path("event/", view(event_page.search), name="lightbus_django_find_event"),
+            path("event/<path:event_id>/", view(event_page.show), name="lightbus_django_event"),
+        ]
         return own + super().get_urls()
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
@@ -52,6 +59,7 @@ class BusAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             "title": _("Bus"),
             "opts": self.opts,
             "may_pause": self.may_pause(request),
+            "may_view_events": may_view_events(self.admin_site, request),
             **(extra_context or {}),
         }
         request.current_app = self.admin_site.name
