@@ -30,6 +30,14 @@ def event_url(site: AdminSite, event_id: str) -> str:
     return _reverse(site, "event", quote(event_id))
 
 
+def failures_url(site: AdminSite) -> str:
+    return _reverse(site, "failures")
+
+
+def discard_group_url(site: AdminSite) -> str:
+    return _reverse(site, "discard_failures")
+
+
 def failed_event_url(site: AdminSite, using: str, key: int) -> str:
     """Return the address of a failed event; empty if the admin doesn't show this database."""
     return _reverse(site, "failedevent_change", key) if _has_failed_events(site, using) else ""
