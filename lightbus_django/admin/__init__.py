@@ -1,7 +1,8 @@
-"""Admin pages: processed events, failed events, and the outbox."""
+"""Admin pages: the bus, one event, processed events, failed events, and the outbox."""
 
+from .bus import BusAdmin
 from .failed import FailedEventAdmin
 from .outbox import OutboxEventAdmin
 from .processed import ProcessedEventAdmin
 
-__all__ = ["FailedEventAdmin", "OutboxEventAdmin", "ProcessedEventAdmin"]
+__all__ = ["BusAdmin", "FailedEventAdmin", "OutboxEventAdmin", "ProcessedEventAdmin"]

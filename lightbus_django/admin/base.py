@@ -43,7 +43,7 @@ class LatestValuesFilter(admin.FieldListFilter):
         super().__init__(field, request, params, model, model_admin, field_path)
         latest = model.objects.order_by("-pk").values_list(field_path, flat=True)[:SAMPLE]
         self.chosen = request.GET.get(field_path)
-        self.values = sorted({*latest, *([self.chosen] if self.chosen else [])})
+        self.values = sorted({*latest, *([] if self.chosen is None else [self.chosen])})
 
     def expected_parameters(self) -> list[str | None]:
         return [self.parameter]
@@ -53,7 +53,7 @@ class LatestValuesFilter(admin.FieldListFilter):
 
     def choices(self, changelist: Any) -> Any:
         yield {
-            "selected": not self.chosen,
+            "selected": self.chosen is None,
             "query_string": changelist.get_query_string(remove=[self.parameter]),
             "display": _("All"),
         }
@@ -61,7 +61,7 @@ class LatestValuesFilter(admin.FieldListFilter):
             yield {
                 "selected": value == self.chosen,
                 "query_string": changelist.get_query_string({self.parameter: value}),
-                "display": value,
+                "display": value or _("(unknown)"),
             }
 
 

@@ -4,6 +4,7 @@ from django.contrib import admin, messages
 from django.contrib.admin.models import CHANGE, DELETION
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.urls import URLPattern, path
 from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
@@ -12,6 +13,7 @@ from lightbus_django.events.codec import load_fields
 from lightbus_django.models import FailedEvent, FailedEventQuerySet
 
 from .base import EventAdmin, LatestValuesFilter
+from .failures_page import FailuresPage
 
 
 class StateFilter(admin.SimpleListFilter):
@@ -44,6 +46,8 @@ class FailedEventAdmin(EventAdmin):
         StateFilter,
         ("consumer_group", LatestValuesFilter),
         ("event_name", LatestValuesFilter),
+        ("exception", LatestValuesFilter),
+        ("place", LatestValuesFilter),
         "failed_at",
     )
     fields = (
@@ -77,6 +81,15 @@ class FailedEventAdmin(EventAdmin):
             f"{name.decode(errors='backslashreplace')} = {value.decode(errors='backslashreplace')}"
             for name, value in fields
         )
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view
+        page = FailuresPage(self.admin_site)
+        own = [
+            path("failures/", view(page.show), name="lightbus_django_failures"),
+            path("failures/discard/", view(page.discard), name="lightbus_django_discard_failures"),
+        ]
+        return own + super().get_urls()
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[FailedEvent]:
         events: QuerySet[FailedEvent] = super().get_queryset(request)

@@ -1,8 +1,4 @@
-"""The admin in a real browser. Screenshots go to the directory that SCREENSHOTS names, if any."""
-
-import os
-import shutil
-from pathlib import Path
+"""The lists and forms of the admin in a real browser."""
 
 import pytest
 from django.utils import timezone
@@ -10,60 +6,12 @@ from model_bakery import baker
 
 from lightbus_django.events.codec import dump_fields
 from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent
-from tests.conftest import eventually
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-from selenium.common.exceptions import WebDriverException  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.support.select import Select  # noqa: E402
-
-if not (shutil.which("chromium") and shutil.which("chromedriver")):
-    pytest.skip("chromium and chromedriver are not installed", allow_module_level=True)
+pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.select import Select
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture
-def browser(tmp_path):
-    options = webdriver.ChromeOptions()
-    for argument in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--no-first-run",
-        "--window-size=1400,900",
-        f"--user-data-dir={tmp_path}/profile",
-    ):
-        options.add_argument(argument)
-    options.binary_location = shutil.which("chromium")
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
-    browser = webdriver.Chrome(options=options, service=service)
-    yield browser
-    browser.quit()
-
-
-@pytest.fixture
-def shoot(browser):
-    def shoot(name):
-        if directory := os.environ.get("SCREENSHOTS"):
-            browser.save_screenshot(str(Path(directory) / f"{name}.png"))
-
-    return shoot
-
-
-def wait_for(browser, text):
-    """Wait until the page says `text`, for the click before it may not have brought the page yet."""
-
-    def says():
-        try:
-            return text in browser.find_element(By.TAG_NAME, "body").text
-        except WebDriverException:
-            return False
-
-    eventually(says)
 
 
 @pytest.fixture
@@ -103,22 +51,13 @@ ValueError: no such article
 """
 
 
-@pytest.fixture
-def logged_in(browser, live_server, admin_client):
-    """The browser, as the admin sees the pages."""
-    browser.get(f"{live_server.url}/admin/login/")
-    browser.add_cookie({"name": "sessionid", "value": admin_client.cookies["sessionid"].value})
-    return browser
-
-
 @pytest.mark.parametrize("width", [1400, 390], ids=["desk", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_tracebacks_keep_their_indentation_and_stay_within_the_page(scheme, width, logged_in, live_server, shoot, rows):
+def test_tracebacks_keep_their_indentation_and_stay_within_the_page(
+    scheme, width, logged_in, live_server, screen, shoot, rows
+):
     FailedEvent.objects.update(traceback=TRACEBACK, error="\n  two lines\n    of an error")
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    logged_in.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-    size = {"width": width, "height": 2000, "deviceScaleFactor": 1, "mobile": width < 500}
-    logged_in.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    screen(width, scheme, height=2000)
     for model, row, names in (
         ("failedevent", FailedEvent.objects.first(), ("content", "error", "traceback")),
         ("outboxevent", OutboxEvent.objects.first(), ("content", "error")),
@@ -136,33 +75,33 @@ def test_tracebacks_keep_their_indentation_and_stay_within_the_page(scheme, widt
     assert shown.text.count("\n") == TRACEBACK.strip().count("\n")
 
 
-def test_failed_events_are_seen_retried_and_discarded(browser, shoot, rows, live_server, admin_user):
+def test_failed_events_are_seen_retried_and_discarded(browser, wait_for, shoot, rows, live_server, admin_user):
     browser.get(f"{live_server.url}/admin/lightbus_django/failedevent/")
     browser.find_element(By.NAME, "username").send_keys("admin")
     browser.find_element(By.NAME, "password").send_keys("password")
     browser.find_element(By.CSS_SELECTOR, "[type=submit]").click()
-    wait_for(browser, "Select failed event")
+    wait_for("Select failed event")
     shoot("failed-events")
     assert len(browser.find_elements(By.CSS_SELECTOR, "#result_list tbody tr")) == 3
 
     browser.find_element(By.CSS_SELECTOR, "#result_list tbody th a").click()
-    wait_for(browser, "View failed event")
+    wait_for("View failed event")
     shoot("failed-event")
     assert "ValueError: <script>" in browser.find_element(By.ID, "content").text
     assert browser.title != "broken into"
     browser.back()
-    wait_for(browser, "Select failed event")
+    wait_for("Select failed event")
 
     browser.find_element(By.CSS_SELECTOR, "#result_list tbody .action-select").click()
     Select(browser.find_element(By.NAME, "action")).select_by_visible_text("Retry now")
     browser.find_element(By.CSS_SELECTOR, ".actions button").click()
-    wait_for(browser, "1 event is due for a retry.")
+    wait_for("1 event is due for a retry.")
     assert FailedEvent.objects.filter(attempts=0).count() == 1
 
     browser.find_element(By.ID, "action-toggle").click()
     Select(browser.find_element(By.NAME, "action")).select_by_visible_text("Discard")
     browser.find_element(By.CSS_SELECTOR, ".actions button").click()
-    wait_for(browser, "3 events discarded.")
+    wait_for("3 events discarded.")
     shoot("discarded")
     assert not FailedEvent.objects.exists()
 

@@ -1,0 +1,60 @@
+'use strict';
+// Refreshes the Bus page. Without JavaScript, people reload it.
+{
+    const part = document.getElementById('lightbus-bus');
+    const controls = document.querySelector('.lightbus-refresh');
+    const isOn = controls.querySelector('input');
+    const failed = controls.querySelector('.lightbus-refresh-failed');
+    const announcement = document.getElementById('lightbus-announcement');
+    let isBusy = false;
+
+    const attention = () => {
+        const section = part.querySelector('section');
+        return section === null ? '' : section.innerText;
+    };
+
+    const refresh = async() => {
+        const url = new URL(window.location.href);
+        url.searchParams.set('fragment', '1');
+        const response = await fetch(url, {credentials: 'same-origin'});
+        if (!response.ok || response.redirected) {
+            throw new Error(response.statusText);
+        }
+        const text = await response.text();
+        const selection = document.getSelection();
+        if (!isOn.checked || (selection !== null && !selection.isCollapsed)) {
+            return; // somebody is copying text
+        }
+        const before = attention().replace(/\d+/g, '');
+        const focused = part.contains(document.activeElement) ? document.activeElement.id : '';
+        part.innerHTML = text;
+        if (focused) {
+            const again = document.getElementById(focused);
+            if (again !== null) {
+                again.focus({preventScroll: true});
+            }
+        }
+        // A screen reader says what has changed, but not that a second has gone by.
+        if (attention().replace(/\d+/g, '') !== before) {
+            announcement.textContent = attention();
+        }
+    };
+
+    const tick = async() => {
+        if (!isOn.checked || document.hidden || isBusy) {
+            return;
+        }
+        isBusy = true;
+        try {
+            await refresh();
+            failed.hidden = true;
+        } catch {
+            failed.hidden = false;
+        } finally {
+            isBusy = false;
+        }
+    };
+
+    controls.hidden = false;
+    setInterval(tick, 1000 * part.dataset.seconds);
+}

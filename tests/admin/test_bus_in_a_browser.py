@@ -1,0 +1,76 @@
+"""The Bus page in a real browser: on a desk, on a phone and in the dark, and how it refreshes itself."""
+
+import pytest
+from django.utils import timezone
+
+from lightbus_django import fire, listens_to
+from lightbus_django.models import ConsumerGroup
+from tests.waiting import eventually
+
+from .test_bus import BUS, dead_letters
+
+pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+
+pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
+
+
+def wait_seconds(browser):
+    """Let the page refresh itself ten times as often."""
+    browser.execute_cdp_cmd(
+        "Page.addScriptToEvaluateOnNewDocument",
+        {"source": "const slow = window.setInterval; window.setInterval = (f, ms) => slow(f, ms / 10);"},
+    )
+
+
+def test_looks_fine_everywhere(look, book):
+    look(BUS, "bus-well")
+
+    @listens_to("shop.order_placed", listener_name="send_a_confirmation_to_the_customer")
+    def mail(event):
+        pass
+
+    @listens_to(["shop.parcel_delivered", "shop.parcel_lost"])
+    def count_stock(event):
+        pass
+
+    dead_letters(1234)
+    ConsumerGroup.objects.update(paused_at=timezone.now(), paused_by="eva@example.com")
+    look(BUS, "bus")
+
+
+def test_refreshes_itself_and_keeps_the_focus(logged_in, live_server, wait_for, book):
+    wait_seconds(logged_in)
+    logged_in.get(live_server.url + BUS)
+    wait_for("All is well")
+    button = logged_in.find_element("css selector", "button[value=pause]")
+    logged_in.execute_script("arguments[0].focus()", button)
+    for number in range(7):
+        fire("shop.order_placed", number=number)
+    waiting = "return document.querySelector('#lightbus-bus td[data-label=Waiting]').innerText"
+    eventually(lambda: logged_in.execute_script(waiting) == "7")
+    assert logged_in.switch_to.active_element.get_attribute("value") == "pause"
+    dead_letters(1)
+    wait_for("Needs attention")
+    announcement = logged_in.find_element("id", "lightbus-announcement")
+    assert "dead letters" in announcement.get_attribute("textContent")
+
+
+def test_refreshing_can_be_turned_off_and_says_when_it_fails(logged_in, live_server, wait_for, book):
+    wait_seconds(logged_in)
+    logged_in.get(live_server.url + BUS)
+    logged_in.delete_all_cookies()
+    wait_for("The last refresh failed")
+    logged_in.find_element("css selector", ".lightbus-refresh input").click()
+    dead_letters(1)
+    assert "All is well" in logged_in.find_element("tag name", "body").text
+
+
+def test_a_listener_is_paused_and_resumed_with_the_keyboard(logged_in, live_server, wait_for, book):
+    logged_in.get(live_server.url + BUS)
+    logged_in.find_element("css selector", "button[value=pause]").send_keys("\n")
+    wait_for("rests within seconds")
+    assert ConsumerGroup.objects.get().paused_by == "admin"
+    wait_for("Paused by admin")
+    logged_in.find_element("css selector", "button[value=resume]").send_keys("\n")
+    wait_for("goes on within seconds")
+    assert ConsumerGroup.objects.get().paused_at is None
