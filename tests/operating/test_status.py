@@ -114,7 +114,7 @@ class TestListeners:
         drain(consumer)
         names = {"service_name": "price-monitor", "process_name": "worker"}
         healths = {consumer: Health("record", redis_client)}
-        pulse = Pulse(healths, list, **names, settings=consumer.settings, client=redis_client)
+        pulse = Pulse(healths, list, set, **names, settings=consumer.settings, client=redis_client)
         pulse.beat()
         found = listener()
         assert sum(found.minutes) == 5
