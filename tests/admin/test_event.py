@@ -68,7 +68,8 @@ def act(client, event_id, action, **data):
 def test_tells_origin_outcomes_and_payload(admin_client, event_id):
     text = shown(admin_client, event_id)
     assert "Fired with on_commit() by price-monitor" in text
-    assert "Waits to be published" in text
+    assert "a relay has not marked its row yet" in text
+    assert "Not read yet" in text
     assert GROUP in text
     assert "&quot;number&quot;: 1" in text
     assert "<script>alert(1)" not in text
