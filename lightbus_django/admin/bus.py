@@ -10,7 +10,6 @@ from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
 from django.shortcuts import redirect, render
 from django.urls import URLPattern, path
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
 
 from lightbus_django.database.errors import one_line
 from lightbus_django.exceptions import LightbusError
@@ -19,11 +18,9 @@ from lightbus_django.operating.pausing import pause, resume
 from lightbus_django.operating.status import read_status
 
 from .bus_page import bus_context
+from .catalogue_page import CataloguePage
 from .event_page import EventPage
 from .links import bus_url, may_view_events
-
-# The admin's index shows this name. Migrations only look at the options of the class, which stay as they are.
-ConsumerGroup._meta.verbose_name_plural = gettext_lazy("bus")
 
 
 @admin.register(ConsumerGroup)
@@ -44,6 +41,7 @@ class BusAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         event_page = EventPage(self.admin_site)
         own = [
             path("pause/", view(self.pause_view), name="lightbus_django_pause"),
+            path("catalogue/", view(CataloguePage(self.admin_site).show), name="lightbus_django_catalogue"),
             path("event/", view(event_page.search), name="lightbus_django_find_event"),
             path("event/<path:event_id>/", view(event_page.show), name="lightbus_django_event"),
         ]

@@ -9,6 +9,10 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
+        migrations.AlterModelOptions(
+            name="consumergroup",
+            options={"verbose_name": "consumer group", "verbose_name_plural": "bus"},
+        ),
         migrations.AddField(
             model_name="consumergroup",
             name="paused_at",

@@ -63,7 +63,7 @@ class ConsumerGroup(models.Model):
 
     class Meta:
         verbose_name = _("consumer group")
-        verbose_name_plural = _("consumer groups")
+        verbose_name_plural = _("bus")  # the admin's page shows what the groups do
 
     def __str__(self) -> str:
         return f"{self.consumer_group} of {self.stream}"

@@ -3,11 +3,12 @@
 import pytest
 from django.utils import timezone
 
-from lightbus_django import fire, listens_to
+from lightbus_django import fire, listens_to, on_commit
 from lightbus_django.models import ConsumerGroup
 from tests.waiting import eventually
 
 from .test_bus import BUS, dead_letters
+from .test_catalogue import URL as CATALOGUE
 
 pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
@@ -20,6 +21,11 @@ def wait_seconds(browser):
         "Page.addScriptToEvaluateOnNewDocument",
         {"source": "const slow = window.setInterval; window.setInterval = (f, ms) => slow(f, ms / 10);"},
     )
+
+
+def test_the_catalogue_looks_fine_everywhere(look, book):
+    on_commit("shop.parcel_delivered_to_a_neighbour", number=1, neighbour={"name": "x"}, note=None)
+    look(CATALOGUE, "catalogue")
 
 
 def test_looks_fine_everywhere(look, book):
