@@ -187,6 +187,7 @@ def table(outcome: "Outcome") -> Table:
         "events committed": verdict.sent,
         "effects": verdict.effects,
         "of these at a second or later attempt": verdict.retried,
+        "dead letters of a COMMIT that was cut off": verdict.cut_off,
         "seconds": f"{outcome.seconds:.0f}",
         "of these after the storm": f"{outcome.drained_in:.0f}",
         "events a second": f"{verdict.sent / outcome.seconds:.0f}",

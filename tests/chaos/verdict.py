@@ -39,6 +39,8 @@ class Verdict:
     out_of_order: list[str] = field(default_factory=list)
     handled_out_of_order: list[str] = field(default_factory=list)
     dead_letters: list[str] = field(default_factory=list)
+    cut_off: int = 0
+    """Dead letters of the handler that commits by itself, whose connection broke in its own COMMIT: they have to be."""
 
     @property
     def wrong(self) -> dict[str, list[str]]:
@@ -67,11 +69,10 @@ def judge(seen: Sequence[Seen], stops: Stops, outages: Stops) -> Verdict:
         verdict.doubled += [f"{listener}: {sent}, {count} times" for sent, count in sorted(times.items()) if count > 1]
         verdict.ghosts += [f"{listener}: {sent}" for sent in sorted(set(times).difference(committed))]
     verdict.ghosts += [f"in the stream: {one}" for one in seen if one.sent not in committed]
-    verdict.dead_letters = [
-        f"{failed.consumer_group}: {failed.event_id}: {failed.error}"
-        for alias in DATABASES
-        for failed in FailedEvent.objects.using(alias).order_by("pk")
-    ]
+    failures = [failed for alias in DATABASES for failed in FailedEvent.objects.using(alias).order_by("pk")]
+    dead = [failed for failed in failures if not is_cut_off(failed)]
+    verdict.cut_off = len(failures) - len(dead)
+    verdict.dead_letters = [f"{failed.consumer_group}: {failed.event_id}: {failed.error}" for failed in dead]
     undisturbed = [
         one
         for one in seen
@@ -92,6 +93,13 @@ def judge(seen: Sequence[Seen], stops: Stops, outages: Stops) -> Verdict:
     verdict.handled_in_order = len(first_hand)
     verdict.handled_out_of_order = handling_disorder(first_hand)
     return verdict
+
+
+def is_cut_off(failed: FailedEvent) -> bool:
+    """Whether it is an event whose handler committed, and then had no answer because its connection broke."""
+    is_committed = failed.error.startswith("TransactionEnded: the handler committed, then raised ")
+    is_broken = "OperationalError" in failed.error or "InterfaceError" in failed.error
+    return failed.consumer_group == "chaos-committing" and failed.is_dead_letter and is_committed and is_broken
 
 
 def count_effects() -> int:
