@@ -11,6 +11,7 @@ from asgiref.sync import SyncToAsync
 from django.db import connection, connections, transaction
 from django.db.models.query import QuerySet
 from django.db.utils import DatabaseErrorWrapper
+from django.dispatch import Signal
 from django.test import utils
 
 from lightbus_django.models import FailedEvent, ProcessedEvent
@@ -35,6 +36,9 @@ class TestDjango:
             assert connection.needs_rollback is False
             assert connection.closed_in_transaction is False
             assert connection.run_commit_hooks_on_set_autocommit_on is False
+
+    def test_signals(self):
+        assert Signal().receivers == []
 
     def test_what_surrounds_statements(self):
         assert isinstance(connection.execute_wrappers, list)
@@ -75,6 +79,13 @@ class TestRedisPy:
 
 def test_asgiref():
     assert isinstance(SyncToAsync.threadlocal, threading.local)
+
+
+def test_opentelemetry():
+    sdk = pytest.importorskip("opentelemetry.sdk.trace")
+    tracer = sdk.TracerProvider(shutdown_on_exit=False).get_tracer("a")
+    assert tracer.id_generator.generate_trace_id()
+    assert tracer.id_generator.generate_span_id()
 
 
 def test_the_standard_library():

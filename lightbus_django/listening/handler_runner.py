@@ -30,6 +30,7 @@ from .keys import AlreadyHandled, Keys
 from .listener import Listener
 from .tally import Tally
 from .tracebacks import describe
+from .wrappers import wrapped, wrappers
 
 logger = logging.getLogger("lightbus_django")
 
@@ -66,6 +67,8 @@ class HandlerRunner:
 
     def call(self, handler: Callable[..., None], argument: Any) -> None:
         """Call the handler, isolated from other events."""
+        if wrappers:
+            handler = wrapped(handler, self.listener, self.group)
         started = time.monotonic()
         try:
             self._isolation.run(handler, argument)

@@ -33,13 +33,18 @@ SAMPLE_SIZE = 1000
 """Number of the latest outbox rows whose event names are taken for those that the service fires."""
 
 
-def read_status(now: datetime | None = None) -> Status:
+def read_status(now: datetime | None = None, *, service_name: str | None = None) -> Status:
     """Return the state of this service.
 
     A server that does not answer is among the problems; what is known from elsewhere is returned.
+
+    Args:
+        now: the current time.
+        service_name: overrides the setting SERVICE_NAME.
     """
     settings = get_settings()
-    return _Reading(settings, datetime.now(UTC) if now is None else now).status()
+    service_name = format_name(service_name or settings.service_name)
+    return _Reading(settings, datetime.now(UTC) if now is None else now, service_name).status()
 
 
 def read_processes() -> list[Process]:
@@ -63,10 +68,10 @@ def _assess(ours: list[Heartbeat]) -> list[Process]:
 class _Reading:
     """One look at Redis and the databases."""
 
-    def __init__(self, settings: Settings, now: datetime) -> None:
+    def __init__(self, settings: Settings, now: datetime, service_name: str) -> None:
         self.settings = settings
         self.now = now
-        self.service_name = format_name(settings.service_name)
+        self.service_name = service_name
         self.client: RedisClient = get_client(settings.url, settings.redis_timeout)
         self.problems: list[str] = []
         self.heartbeats: list[Heartbeat] = []

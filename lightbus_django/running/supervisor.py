@@ -19,7 +19,9 @@ STABLE_AFTER = 60.0
 """Seconds after which a child that is killed restarts without a delay."""
 
 
-def run_processes(count: int, process_name: str, options: Sequence[str], *, stop_timeout: float) -> int:
+def run_processes(
+    count: int, process_name: str, options: Sequence[str], *, stop_timeout: float, metrics_port: int | None = None
+) -> int:
     """Run `lightbus_listen` in `count` processes, named `{process_name}-1` and so on; return the exit code.
 
     SIGTERM or SIGINT stops all children cleanly, a second signal kills them. A child that is killed is restarted under
@@ -28,12 +30,16 @@ def run_processes(count: int, process_name: str, options: Sequence[str], *, stop
     Args:
         options: command line options of the children.
         stop_timeout: seconds after which a child that was asked to stop is killed.
+        metrics_port: the port at which the first child serves its metrics; the others use those after it.
 
     Raises:
         ConfigurationError: children could not have the settings or the listeners of this process.
     """
     environment = child_environment()
-    children = [ChildProcess(f"{process_name}-{number}", options, environment) for number in range(1, count + 1)]
+    children = []
+    for index in range(count):
+        own = [] if metrics_port is None else [f"--metrics-port={metrics_port + index}"]
+        children.append(ChildProcess(f"{process_name}-{index + 1}", [*options, *own], environment))
     return _Supervisor(children).run(stop_timeout)
 
 

@@ -1,7 +1,9 @@
 """docs/monitoring.md is true: its names are those of the code, and its examples run."""
 
+import json
 import re
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from types import ModuleType
 
@@ -9,6 +11,7 @@ import pytest
 
 from lightbus_django import fire, listens_to, signals
 from lightbus_django.listening.consumer import Consumer
+from lightbus_django.listening.registry import registry
 from tests.conftest import ROOT, drain
 
 MONITORING = (ROOT / "docs" / "monitoring.md").read_text()
@@ -38,6 +41,34 @@ def test_links_lead_somewhere() -> None:
 
 def test_these_are_all_signals() -> None:
     assert set(re.findall(r"^\| `([a-z_]+)` \| [^|]+ \| `", MONITORING, re.MULTILINE)) == set(signals.__all__)
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_these_are_all_metrics_and_the_dashboard_has_no_others(
+    r: object, listeners: object, consume: Callable[..., Consumer]
+) -> None:
+    metrics = pytest.importorskip("lightbus_django.operating.metrics")
+
+    @listens_to("shop.order_placed")
+    def record(event: object) -> None: ...
+
+    consume()
+    names = {"service_name": "price-monitor", "process_name": "worker"}
+    with (
+        metrics.serving(0, registry, **names) as port,
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer,
+    ):
+        text = answer.read().decode()
+    served = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
+    served = {name: kind for name, kind in served.items() if not name.endswith("_created")}
+    assert dict(re.findall(r"^\| `(lightbus_\w+)\{\w+\}` \| (\w+) \|", MONITORING, re.MULTILINE)) == served
+
+    dashboard = json.loads((ROOT / "docs" / "grafana.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    alerts = re.findall(r"expr: '(.+?)'", MONITORING)
+    assert len(alerts) == 4
+    for query in queries + alerts:
+        assert set(re.findall(r"lightbus_\w+", query)) <= {*served, *(f"{name}_bucket" for name in served)}
 
 
 @pytest.mark.django_db(transaction=True)

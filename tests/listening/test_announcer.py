@@ -123,3 +123,14 @@ def test_failures_are_not_counted_as_handled(listeners, consume, sent):
     drain(consumer)
     counts = consumer.inbox.tally.drain()
     assert (counts["handled"], counts["failed"]) == (2, 1)
+
+
+def test_the_log_record_of_a_failure_names_its_event(listeners, caplog):
+    @listens_to("shop.order_placed")
+    def record(event, number):
+        raise ValueError
+
+    delivery = deliver(1)
+    inbox().handle([delivery])
+    (line,) = [each for each in caplog.records if "failed, attempt" in each.getMessage()]
+    assert line.failed_event_id == delivery.key

@@ -1,6 +1,8 @@
 import argparse
 import logging
 import signal
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -9,6 +11,7 @@ from django.db import DatabaseError
 from lightbus_django.conf import format_name, get_settings, is_random
 from lightbus_django.database.errors import one_line
 from lightbus_django.exceptions import LightbusError
+from lightbus_django.listening.listener import Listener
 from lightbus_django.listening.registry import registry
 from lightbus_django.running.advice import advice
 from lightbus_django.running.child_process import stop_with_parent
@@ -34,12 +37,37 @@ def seconds(text: str) -> float:
     return number
 
 
+def port(text: str) -> int:
+    if not 0 < (number := int(text)) < 65536:
+        raise argparse.ArgumentTypeError("must be from 1 to 65535")
+    return number
+
+
 def child_options(options: dict[str, Any]) -> list[str]:
     """Return the command line options of child processes, without their number and names."""
     given = [f"--{name}={options[name.replace('-', '_')]}" for name in ("service-name", "stop-timeout", "verbosity")]
     given += [f"--listener={name}" for name in options["listener"] or ()]
     given += [f"--{name.replace('_', '-')}" for name in FLAGS if options[name]]
     return given
+
+
+@contextmanager
+def serving_metrics(number: int | None, listeners: Iterable[Listener], **names: str) -> Iterator[None]:
+    """Serve metrics during the block if a port is given."""
+    if number is None:
+        yield
+        return
+    try:
+        from lightbus_django.operating.metrics import serving
+    except ModuleNotFoundError as error:
+        raise CommandError('--metrics-port needs prometheus-client: pip install "lightbus-django[metrics]"') from error
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(serving(number, listeners, **names))
+        except OSError as error:
+            raise CommandError(f"Can't serve metrics at port {number}: {error}") from error
+        logger.info("metrics at port %d", number)
+        yield
 
 
 class Command(BaseCommand):
@@ -66,6 +94,12 @@ class Command(BaseCommand):
             help="remove this process from its consumer groups on a stop, because its name won't be used again; "
             "implied if the name is random",
         )
+        parser.add_argument(
+            "--metrics-port",
+            type=port,
+            metavar="PORT",
+            help="serve metrics for Prometheus at this port; with --processes, one port for each from this one on",
+        )
         parser.add_argument("--stop-with-parent", action="store_true", help=argparse.SUPPRESS)
 
     def handle(self, **options: Any) -> None:
@@ -82,7 +116,11 @@ class Command(BaseCommand):
             if options["processes"] > 1:
                 given = child_options({**options, "service_name": service_name, "leave": leave})
                 code = run_processes(
-                    options["processes"], process_name, given, stop_timeout=options["stop_timeout"] + 5
+                    options["processes"],
+                    process_name,
+                    given,
+                    stop_timeout=options["stop_timeout"] + 5,
+                    metrics_port=options["metrics_port"],
                 )
                 if code:
                     raise CommandError("A process failed; see its log.", returncode=code)
@@ -94,7 +132,9 @@ class Command(BaseCommand):
             )
             worker.check_databases()
             worker.check_bus()
-            with stopping_on(signal.SIGTERM, signal.SIGINT, stop=worker.stop):
+            names = {"service_name": service_name, "process_name": process_name}
+            metrics = serving_metrics(options["metrics_port"], listeners, **names)
+            with stopping_on(signal.SIGTERM, signal.SIGINT, stop=worker.stop), metrics:
                 for line in worker.describe():
                     logger.info(line)
                 if options["stop_with_parent"]:
