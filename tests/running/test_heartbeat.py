@@ -134,7 +134,7 @@ class TestTwoProcessesUnderOneName:
 
     def test_are_reported_by_both_within_seconds_and_again_later(self, r, record, run, caplog, monkeypatch):
         monkeypatch.setattr(heartbeat, "REMIND_INTERVAL", 0.5)
-        monkeypatch.setattr(heartbeat.os, "getpid", lambda: threading.get_ident())
+        monkeypatch.setattr(heartbeat.os, "getpid", threading.get_ident)
         run()
         eventually(lambda: r.hlen(NAME) == 1)
         run()
