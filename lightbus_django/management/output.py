@@ -1,11 +1,14 @@
 """Arguments and terminal output that the commands share."""
 
+import getpass
+import os
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
+import msgspec
 from django.core.management.base import CommandError
 from django.db import connections
 from django.utils import timezone
@@ -57,6 +60,19 @@ def point_in_time(text: str) -> datetime:
     if time is None:
         raise CommandError(f"{text!r} is not a time: use 2026-03-01T12:00, or how long ago, such as 90m, 12h or 7d")
     return as_stored(timezone.make_aware(time) if timezone.is_naive(time) else time)
+
+
+def current_user() -> str:
+    """Return the name of the user who runs the command; a container may have a user without a name."""
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):
+        return f"user {os.getuid()}" if hasattr(os, "getuid") else "unknown"
+
+
+def write_json(stream: Any, value: Any) -> None:
+    """Write something that msgspec can encode as indented JSON."""
+    stream.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 def console(stream: Any) -> Console:

@@ -158,14 +158,18 @@ def as_json(event: FailedEvent) -> str:
 def as_fixture(event: FailedEvent) -> str:
     """Return a failed event as a pytest fixture."""
     exported = _exported(event)
-    name = re.sub(r"\W", "_", event.event_name.rpartition(".")[2]) or "event"
-    payload = pprint.pformat(exported.get("payload", exported["fields"]), width=100, sort_dicts=False)
+    name = re.sub(r"\W", "_", event.event_name.rpartition(".")[2])
+    if not name.isidentifier():
+        name = f"event_{name}"
+    content = exported["payload"] if "payload" in exported else exported["fields"]
+    payload = pprint.pformat(content, width=100, sort_dicts=False)
     indented = payload.replace("\n", "\n    ")
-    error = re.sub(r'["\\\n]', " ", event.error.partition("\n")[0])[:80]
+    what = f"{event.event_name} {event.event_id}, which failed with: {event.error[:80]}"
+    summary = re.sub(r'["\\\s]+', " ", what)
     return (
         "import pytest\n\n\n@pytest.fixture\n"
         f"def {name}_payload():\n"
-        f'    """The payload of {event.event_name} {event.event_id}, which failed with: {error}"""\n'
+        f'    """The payload of {summary}."""\n'
         f"    return {indented}\n"
     )
 

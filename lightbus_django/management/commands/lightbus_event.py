@@ -1,12 +1,11 @@
 from typing import Any
 
-import msgspec
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error as DatabaseError
 
 from lightbus_django.database.errors import one_line
 from lightbus_django.exceptions import LightbusError
-from lightbus_django.management.output import console, table
+from lightbus_django.management.output import console, table, write_json
 from lightbus_django.operating.event_ids import find_ids
 from lightbus_django.operating.outcomes import Story
 from lightbus_django.operating.story import tell
@@ -26,7 +25,7 @@ class Command(BaseCommand):
             if story is None:
                 ids = find_ids(options["id"])
                 if len(ids) != 1:
-                    self.show_ids(options["id"], ids)
+                    self.show_ids(options["id"], ids, as_json=options["json"])
                     return
                 story = tell(ids[0])
         except (LightbusError, DatabaseError) as error:
@@ -34,13 +33,16 @@ class Command(BaseCommand):
         if story is None:
             raise CommandError(f"No record mentions the event {options['id']!r}.")
         if options["json"]:
-            self.stdout.write(msgspec.json.format(msgspec.json.encode(story)).decode())
+            write_json(self.stdout, story)
         else:
             self.show(story, with_payload=options["payload"])
 
-    def show_ids(self, text: str, ids: list[str]) -> None:
+    def show_ids(self, text: str, ids: list[str], *, as_json: bool) -> None:
         if not ids:
             raise CommandError(f"No record mentions an event whose id begins with {text!r}.")
+        if as_json:
+            write_json(self.stdout, {"ids": ids})
+            return
         self.stdout.write(f"Several events have ids that begin with {text!r}; the latest are:")
         for event_id in ids:
             self.stdout.write(event_id)
@@ -51,8 +53,10 @@ class Command(BaseCommand):
         if story.published_at:
             self.stdout.write(f"Published at {story.published_at.astimezone():%Y-%m-%d %H:%M:%S}.")
         if with_payload:
-            payload = "not kept" if story.payload is None else msgspec.json.format(msgspec.json.encode(story.payload))
-            self.stdout.write(payload if isinstance(payload, str) else payload.decode())
+            if story.payload is None:
+                self.stdout.write("No record has the payload any more.")
+            else:
+                write_json(self.stdout, story.payload)
         rows = table("listener", "group", "state", "what is known")
         for outcome in story.outcomes:
             rows.add_row(outcome.listener or "(no listener here)", outcome.group, outcome.state, outcome.text)

@@ -1,15 +1,13 @@
-import getpass
 from argparse import ArgumentParser
 from typing import Any
 
-import msgspec
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error as DatabaseError
 from django.db import router
 
 from lightbus_django.database.errors import one_line
 from lightbus_django.exceptions import LightbusError
-from lightbus_django.management.output import console, database, point_in_time, table
+from lightbus_django.management.output import console, current_user, database, point_in_time, table, write_json
 from lightbus_django.models import FailedEvent, FailedEventQuerySet
 from lightbus_django.operating import failures
 
@@ -69,7 +67,7 @@ class Command(BaseCommand):
             return
         groups = failures.group_failures(events)
         if options["json"]:
-            self.stdout.write(msgspec.json.format(msgspec.json.encode(groups)).decode())
+            write_json(self.stdout, groups)
             return
         rows = table("group", "exception", "place", "count", "dead", "first", "last", "sample", right=("count", "dead"))
         for group in groups:
@@ -90,7 +88,7 @@ class Command(BaseCommand):
         if options["json"]:
             names = "event_id", "event_name", "consumer_group", "attempts", "exception", "place", "error"
             found = [{name: getattr(event, name) for name in names} for event in latest]
-            self.stdout.write(msgspec.json.format(msgspec.json.encode(found)).decode())
+            write_json(self.stdout, found)
             return
         rows = table("event id", "event", "group", "state", "attempts", "failed at", "error", right=("attempts",))
         for event in latest:
@@ -115,18 +113,28 @@ class Command(BaseCommand):
         for group in refused:
             self.stderr.write(f"Not retried: this service has no listener for the consumer group {group}.")
         count = self.in_chunks(events.exclude(consumer_group__in=refused), lambda chunk: chunk.retry_now())
-        self.stdout.write(f"{count} events are due now; lightbus_listen retries them.")
+        text = f"{count} events are due now; lightbus_listen retries them."
+        self.report(options, text, retried=count, refused_groups=refused)
 
     def handle_discard(self, options: dict[str, Any]) -> None:
-        by = f"{getpass.getuser()} (lightbus_failed)"
+        by = f"{current_user()} (lightbus_failed)"
         events = self.chosen(options, "Discard")
         count = self.in_chunks(events, lambda chunk: chunk.discard(by, options["reason"]))
-        self.stdout.write(f"{count} events discarded.")
+        self.report(options, f"{count} events discarded.", discarded=count)
 
     def handle_export(self, options: dict[str, Any]) -> None:
         export = failures.as_json if options["format"] == "json" else failures.as_fixture
-        for event in self.find(options):
-            self.stdout.write(export(event))
+        first, *others = self.find(options)
+        if others:
+            found = ", ".join(f"{event.event_id} of {event.consumer_group}" for event in (first, *others[:9]))
+            raise CommandError(f"There are several, use the whole id and --listener: {found}")
+        self.stdout.write(export(first))
+
+    def report(self, options: dict[str, Any], text: str, **values: Any) -> None:
+        if options["json"]:
+            write_json(self.stdout, values)
+        else:
+            self.stdout.write(text)
 
     # --- Which events -------------------------------------------------------------------------
 

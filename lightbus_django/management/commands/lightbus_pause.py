@@ -1,4 +1,3 @@
-import getpass
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -6,6 +5,7 @@ from django.db import Error as DatabaseError
 
 from lightbus_django.database.errors import one_line
 from lightbus_django.exceptions import LightbusError
+from lightbus_django.management.output import current_user
 from lightbus_django.operating.pausing import pause
 
 
@@ -22,7 +22,7 @@ class Command(BaseCommand):
     def handle(self, **options: Any) -> None:
         try:
             for name in options["listener"]:
-                has_paused = pause(name, options["by"] or f"{getpass.getuser()} (lightbus_pause)")
+                has_paused = pause(name, options["by"] or f"{current_user()} (lightbus_pause)")
                 self.stdout.write(f"{name} rests within seconds." if has_paused else f"{name} is paused already.")
         except (LightbusError, DatabaseError) as error:
             raise CommandError(one_line(error)) from error

@@ -1,14 +1,13 @@
 import time
 from typing import Any
 
-import msgspec
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from rich.console import Group, RenderableType
 from rich.live import Live
 
 from lightbus_django.conf import format_name
 from lightbus_django.exceptions import LightbusError
-from lightbus_django.management.output import console, table
+from lightbus_django.management.output import console, table, write_json
 from lightbus_django.operating.durations import duration
 from lightbus_django.operating.health_check import check_process, find_reasons
 from lightbus_django.operating.report import ListenerStatus, Status
@@ -48,8 +47,7 @@ class Command(BaseCommand):
             if options["check"]:
                 self.check_health(options)
             elif options["json"]:
-                text = msgspec.json.format(msgspec.json.encode(read_status()), indent=2)
-                self.stdout.write(text.decode())
+                write_json(self.stdout, read_status())
             elif options["watch"]:
                 self.watch()
             else:
@@ -66,7 +64,7 @@ class Command(BaseCommand):
             limits = {name: options[name] for name in ("max_age", "max_waiting", "max_dead")}
             reasons = list(find_reasons(read_status(), **limits))
         if options["json"]:
-            self.stdout.write(msgspec.json.encode({"ok": not reasons, "reasons": reasons}).decode())
+            write_json(self.stdout, {"ok": not reasons, "reasons": reasons})
         if reasons:
             raise CommandError("\n".join(reasons))
         if not options["json"]:

@@ -1,7 +1,6 @@
 from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error as DatabaseError
 
@@ -9,7 +8,7 @@ from lightbus_django.database.errors import one_line
 from lightbus_django.events.times import as_aware
 from lightbus_django.exceptions import LightbusError
 from lightbus_django.listening.registry import registry
-from lightbus_django.management.output import console, point_in_time, progress, table
+from lightbus_django.management.output import console, point_in_time, progress, table, write_json
 from lightbus_django.operating.pausing import find_listener
 from lightbus_django.operating.verification import Verification, Verified
 
@@ -49,7 +48,7 @@ class Command(BaseCommand):
         except (LightbusError, DatabaseError) as error:
             raise CommandError(f"Incomplete, run it again: {one_line(error)}") from error
         if options["json"]:
-            self.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode())
+            write_json(self.stdout, results)
         else:
             self.show(results)
         missing = sum(result.missing for result in results)
