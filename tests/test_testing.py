@@ -101,7 +101,7 @@ def test_the_marker():
     fire("shop.order_placed", number=1)
     call_command("lightbus_listen", "--burst")
     assert fired == []
-    assert keys() == {"shop.*:stream"}
+    assert "shop.*:stream" in keys()
     assert ProcessedEvent.objects.filter(consumer_group="price-monitor-here").count() == 1
     assert OutboxEvent.objects.get().published_at
 
