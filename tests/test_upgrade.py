@@ -67,9 +67,10 @@ def test_old_and_new_workers_share_events_and_handle_each_once(old_worker, manag
     assert sorted(Effect.objects.values_list("number", flat=True)) == list(range(EVENTS))
     assert ProcessedEvent.objects.count() == EVENTS
     assert not FailedEvent.objects.exists()
-    problems = read_status().problems
-    assert [problem for problem in problems if "process old reads events and writes no heartbeat" in problem]
-    assert not [problem for problem in problems if "process new" in problem]
+    status = read_status()
+    assert status.silent_consumers == ["old"]
+    assert [process.name for process in status.processes] == ["new"]
+    assert next(each for each in status.listeners if each.name == "book").problems == []
     new.kill()
     for log in (old_worker.read_text(), new.communicate(timeout=30)[0]):
         assert "ERROR" not in log

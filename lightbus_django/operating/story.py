@@ -77,7 +77,7 @@ class _Outcomes:
             if group not in told and (found := self._recorded(alias, group, None)) is not None:
                 told.add(group)
                 yield found
-        told |= self.listeners.keys()  # the others don't want it
+        told |= self.listeners.keys()  # the others of this service don't want it
         yield from (self._on_bus(group) for group in records.placements if group not in told)
 
     # --- What the listener's database says ----------------------------------------------------

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import msgspec
-from django.db import router
+from django.db import reset_queries, router
 
 from lightbus_django.bus.client import get_client
 from lightbus_django.conf import format_name, get_settings
@@ -107,6 +107,7 @@ class Verification:
                 for stream, events in by_stream.items():
                     self._compare_for(listener, result, stream, events)
             advance(len(chunk))
+            reset_queries()  # with DEBUG on, Django logs every query
 
     def _stream(self, name: str) -> str:
         return stream_key(name, self.settings.stream_use)

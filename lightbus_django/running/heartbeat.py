@@ -159,7 +159,7 @@ def beating(pulse: Pulse) -> Iterator[threading.Thread]:
             try:
                 pulse.beat()
             except Exception:
-                logger.exception("heartbeat: unexpected error; retrying")
+                logger.exception("%s: unexpected error; retrying", "heartbeat")
             if done.wait(heartbeats.INTERVAL):
                 break
         pulse.end()

@@ -10,21 +10,22 @@ from typing import Any
 
 import pytest
 import redis
-from django.core.management import call_command, load_command_class
+from django.core.management import CommandError, call_command, load_command_class
 
 import lightbus_django
 from lightbus_django import BusError, BusUnavailable, fire, listens_to, on_commit
 from lightbus_django.bus import first_publications as republished
-from lightbus_django.bus import streams
+from lightbus_django.bus import heartbeats, streams
 from lightbus_django.bus.client import RedisClient
 from lightbus_django.bus.consumer_group import GroupConsumer
+from lightbus_django.bus.heartbeats import ProcessSign
 from lightbus_django.conf import get_settings
 from lightbus_django.events.ids import uuid7
 from lightbus_django.firing import publisher as dispatch
 from lightbus_django.listening.in_flight import InFlight
 from lightbus_django.listening.reader import StreamReader
 from lightbus_django.listening.registry import registry
-from lightbus_django.models import OutboxEvent
+from lightbus_django.models import OutboxEvent, ProcessedEvent
 from lightbus_django.running.worker import Worker
 from tests.app.models import Effect
 from tests.conftest import ROOT
@@ -32,6 +33,7 @@ from tests.servers import Server, redis_server, valkey
 
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 GUIDE = (ROOT / "docs" / "guide.md").read_text()
+OPERATING = (ROOT / "docs" / "operating.md").read_text()
 USERS = {line.split()[2]: line for line in re.findall(r"^ACL SETUSER .+$", OPERATIONS, re.MULTILINE)}
 LEVELS = {"error": "ERROR", "exception": "ERROR", "critical": "CRITICAL"}
 SHOP, BOOKKEEPING = "shop.*:stream", "bookkeeping.*:stream"
@@ -39,8 +41,9 @@ FIELDS = {b"any": b"thing"}
 
 
 def test_links_lead_somewhere() -> None:
-    for text, links in ((OPERATIONS, r"\]\(#([^)]*)\)"), (GUIDE, r"\]\(guide.md#([^)]*)\)")):
-        anchors = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+    own, others = r"\]\(#([^)]*)\)", r"\]\(%s.md#([^)]*)\)"
+    for text, links in ((OPERATIONS, own), (GUIDE, others % "guide"), (OPERATING, others % "operating")):
+        anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
         found = set(re.findall(links, OPERATIONS))
         assert found
         assert found <= anchors
@@ -226,6 +229,10 @@ def use_all_of(redis_client: RedisClient, admin: Any) -> None:
     admin.script_flush()
     assert streams.delete_idle_consumers(redis_client, SHOP, group, idle=0) == 1
     two.leave(SHOP)
+    sign = ProcessSign(service_name="bookkeeping", process_name="worker")
+    heartbeats.beat(redis_client, "a", sign)
+    assert len(heartbeats.read(redis_client)) == 1
+    heartbeats.end(redis_client, "a", sign)
 
 
 def test_what_is_denied_within_a_script_is_told_as_well(
@@ -267,6 +274,44 @@ def test_an_operator_looks_and_retires_groups(
         refuses(client, f"DEL {SHOP}", "FLUSHALL", f"XADD {SHOP} * a b", "KEYS *", f"XTRIM {SHOP} MAXLEN 0")
     call_command("lightbus_retire", "old", "--no-input")
     assert admin.xinfo_groups(SHOP) == []
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_a_person_or_a_probe_looks_and_changes_nothing(
+    server: Server,
+    admin: Any,
+    lightbus: Callable[..., None],
+    listeners: object,
+    transport_of: Callable[[str], Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    @listens_to("shop.order_placed", listener_name="book", start="beginning")
+    def book(event: object, number: int) -> None: ...
+
+    lightbus(URL=server.url, SERVICE_NAME="bookkeeping")
+    message = fire("shop.order_placed", number=1)
+    worker = Worker(registry, service_name="bookkeeping", process_name="worker", settings=get_settings())
+    worker.run_burst()
+    worker.client.close()
+    ProcessedEvent.objects.all().delete()
+    with closing(RedisClient(server.url, timeout=5)) as redis_client:
+        heartbeats.beat(redis_client, "a", ProcessSign(service_name="bookkeeping", process_name="worker"))
+
+    lightbus(URL=server.url_of("support", "a-password"), REDIS_TIMEOUT=5, SERVICE_NAME="bookkeeping")
+    admin.config_resetstat()
+    call_command("lightbus_status", "--check", "--process", "worker")
+    call_command("lightbus_status")
+    call_command("lightbus_event", message.id)
+    with pytest.raises(CommandError, match="1 events are missing"):
+        call_command("lightbus_verify", "--since", "1h")
+    captured = capsys.readouterr()
+    assert "denies" not in captured.out + captured.err
+    assert "KiB" in captured.out
+    assert granted("support") <= used(admin)
+    with transport_of("support") as redis_client:
+        refuses(redis_client.redis_py, f"DEL {SHOP}", f"XADD {SHOP} * a b", "FLUSHALL", "KEYS *")
+        with pytest.raises(BusError, match="denies its user access"):
+            heartbeats.beat(redis_client, "b", ProcessSign(service_name="bookkeeping", process_name="worker"))
 
 
 @pytest.mark.parametrize("user", ["shop-web", "bookkeeping-listen"])

@@ -240,6 +240,12 @@ class TestOtherServices:
         ]
 
 
+def test_a_listener_of_this_service_that_does_not_want_it_is_left_out(r, record, listeners, consume):
+    consume()
+    message = fire("shop.parcel_delivered", number=1)
+    assert tell(message.id).outcomes == []
+
+
 class TestOrigin:
     def test_of_on_commit(self, record, housekeeping):
         message = on_commit("shop.order_placed", number=1)
