@@ -38,6 +38,7 @@ class OutboxEventAdmin(EventAdmin):
     actions = ("publish_again",)
     list_display = ("event_link", "name", "state", "created", "published", "error_line")
     list_filter = (PublishedFilter, ("event_name", LatestValuesFilter), "created_at")
+    id_field = "id"
     name_fields = ("event_name",)
     search_fields = ("id",)
     fields = (

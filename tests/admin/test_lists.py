@@ -182,3 +182,15 @@ def test_a_list_loads_nothing_large(model, admin_client, django_assert_max_num_q
             for name in ("fields", "traceback", "payload", "history")
             for quote in '"`'
         )
+
+
+@pytest.mark.parametrize("model", LISTS)
+def test_a_search_for_a_short_text_shows_the_latest_ids(model, admin_client, monkeypatch):
+    monkeypatch.setattr("lightbus_django.admin.base.COUNT_LIMIT", 3)
+    for number in (3, 1, 5, 2, 4):  # ids are not in the order of rows
+        event_id = f"{EVENT_ID[:-1]}{number}"
+        values = {"id": event_id} if model is OutboxEvent else {"event_id": event_id}
+        failed(**values) if model is FailedEvent else baker.make(model, **values)
+    text = page(admin_client, LISTS[model], q="01a2")
+    assert {cell[-1] for cell in cells(text, "event_link")} == {"2", "3", "4", "5"}
+    assert "more than 3" in text
