@@ -10,9 +10,14 @@ from django.db import router
 from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest
 from django.utils.functional import cached_property
+from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
 from lightbus_django.events.ids import event_key
+from lightbus_django.operating.event_ids import uuid_span
+
+from .display import breakable
+from .links import event_url, may_view_events
 
 COUNT_LIMIT = 10_000
 """Maximum number of rows that a page counts and paginates."""
@@ -29,8 +34,21 @@ class LimitedPaginator(Paginator):  # type: ignore[type-arg]
 
     @cached_property
     def count(self) -> int:
+        return min(self._counted, COUNT_LIMIT)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there are more rows than `count`."""
+        return self._counted > COUNT_LIMIT
+
+    @property
+    def limit(self) -> str:
+        return f"{COUNT_LIMIT:,}"
+
+    @cached_property
+    def _counted(self) -> int:
         rows: QuerySet[Model] = self.object_list  # type: ignore[assignment]
-        return rows.order_by()[:COUNT_LIMIT].count()
+        return rows.order_by()[: COUNT_LIMIT + 1].count()
 
 
 class LatestValuesFilter(admin.FieldListFilter):
@@ -74,12 +92,14 @@ class EventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """The base class of the three pages."""
 
     actions_selection_counter = True
+    id_field = "event_id"
     name_fields: tuple[str, ...] = ("event_id", "event_name")
     list_per_page = 100
     ordering = ("-id",)
     paginator = LimitedPaginator
+    list_display_links = ("name",)
     search_fields = ("event_id",)
-    search_help_text = _("Enter a complete event id.")
+    search_help_text = _("Enter an event id, or its first characters.")
     show_facets = admin.ShowFacets.NEVER
     show_full_result_count = False
 
@@ -99,14 +119,55 @@ class EventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
         term = search_term.strip()
-        return (queryset.filter(self.search_condition(term)) if term else queryset), False
+        return (self._latest(queryset.filter(self.search_condition(term))) if term else queryset), False
+
+    def _latest(self, rows: QuerySet[Any]) -> QuerySet[Any]:
+        """Leave out all but the COUNT_LIMIT latest ids, because sorting all that begin with a short text is slow."""
+        ids = rows.order_by(f"-{self.id_field}").values_list(self.id_field, flat=True)
+        bound = next(iter(ids[COUNT_LIMIT : COUNT_LIMIT + 1]), None)
+        return rows if bound is None else rows.filter(**{f"{self.id_field}__gte": bound})
 
     def search_condition(self, term: str) -> Q:
-        return Q(event_id=event_key(term))
+        key = event_key(term.lower() if uuid_span(term) else term)
+        if key.startswith("sha256:"):
+            return Q(event_id=key)
+        return Q(event_id__gte=key, event_id__lte=f"{key}zzzzzzzz", event_id__startswith=key)
+
+    def get_list_display(self, request: HttpRequest) -> Any:
+        """Return the columns; ids link to the Event page for those who may see it."""
+        columns = super().get_list_display(request)
+        if may_view_events(self.admin_site, request):
+            return columns
+        return ["short_id" if column == "event_link" else column for column in columns]
+
+    def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> Any:
+        """Render the page of one row, with the address of its event for the object tools."""
+        event = kwargs.get("obj")
+        if event is not None and may_view_events(self.admin_site, request):
+            context["event_page_url"] = event_url(self.admin_site, self.id_of(event))
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    def id_of(self, event: Any) -> str:
+        """Return the id of a row's event."""
+        return str(event.event_id)
 
     @admin.display(description=_("event id"), ordering="id")
     def short_id(self, event: Any) -> str:
-        return shorten(event.event_id)
+        return shorten(self.id_of(event))
+
+    @admin.display(description=_("event id"), ordering="id")
+    def event_link(self, event: Any) -> str:
+        event_id = self.id_of(event)
+        url = event_url(self.admin_site, event_id)
+        return format_html('<a href="{}" title="{}">{}</a>', url, event_id, shorten(event_id))
+
+    @admin.display(description=_("event"))
+    def name(self, event: Any) -> str:
+        return breakable(event.event_name)
+
+    @admin.display(description=_("consumer group"))
+    def group(self, event: Any) -> str:
+        return breakable(event.consumer_group)
 
     def act(
         self, request: HttpRequest, queryset: QuerySet[Any], action: Callable[[Any], int], flag: int, message: str

@@ -12,7 +12,7 @@ from lightbus_django.operating.report import ListenerStatus, Outbox, Process, St
 from lightbus_django.operating.status import LATE_AFTER
 
 from .display import SPARKLINE_HEIGHT, SPARKLINE_WIDTH, relative_time, sparkline
-from .links import failed_list_url
+from .links import failed_list_url, failures_url
 
 
 class Attention(NamedTuple):
@@ -49,7 +49,7 @@ def _attention(status: Status, site: AdminSite) -> Iterator[Attention]:
     for listener in status.listeners:
         if listener.problems:
             url = _failed_url(listener, site, state="dead") if listener.dead_letters else ""
-            links = [(_("Dead letters of %s") % listener.name, url)] if url else []
+            links = [(_("Dead letters"), url), (_("Failures by cause"), failures_url(site))] if url else []
             yield Attention(_("Listener %s") % listener.name, listener.problems, list(_hints(listener)), links)
 
 

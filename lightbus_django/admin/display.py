@@ -1,14 +1,19 @@
 """How the pages show times, durations and figures."""
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from django.utils import timezone
-from django.utils.html import format_html
+from django.utils.functional import Promise
+from django.utils.html import format_html, format_html_join
 from django.utils.translation import gettext as _
 
 from lightbus_django.events.times import as_aware
 from lightbus_django.operating.durations import duration
+
+_BREAKS = re.compile(r"(?<=[._-])(?![._-])|(?<=[a-z0-9])(?=[A-Z])")
+"""Where a name may be broken."""
 
 SPARKLINE_WIDTH = 118
 SPARKLINE_HEIGHT = 24
@@ -40,3 +45,19 @@ def sparkline(values: Sequence[int]) -> str:
     return " ".join(
         f"{number * step:.1f},{SPARKLINE_HEIGHT - 1 - value * scale:.1f}" for number, value in enumerate(values)
     )
+
+
+def state_word(text: str | Promise, *, must_act: bool = False) -> str:
+    """Return a state as HTML; it stands out if somebody has to act."""
+    return format_html('<span class="lightbus-state{}">{}</span>', " lightbus-act" if must_act else "", text)
+
+
+def breakable(name: str) -> str:
+    """Return a name as HTML that may be broken into lines after its dots, hyphens and underscores, and in camelCase."""
+    return format_html_join("", "{}<wbr>", ((part,) for part in _BREAKS.split(name) if part))
+
+
+def first_line(text: str) -> str:
+    """Return the first line of a text as HTML that is cut to its column, with all of the line as its title."""
+    line = text.strip().partition("\n")[0][:300]
+    return format_html('<span class="lightbus-line" title="{}">{}</span>', line, line) if line else "-"

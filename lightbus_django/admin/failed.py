@@ -1,18 +1,23 @@
+from datetime import datetime
 from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.models import CHANGE, DELETION
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.template.loader import render_to_string
 from django.urls import URLPattern, path
-from django.utils.text import Truncator
+from django.utils import timezone
+from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from lightbus_django.events.codec import load_fields
+from lightbus_django.events.times import as_aware
 from lightbus_django.models import FailedEvent, FailedEventQuerySet
 
+from . import frames
 from .base import EventAdmin, LatestValuesFilter
+from .display import breakable, first_line, relative_time, state_word
 from .failures_page import FailuresPage
 
 
@@ -32,16 +37,8 @@ class StateFilter(admin.SimpleListFilter):
 @admin.register(FailedEvent)
 class FailedEventAdmin(EventAdmin):
     actions = ("retry", "discard")
-    list_display = (
-        "short_id",
-        "event_name",
-        "consumer_group",
-        "state",
-        "error_line",
-        "attempts",
-        "failed_at",
-        "next_attempt_at",
-    )
+    list_display = ("event_link", "name_and_group", "state_and_attempts", "exception_type", "error_line", "failed")
+    list_display_links = ("name_and_group",)
     list_filter = (
         StateFilter,
         ("consumer_group", LatestValuesFilter),
@@ -50,37 +47,77 @@ class FailedEventAdmin(EventAdmin):
         ("place", LatestValuesFilter),
         "failed_at",
     )
-    fields = (
-        "event_id",
-        "event_name",
-        "consumer_group",
-        "state",
-        "attempts",
-        "failed_at",
-        "next_attempt_at",
-        "stream",
-        "stream_id",
-        "content",
-        "error",
-        "traceback",
+    fieldsets = (
+        (None, {"fields": ("error", "past_attempts", "state", "attempts", "failed_at", "next_attempt_at")}),
+        (_("Event"), {"fields": ("event_id", "event_name", "consumer_group", "stream", "stream_id", "content")}),
+        (_("Traceback"), {"fields": ("exception", "place", "folded_traceback")}),
     )
+    sortable_by = ("event_link", "short_id", "failed")
+
+    # --- Columns ------------------------------------------------------------------------------
+
+    @admin.display(description=_("event and consumer group"))
+    def name_and_group(self, event: FailedEvent) -> str:
+        return format_html('{} <div class="lightbus-quiet">{}</div>', self.name(event), self.group(event))
 
     @admin.display(description=_("state"))
-    def state(self, event: FailedEvent) -> Any:
-        return _("Dead letter") if event.is_dead_letter else _("Retrying")
+    def state(self, event: FailedEvent) -> str:
+        if event.next_attempt_at is None:
+            return state_word(_("Dead letter"), must_act=True)
+        if as_aware(event.next_attempt_at) <= timezone.now():
+            return state_word(_("Retry is due"))
+        return format_html("{} {}", state_word(_("Retrying")), relative_time(event.next_attempt_at))
+
+    @admin.display(description=_("state"))
+    def state_and_attempts(self, event: FailedEvent) -> str:
+        if not event.attempts:  # it was told to retry now
+            return self.state(event)
+        after = ngettext("after %d attempt", "after %d attempts", event.attempts) % event.attempts
+        return format_html('{} <div class="lightbus-quiet">{}</div>', self.state(event), after)
+
+    @admin.display(description=_("exception"))
+    def exception_type(self, event: FailedEvent) -> str:
+        name = _short_type(event)
+        return format_html('<span title="{}">{}</span>', event.exception, breakable(name)) if name else "-"
 
     @admin.display(description=_("error"))
     def error_line(self, event: FailedEvent) -> str:
-        return Truncator(event.error.partition("\n")[0]).chars(60)
+        """Return the first line of the error, without its type if that has a column of its own."""
+        name = _short_type(event)
+        return first_line(event.error.removeprefix(f"{name}:") if name else event.error)
+
+    @admin.display(description=_("failed"), ordering="failed_at")
+    def failed(self, event: FailedEvent) -> str:
+        return relative_time(event.failed_at)
+
+    # --- The page of one event ----------------------------------------------------------------
+
+    @admin.display(description=_("history"))
+    def past_attempts(self, event: FailedEvent) -> str:
+        """Return the failed attempts as a table; without a history, when the last one failed."""
+        attempts = [
+            {
+                "at": relative_time(datetime.fromisoformat(attempt["at"])),
+                "process": attempt.get("process"),
+                "seconds": attempt.get("seconds"),
+                "error": attempt.get("error"),
+            }
+            for attempt in event.history or []
+        ]
+        context = {"attempts": attempts, "last": relative_time(event.failed_at)}
+        return render_to_string("admin/lightbus_django/history.html", context)
+
+    @admin.display(description=_("traceback"))
+    def folded_traceback(self, event: FailedEvent) -> str:
+        parts = frames.split(event.traceback)
+        return render_to_string("admin/lightbus_django/traceback.html", {"parts": parts})
 
     @admin.display(description=_("content"))
     def content(self, event: FailedEvent) -> str:
         """Return the fields of the stream entry, one per line; bytes that are not UTF-8 are escaped."""
-        fields = load_fields(event.fields).items()
-        return "\n".join(
-            f"{name.decode(errors='backslashreplace')} = {value.decode(errors='backslashreplace')}"
-            for name, value in fields
-        )
+        return "\n".join(f"{name} = {value}" for name, value in event.content().items())
+
+    # --- Pages, rows and permissions ----------------------------------------------------------
 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view
@@ -94,13 +131,15 @@ class FailedEventAdmin(EventAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet[FailedEvent]:
         events: QuerySet[FailedEvent] = super().get_queryset(request)
         on_list = request.resolver_match is not None and str(request.resolver_match.url_name).endswith("changelist")
-        return events.defer("fields", "traceback") if on_list else events
+        return events.defer("fields", "traceback", "history") if on_list else events
 
     def has_retry_permission(self, request: HttpRequest) -> bool:
         return bool(request.user.has_perm("lightbus_django.retry_failedevent"))
 
     def has_discard_permission(self, request: HttpRequest) -> bool:
         return bool(request.user.has_perm("lightbus_django.discard_failedevent"))
+
+    # --- Actions ------------------------------------------------------------------------------
 
     @admin.action(description=_("Retry now"), permissions=["retry"])
     def retry(self, request: HttpRequest, queryset: QuerySet[FailedEvent]) -> None:
@@ -113,7 +152,14 @@ class FailedEventAdmin(EventAdmin):
 
     @admin.action(description=_("Discard"), permissions=["discard"])
     def discard(self, request: HttpRequest, queryset: QuerySet[FailedEvent]) -> None:
-        count = self.act(request, queryset, FailedEventQuerySet.discard, DELETION, "Discard")
+        def discard_by_user(events: FailedEventQuerySet) -> int:
+            return events.discard(by=request.user.get_username())
+
+        count = self.act(request, queryset, discard_by_user, DELETION, "Discard")
         self.message_user(
             request, ngettext("%d event discarded.", "%d events discarded.", count) % count, messages.SUCCESS
         )
+
+
+def _short_type(event: FailedEvent) -> str:
+    return event.exception.rpartition(".")[2]

@@ -1,17 +1,20 @@
 import json
 from typing import Any
-from uuid import UUID
 
 from django.contrib import admin, messages
 from django.contrib.admin.models import CHANGE
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
+from lightbus_django.events.times import as_aware
 from lightbus_django.models import OutboxEvent, OutboxEventQuerySet
+from lightbus_django.operating.event_ids import uuid_span
 
-from .base import EventAdmin, LatestValuesFilter, shorten
+from .base import EventAdmin, LatestValuesFilter
+from .display import first_line, relative_time, state_word
 
 
 class PublishedFilter(admin.SimpleListFilter):
@@ -19,33 +22,66 @@ class PublishedFilter(admin.SimpleListFilter):
     parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Any:
-        return [("waiting", _("Waiting")), ("published", _("Published"))]
+        return [("waiting", _("Waiting")), ("refused", _("Refused")), ("published", _("Published"))]
 
     def queryset(self, request: HttpRequest, queryset: Any) -> OutboxEventQuerySet:
         events: OutboxEventQuerySet = queryset
         if self.value() is None:
             return events
+        if self.value() == "refused":
+            return events.refused()
         return events.published() if self.value() == "published" else events.unpublished()
 
 
 @admin.register(OutboxEvent)
 class OutboxEventAdmin(EventAdmin):
     actions = ("publish_again",)
-    list_display = ("short_id", "event_name", "created_at", "published_at", "error")
+    list_display = ("event_link", "name", "state", "created", "published", "error_line")
     list_filter = (PublishedFilter, ("event_name", LatestValuesFilter), "created_at")
+    id_field = "id"
     name_fields = ("event_name",)
     search_fields = ("id",)
-    fields = ("id", "event_name", "version", "content", "created_at", "due_at", "published_at", "error")
+    fields = (
+        "error",
+        "state",
+        "id",
+        "event_name",
+        "version",
+        "created_at",
+        "due_at",
+        "published_at",
+        "stream_id",
+        "content",
+    )
+    # Sorting many rows by other columns is slow.
+    sortable_by = ("event_link", "short_id")
 
     def search_condition(self, term: str) -> Q:
-        try:
-            return Q(pk=UUID(term))
-        except ValueError:
-            return Q(pk__in=[])
+        span = uuid_span(term)
+        return Q(pk__in=[]) if span is None else Q(pk__range=span)
 
-    @admin.display(description=_("event id"), ordering="id")
-    def short_id(self, event: Any) -> str:
-        return shorten(str(event.id))
+    def id_of(self, event: OutboxEvent) -> str:
+        return str(event.id)
+
+    @admin.display(description=_("state"))
+    def state(self, event: OutboxEvent) -> str:
+        if event.due_at is None:
+            return state_word(_("Published"))
+        if event.error:
+            return state_word(_("Refused"), must_act=True)
+        return state_word(_("Due") if as_aware(event.due_at) <= timezone.now() else _("Waiting"))
+
+    @admin.display(description=_("created"))
+    def created(self, event: OutboxEvent) -> str:
+        return relative_time(event.created_at)
+
+    @admin.display(description=_("published"))
+    def published(self, event: OutboxEvent) -> str:
+        return relative_time(event.published_at)
+
+    @admin.display(description=_("error"))
+    def error_line(self, event: OutboxEvent) -> str:
+        return first_line(event.error)
 
     @admin.display(description=_("payload"))
     def content(self, event: OutboxEvent) -> str:
@@ -57,6 +93,11 @@ class OutboxEventAdmin(EventAdmin):
 
     def has_republish_permission(self, request: HttpRequest) -> bool:
         return bool(request.user.has_perm("lightbus_django.republish_outboxevent"))
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[OutboxEvent]:
+        events: QuerySet[OutboxEvent] = super().get_queryset(request)
+        on_list = request.resolver_match is not None and str(request.resolver_match.url_name).endswith("changelist")
+        return events.defer("payload") if on_list else events
 
     @admin.action(description=_("Publish again"), permissions=["republish"])
     def publish_again(self, request: HttpRequest, queryset: QuerySet[OutboxEvent]) -> None:

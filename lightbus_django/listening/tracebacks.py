@@ -75,7 +75,7 @@ def find_place(error: BaseException) -> tuple[str, int]:
         for origin in _origins(error)
         for frame, line in traceback.walk_tb(origin.__traceback__)
     ]
-    own = [place for place in places if not _is_library(place[0])]
+    own = [place for place in places if not is_library(place[0])]
     if not own:  # the handler may be in an installed package
         own = [place for place in places if not _calls_handlers(place[0])][:1]
         own = [place for place in own if not place[0].startswith(_DJANGO)]
@@ -92,7 +92,8 @@ def _origins(error: BaseException) -> Iterator[BaseException]:
         origin = origin.exceptions[0] if isinstance(origin, BaseExceptionGroup) else origin.__cause__
 
 
-def _is_library(filename: str) -> bool:
+def is_library(filename: str) -> bool:
+    """Whether a file is not the user's own code, but Python's, Django's, ours, or installed."""
     return _is_installed(filename) or filename.startswith(_DJANGO) or _calls_handlers(filename)
 
 

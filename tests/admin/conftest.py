@@ -82,6 +82,9 @@ def look(logged_in, live_server, screen, shoot):
             logged_in.get(live_server.url + path)
             shoot(f"{name}-{scheme}-{width}")
             assert logged_in.execute_script("return document.documentElement.scrollWidth") <= width
+            assert logged_in.execute_script(
+                "return [...document.querySelectorAll('.lightbus section')].every(e => e.scrollWidth <= e.clientWidth)"
+            )
 
     return look
 

@@ -28,7 +28,7 @@ def test_the_catalogue_looks_fine_everywhere(look, book):
     look(CATALOGUE, "catalogue")
 
 
-def test_looks_fine_everywhere(look, book):
+def test_looks_fine_everywhere(logged_in, look, book):
     look(BUS, "bus-well")
 
     @listens_to("shop.order_placed", listener_name="send_a_confirmation_to_the_customer")
@@ -42,6 +42,8 @@ def test_looks_fine_everywhere(look, book):
     dead_letters(1234)
     ConsumerGroup.objects.update(paused_at=timezone.now(), paused_by="eva@example.com")
     look(BUS, "bus")
+    number = logged_in.find_element("css selector", "a.lightbus-act")
+    assert number.value_of_css_property("color") == "rgba(186, 33, 33, 1)"  # not that of other links
 
 
 def test_refreshes_itself_and_keeps_the_focus(logged_in, live_server, wait_for, book):

@@ -4,7 +4,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from lightbus_django.admin.display import SPARKLINE_HEIGHT, SPARKLINE_WIDTH, relative_time, sparkline
+from lightbus_django.admin.display import (
+    SPARKLINE_HEIGHT,
+    SPARKLINE_WIDTH,
+    breakable,
+    first_line,
+    relative_time,
+    sparkline,
+)
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
@@ -41,3 +48,24 @@ def test_a_sparkline_stays_within_its_frame():
 def test_a_sparkline_of_nothing():
     assert sparkline([]) == sparkline([1]) == ""
     assert len({point.split(",")[1] for point in sparkline([0, 0, 0]).split()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("shop.order_placed", ["shop.", "order_", "placed"]),
+        ("HTTPConnectionError", ["HTTPConnection", "Error"]),
+        ("a--b", ["a--", "b"]),
+        ("_private", ["_", "private"]),
+        ("<b>", ["&lt;b&gt;"]),
+        ("", []),
+    ],
+)
+def test_names_are_broken_at_their_words(name, parts):
+    assert breakable(name) == "".join(f"{part}<wbr>" for part in parts)
+
+
+def test_the_first_line_of_an_error():
+    assert first_line("\n  one <b>\ntwo") == '<span class="lightbus-line" title="one &lt;b&gt;">one &lt;b&gt;</span>'
+    assert first_line("") == first_line(" \n") == "-"
+    assert len(first_line("x" * 10_000)) < 1000

@@ -1,5 +1,6 @@
 """The admin pages: what they say, how many queries they take, and that they only show."""
 
+import re
 from datetime import timedelta
 
 import pytest
@@ -25,6 +26,10 @@ def page(client, url, **parameters):
     response = client.get(url, parameters)
     assert response.status_code == 200
     return response.content.decode()
+
+
+def states(client, model):
+    return re.findall(r'class="lightbus-state[^>]*>([^<]*)<', page(client, LISTS[model]))
 
 
 def failed(**values):
@@ -83,18 +88,24 @@ def test_an_event_is_found_by_its_id_whatever_that_is(admin_client):
     baker.make(ProcessedEvent, event_id="one")
     baker.make(ProcessedEvent, event_id=event_key("An Id Of Theirs"))
     assert ">one<" in page(admin_client, LISTS[ProcessedEvent], q=" one ")
-    assert ">one<" not in page(admin_client, LISTS[ProcessedEvent], q="on")
+    assert ">one<" in page(admin_client, LISTS[ProcessedEvent], q="on")
+    assert ">one<" not in page(admin_client, LISTS[ProcessedEvent], q="ne")
     assert "sha256:" in page(admin_client, LISTS[ProcessedEvent], q="An Id Of Theirs")
     event = baker.make(OutboxEvent, event_name="shop.order_placed")
     assert str(event.id) in page(admin_client, LISTS[OutboxEvent], q=str(event.id))
+    assert str(event.id) in page(admin_client, LISTS[OutboxEvent], q=str(event.id)[:10].upper())
+    assert str(event.id) not in page(admin_client, LISTS[OutboxEvent], q="ff")
     assert str(event.id) not in page(admin_client, LISTS[OutboxEvent], q="nonsense")
 
 
 def test_a_processed_event_that_failed_says_so(admin_client):
     baker.make(ProcessedEvent, event_id="one", consumer_group="billing-book")
-    assert "icon-yes" in page(admin_client, LISTS[ProcessedEvent])
-    failed(event_id="one")
-    assert "icon-no" in page(admin_client, LISTS[ProcessedEvent])
+    assert states(admin_client, ProcessedEvent) == ["Handled"]
+    event = failed(event_id="one", next_attempt_at=timezone.now())
+    assert states(admin_client, ProcessedEvent) == ["Retrying"]
+    FailedEvent.objects.filter(pk=event.pk).update(next_attempt_at=None)
+    assert states(admin_client, ProcessedEvent) == ["Dead letter"]
+    assert "<img" not in page(admin_client, LISTS[ProcessedEvent]).partition('id="result_list"')[2]
 
 
 def test_content_and_traceback_are_escaped(admin_client):
@@ -144,7 +155,8 @@ def test_discard_removes_them_and_counts_them_as_processed(admin_client):
     assert not FailedEvent.objects.exists()
     processed = ProcessedEvent.objects.get()
     assert (processed.event_id, processed.discarded) == ("one", True)
-    assert "icon-unknown" in page(admin_client, LISTS[ProcessedEvent])
+    assert processed.discarded_by == "admin"
+    assert states(admin_client, ProcessedEvent) == ["Discarded"]
     assert LogEntry.objects.get().get_change_message() == "Discard"
 
 
