@@ -62,7 +62,7 @@ def test_several_with_these_first_characters(message, event):
     assert json.loads(event(prefix, "--json")) == {"ids": [other.id, message.id]}
 
 
-@pytest.mark.parametrize("text", ["0000", "nonsense", str(uuid7())])
+@pytest.mark.parametrize("text", ["0000", "nonsense", pytest.param(str(uuid7()), id="complete")])
 def test_an_unknown_one_is_an_error(record, event, text):
     with pytest.raises(CommandError, match="No record mentions an event whose id begins with"):
         event(text)
