@@ -54,7 +54,7 @@ def old_worker(tmp_path, lightbus_url, r, transactional_db):
         process.wait(30)
 
 
-@pytest.mark.django_db(transaction=True)
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
 def test_old_and_new_workers_share_events_and_handle_each_once(old_worker, manage, r):
     new = manage("lightbus_listen", "--listener", "book", "--process-name", "new")
     eventually(lambda: r.exists(KEY) and len(r.xinfo_consumers(KEY, GROUP)) == 2, seconds=60)
