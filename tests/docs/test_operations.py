@@ -43,10 +43,8 @@ FIELDS = {b"any": b"thing"}
 def test_links_lead_somewhere() -> None:
     own, others = r"\]\(#([^)]*)\)", r"\]\(%s.md#([^)]*)\)"
     for text, links in ((OPERATIONS, own), (GUIDE, others % "guide"), (OPERATING, others % "operating")):
-        anchors = {
-            re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-            for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-        }
+        headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
         found = set(re.findall(links, OPERATIONS))
         assert found
         assert found <= anchors
