@@ -51,7 +51,8 @@ def publish_and_mark(rows: Sequence[EncodedRow], using: str, client: RedisClient
     results = client.append_many((stream_key(row.event_name, settings.stream_use), row.fields) for row in rows)
     published = {row.id: result for row, result in zip(rows, results, strict=True) if isinstance(result, str)}
     _announce(rows, results)
-    for row_ids in chunks(published, lambda _: 0, count=LIMIT, size=0):
+    # The first row comes last: a relay claims only that one, and others must leave the rest alone until all are marked.
+    for row_ids in chunks(reversed(published), lambda _: 0, count=LIMIT, size=0):
         stream_ids = {row_id: published[row_id] for row_id in row_ids}
         events = OutboxEvent.objects.using(using).filter(pk__in=row_ids)
         events.mark_published(Coalesce("published_at", _times(stream_ids)), ValuesByKey(stream_ids))

@@ -3,11 +3,12 @@
 import json
 
 import pytest
-from django.db import OperationalError, connections, transaction
+from django.db import OperationalError, connection, connections, transaction
 from django.utils import timezone
 
 from lightbus_django import on_commit, on_commit_many
 from lightbus_django.events.ids import uuid7
+from lightbus_django.firing import publisher
 from lightbus_django.firing.relay import GRACE
 from lightbus_django.models import OutboxEvent
 from tests.firing.helpers import KEY, NOWHERE, make_due, numbers, relay_in_threads, waiting
@@ -63,6 +64,23 @@ def test_any_number_of_them_publish_every_event_once(r, left_behind, housekeepin
     left_behind(5000)
     relay_in_threads(housekeeping)
     assert numbers(r) == list(range(5000))
+
+
+def test_the_claim_lasts_until_all_rows_are_marked(r, left_behind, housekeeping, monkeypatch):
+    monkeypatch.setattr(publisher, "LIMIT", 2)
+    left_behind(5)
+    seen = []
+
+    def watch(execute, sql, *arguments):
+        result = execute(sql, *arguments)
+        if sql.startswith("UPDATE") and "published_at" in sql:
+            claimed = OutboxEvent.objects.claimed(timezone.now())
+            seen.append((OutboxEvent.objects.unpublished().count(), claimed.count()))
+        return result
+
+    with connection.execute_wrapper(watch):
+        assert housekeeping().relay() is True
+    assert seen == [(3, 1), (1, 1), (0, 0)]
 
 
 def test_leaves_alone_what_a_process_publishes_after_a_long_transaction(r, left_behind, housekeeping, monkeypatch):
