@@ -112,7 +112,7 @@ def check_groups(
         unclaimed.update(set(rows.values_list("consumer_group", flat=True)) - claimed)
     return [
         CheckWarning(
-            f"No listener has the consumer group {group!r} of this service, so its events wait for ever.",
+            f"No listener has the consumer group {group!r} of this service, so its events are never handled.",
             hint=f"If its listener was renamed, run manage.py lightbus_retire {group} --move-to LISTENER. If it was "
             f"removed, run manage.py lightbus_retire {group}.",
             id="lightbus_django.W002",

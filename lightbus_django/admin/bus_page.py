@@ -7,9 +7,9 @@ from django.contrib.admin import AdminSite
 from django.utils.translation import gettext as _
 
 from lightbus_django.models import stored_group
+from lightbus_django.operating.assessment import LATE_AFTER
 from lightbus_django.operating.durations import duration
 from lightbus_django.operating.report import ListenerStatus, Outbox, Process, Status, Stream
-from lightbus_django.operating.status import LATE_AFTER
 
 from .display import SPARKLINE_HEIGHT, SPARKLINE_WIDTH, relative_time, sparkline
 from .links import failed_list_url, failures_url

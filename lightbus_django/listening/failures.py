@@ -151,7 +151,7 @@ class Failures:
     def _extended(self, history: list[dict[str, Any]], now: datetime, error: BaseException) -> list[dict[str, Any]]:
         """Return a history with one more attempt. Beyond MAX_HISTORY, the second ones are dropped."""
         seconds = None
-        if self._last_call and self._last_call[0] in (error, error.__cause__):
+        if self._last_call and any(self._last_call[0] is each for each in (error, error.__cause__)):  # == may raise
             seconds = round(self._last_call[1], 3)
         attempt = {
             "at": as_aware(now).astimezone(UTC).isoformat(timespec="milliseconds"),

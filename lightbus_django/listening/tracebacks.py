@@ -63,7 +63,8 @@ def qualified_type(error: BaseException) -> str:
 def short_place(error: BaseException) -> str:
     """Return the place of an error, its file relative to the directory that it is imported from; "" if unknown."""
     filename, line = find_place(error)
-    directories = (f"{path.rstrip(os.sep)}{os.sep}" for path in sys.path if path)
+    # Some projects put other objects than text there, such as pathlib's paths.
+    directories = (f"{str(path).rstrip(os.sep)}{os.sep}" for path in sys.path if path)
     prefix = max((path for path in directories if filename.startswith(path)), key=len, default="")
     return f"{filename[len(prefix) :]}:{line}" if filename else ""
 

@@ -24,8 +24,7 @@ from lightbus_django.listening.listener import Listener
 from lightbus_django.listening.registry import registry
 from lightbus_django.models import ConsumerGroup, FailedEvent, OutboxEvent, ProcessedEvent, stored_group
 
-from .assessment import LATE_AFTER as LATE_AFTER
-from .assessment import active_consumers, assess_listener, assess_process, seconds_since
+from .assessment import LATE_AFTER, active_consumers, assess_listener, assess_process, seconds_since
 from .durations import duration
 from .report import ListenerStatus, Outbox, Process, Status, Stream
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from django.db import Error, IntegrityError, connection, connections, transaction
@@ -157,6 +158,34 @@ def test_an_error_without_a_text_is_recorded():
 
     inbox().handle([deliver(1)])
     assert FailedEvent.objects.get().error == "Mute: its __str__() raised an error"
+
+
+def test_an_error_that_can_not_be_compared_harms_no_later_record():
+    class Incomparable(Exception):
+        __hash__ = None
+
+        def __eq__(self, other):
+            raise RuntimeError
+
+    @listens_to("shop.order_placed", batch=True)
+    def handler(events):
+        raise Incomparable
+
+    box = inbox()
+    box.handle([deliver(1)])
+    box.handle([Delivery.of(Entry("shop.*:stream", "9-0", {b"id": b"unreadable"}, 1))])
+    assert FailedEvent.objects.count() == 2
+
+
+def test_the_place_of_an_error_is_relative_to_a_path_of_any_type(monkeypatch):
+    monkeypatch.setattr("sys.path", [Path(__file__).parent])
+
+    @listens_to("shop.order_placed")
+    def handler(event, number):
+        raise ValueError
+
+    inbox().handle([deliver(1)])
+    assert FailedEvent.objects.get().place.startswith("test_inbox.py:")
 
 
 def test_a_handler_whose_result_nobody_runs_fails():
