@@ -31,6 +31,11 @@ class Activity:
     def __init__(self) -> None:
         self.current: Doing | None = None
 
+    @property
+    def seconds(self) -> float:
+        """How long the step at hand has taken so far."""
+        return time.monotonic() - self.current.since if self.current else 0.0
+
     def start(self, what: str, *deliveries: Delivery) -> None:
         """Begin a step for these events, which ends the one before."""
         self.current = Doing(what, time.monotonic(), deliveries)

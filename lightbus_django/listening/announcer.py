@@ -27,9 +27,8 @@ class Announcer:
 
     def note_call(self, argument: EventMessage | list[EventMessage], seconds: float) -> None:
         """Note how long a call of the handler took that succeeded."""
-        if signals.event_handled.receivers:
-            messages = [argument] if isinstance(argument, EventMessage) else argument
-            self._seconds.update((event_key(message.id), seconds) for message in messages)
+        messages = [argument] if isinstance(argument, EventMessage) else argument
+        self._seconds.update((event_key(message.id), seconds) for message in messages)
 
     def note_failure(self, failed: FailedEvent, error: BaseException) -> None:
         """Note that an event failed, and that its row is committed or will be."""

@@ -84,7 +84,8 @@ class Consumer:
             self.in_flight,
             self.inbox,
             self.leases,
-            is_interrupted=lambda: self.stopping.is_set() or self.pause.is_wanted,
+            stopping=self.stopping,
+            pause=self.pause,
             max_attempts=settings.max_attempts,
         )
         self._leave = leave

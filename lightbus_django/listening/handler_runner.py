@@ -1,7 +1,6 @@
 """Runs a listener's handler in a transaction with its idempotency keys, or without one."""
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from lightbus_django.database.errors import is_transient, transient_errors
 from lightbus_django.database.transaction_monitor import TransactionMonitor
 from lightbus_django.exceptions import BusUnavailable, DatabaseUnavailable, SequenceBehind, TransactionEnded
 from lightbus_django.models import ProcessedEvent
+from lightbus_django.signals import event_handled
 
 from .activity import COMMITTING, CONNECTING, RECORDING, Activity
 from .announcer import Announcer
@@ -69,13 +69,13 @@ class HandlerRunner:
         """Call the handler, isolated from other events."""
         if wrappers:
             handler = wrapped(handler, self.listener, self.group)
-        started = time.monotonic()
         try:
             self._isolation.run(handler, argument)
         except BaseException as error:
-            self.failures.note_call(error, time.monotonic() - started)
+            self.failures.note_call(error, self.activity.seconds)
             raise
-        self.announcer.note_call(argument, time.monotonic() - started)
+        if event_handled.receivers:
+            self.announcer.note_call(argument, self.activity.seconds)
 
     def connect(self) -> None:
         """Open the connection unless it is open, or raise DatabaseUnavailable."""

@@ -1,8 +1,9 @@
 """Hands waiting events to the inbox, and moves them on by what came of it."""
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from lightbus_django.bus.consumer_group import GroupConsumer
 from lightbus_django.database.errors import one_line
@@ -13,6 +14,7 @@ from .in_flight import InFlight
 from .inbox import Inbox
 from .leases import Leases
 from .listener import Listener
+from .pause import Pause
 
 logger = logging.getLogger("lightbus_django")
 
@@ -34,13 +36,14 @@ class Processor:
         inbox: Inbox,
         leases: Leases,
         *,
-        is_interrupted: Callable[[], bool],
+        stopping: threading.Event,
+        pause: Pause,
         max_attempts: int,
     ) -> None:
         """Make the processor of a consumer.
 
         Args:
-            is_interrupted: whether no further event should be started.
+            stopping, pause: tell when no further event should be started.
             max_attempts: after how many deaths of its process an event becomes a dead letter, at least two.
         """
         self.group_consumer = group_consumer
@@ -51,7 +54,8 @@ class Processor:
         """Why the last event was set aside; None once another one has been handled."""
         self.settled_at: float | None = None
         """When events were last settled, on the monotonic clock."""
-        self._is_interrupted = is_interrupted
+        self._stopping = stopping
+        self._pause = pause
         self._max_deaths = max(max_attempts, 2)
         self._is_chained = listener.idempotent and not listener.batch
 
@@ -153,4 +157,4 @@ class Processor:
             raise BusUnavailable(str(error)) from error
 
     def _is_stopping(self) -> bool:
-        return self._is_interrupted() or self.leases.are_released
+        return self._stopping.is_set() or self._pause.is_wanted or self.leases.are_released
