@@ -39,6 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     code_version: Annotated[str, Meta(max_length=100)] = ""
     url: Annotated[str, Meta(pattern="^(redis|rediss|unix)://")] = "redis://localhost:6379/0"
     stream_use: Literal["per_api", "per_event"] = "per_api"
+    threads: Annotated[int, Meta(ge=1, le=1_000)] = 8
     batch_size: Annotated[int, Meta(ge=1, le=10_000)] = 100
     acknowledgement_timeout: Seconds = 60.0
     reclaim_interval: Seconds = 5.0

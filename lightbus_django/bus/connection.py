@@ -59,6 +59,17 @@ class PipelinedConnection:
         self.send([command], key)
         return self.receive()
 
+    def give_back(self) -> None:
+        """Return the connection to the pool, after the replies to all that was sent; the next command takes one."""
+        if self._connection is None:
+            return
+        with self._closed_on_error():
+            for _ in range(self._unread):
+                self._read_or_error()
+        self._unread = 0
+        self.client.redis_py.connection_pool.release(self._connection)
+        self._connection = None
+
     def close(self) -> None:
         """Close the connection; the next command opens another."""
         if self._connection is not None:

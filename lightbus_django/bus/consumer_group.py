@@ -71,6 +71,10 @@ class GroupConsumer:
         """Close the connection; the next command opens another."""
         self._connection.close()
 
+    def give_back_connection(self) -> None:
+        """Let other consumers use the connection; the next command takes one of the pool."""
+        self._connection.give_back()
+
     # --- Membership ---------------------------------------------------------------------------
 
     def join(self, stream: str, start_id: str) -> bool:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from django.db import connections
@@ -69,13 +69,13 @@ def release_connections(*, idle: bool) -> None:
             connection.close_if_unusable_or_obsolete()
 
 
-def warn_of_small_pools(uses: Iterable[str]) -> None:
+def warn_of_small_pools(threads: Mapping[str, int]) -> None:
     """Log a warning for each database whose pool has fewer connections than threads that use it.
 
     Args:
-        uses: database aliases, once for each thread.
+        threads: the number of threads, by database alias.
     """
-    for alias, count in Counter(uses).items():
+    for alias, count in threads.items():
         pool: Any = getattr(connections[alias], "pool", None)
         size = getattr(pool, "max_size", None)
         if size is not None and size < count:

@@ -1,8 +1,9 @@
-"""A worker process: a thread for each listener, for the jobs of each database and in Redis, and for leases."""
+"""A worker process: threads for its listeners, for the jobs of each database and in Redis, and for leases."""
 
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
@@ -12,9 +13,10 @@ from django.db import connections, router
 from lightbus_django.bus.client import RedisClient
 from lightbus_django.conf import Settings
 from lightbus_django.database.connections import check_autocommit, release_connections, warn_of_small_pools
-from lightbus_django.exceptions import BusUnavailable, BusUnsupported, ConfigurationError, LightbusError
+from lightbus_django.exceptions import BusUnavailable, BusUnsupported, ConfigurationError
 from lightbus_django.listening.consumer import BLOCK, Consumer
 from lightbus_django.listening.listener import Listener
+from lightbus_django.listening.state import State
 from lightbus_django.models import OutboxEvent
 
 from .burst import run_burst
@@ -24,6 +26,8 @@ from .housekeeping import Housekeeping
 from .jobs import Jobs
 from .lease_renewal import renewing_leases
 from .loop import run_until_stopped
+from .own_threads import own_threads
+from .shared_threads import SharedThreads
 
 logger = logging.getLogger("lightbus_django")
 
@@ -44,11 +48,13 @@ class Worker:
         service_name: str,
         process_name: str,
         settings: Settings,
+        threads: int | None = None,
         leave: bool = False,
     ) -> None:
         """Create a worker; nothing is connected before `run` or `run_burst`.
 
         Args:
+            threads: how many threads handle events, at most; None takes the setting THREADS.
             leave: remove the process name from the consumer groups on a stop, because it won't be used again.
         """
         self.service_name = service_name
@@ -70,6 +76,7 @@ class Worker:
         self.housekeeping = Housekeeping(
             self.consumers, service_name=service_name, settings=settings, client=self.client
         )
+        self._threads = threads or settings.threads
         self._stopping = threading.Event()
 
     def describe(self) -> list[str]:
@@ -123,12 +130,9 @@ class Worker:
 
         Returns whether no thread died and all listeners stopped in time.
         """
-        listeners = [_thread(consumer.group, self._run_consumer, consumer) for consumer in self.consumers]
+        listeners = self._listener_threads()
         jobs = {_thread(f"jobs of {each.name}", self._run_jobs, each): each for each in self.housekeeping.all_jobs()}
-        warn_of_small_pools(
-            [consumer.inbox.using for consumer in self.consumers]
-            + [database.alias for database in self.housekeeping.databases]
-        )
+        warn_of_small_pools(self._database_threads())
         timeout = self.settings.acknowledgement_timeout
         with beating(self._pulse()), renewing_leases(self.consumers, timeout) as leases:
             for thread in [*listeners, *jobs]:
@@ -165,23 +169,16 @@ class Worker:
 
     # --- Threads ------------------------------------------------------------------------------
 
-    def _run_consumer(self, consumer: Consumer) -> None:
-        def step() -> Exception | None:
-            consumer.step()
-            return consumer.contended
+    def _database_threads(self) -> Counter[str]:
+        """Return the number of threads that use each database."""
+        inboxes = Counter(consumer.inbox.using for consumer in self.consumers)
+        handling = Counter({using: min(count, self._threads) for using, count in inboxes.items()})
+        return handling + Counter(database.alias for database in self.housekeeping.databases)
 
-        try:
-            run_until_stopped(step, self._healths[consumer], self._stopping)
-            consumer.stop()
-        except LightbusError as error:
-            logger.warning(
-                "%s: events in hand could not be released; other processes take them over after "
-                "ACKNOWLEDGEMENT_TIMEOUT: %s",
-                consumer.group,
-                error,
-            )
-        finally:
-            connections.close_all()
+    def _listener_threads(self) -> list[threading.Thread]:
+        if len(self.consumers) <= self._threads:
+            return own_threads(self._healths, self._stopping)
+        return SharedThreads(self._healths, self._threads, client=self.client, stopping=self._stopping).threads
 
     def _run_jobs(self, jobs: Jobs) -> None:
         def step() -> None:
@@ -216,8 +213,8 @@ class Worker:
         hanging = [each for thread, each in jobs.items() if thread.is_alive()]
         for each in hanging:
             logger.warning("not waiting for the jobs of %s, which does not answer", each.name)
-        late = [thread.name for thread in listeners if thread.is_alive()]
-        if late:
+        if any(thread.is_alive() for thread in listeners):
+            late = [consumer.group for consumer in self.consumers if consumer.state is not State.STOPPED]
             logger.warning(
                 "still running %g s after the stop: %s; other processes take over their events",
                 timeout,

@@ -46,6 +46,7 @@ def port(text: str) -> int:
 def child_options(options: dict[str, Any]) -> list[str]:
     """Return the command line options of child processes, without their number and names."""
     given = [f"--{name}={options[name.replace('-', '_')]}" for name in ("service-name", "stop-timeout", "verbosity")]
+    given += [f"--threads={options['threads']}"] if options["threads"] else []
     given += [f"--listener={name}" for name in options["listener"] or ()]
     given += [f"--{name.replace('_', '-')}" for name in FLAGS if options[name]]
     return given
@@ -79,6 +80,12 @@ class Command(BaseCommand):
         parser.add_argument("--listener", action="append", metavar="NAME", help="run only this listener; repeatable")
         parser.add_argument(
             "--processes", type=positive, default=1, metavar="N", help="run N processes, named NAME-1 to NAME-N"
+        )
+        parser.add_argument(
+            "--threads",
+            type=positive,
+            metavar="N",
+            help="handle events in N threads at most; overrides the setting THREADS",
         )
         parser.add_argument("--burst", action="store_true", help="exit when there is nothing left to do")
         parser.add_argument(
@@ -128,7 +135,12 @@ class Command(BaseCommand):
             listeners = registry.select(options["listener"])
             registry.check_groups(service_name)
             worker = Worker(
-                listeners, service_name=service_name, process_name=process_name, settings=settings, leave=leave
+                listeners,
+                service_name=service_name,
+                process_name=process_name,
+                settings=settings,
+                threads=options["threads"],
+                leave=leave,
             )
             worker.check_databases()
             worker.check_bus()

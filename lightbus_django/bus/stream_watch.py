@@ -1,0 +1,69 @@
+"""Tells which of many streams have new entries, with one connection that waits for all of them."""
+
+import time
+from collections.abc import Iterable
+
+from lightbus_django.exceptions import BusError, BusUnavailable
+
+from . import scripts
+from .client import RedisClient
+from .connection import PipelinedConnection
+
+POLL_INTERVAL = 0.05
+"""Seconds between two looks at the streams if Redis refuses to wait for all of them at a time."""
+
+
+class StreamWatch:
+    """Watches streams, each from a stream id on. One thread uses it.
+
+    Every method raises BusUnavailable if Redis does not answer; streams must be added again then.
+    """
+
+    def __init__(self, client: RedisClient) -> None:
+        self._client = client
+        self._connection = PipelinedConnection(client)
+        self._seen: dict[str, str] = {}
+        """The watched streams, each with the last id that was seen in it."""
+
+    def add(self, streams: Iterable[str]) -> None:
+        """Watch some streams from their ends on."""
+        keys = list(streams)
+        for key, reply in zip(keys, self._client.send(list(map(scripts.last_id_and_time, keys))), strict=True):
+            self._seen[key] = "0-0" if isinstance(reply, Exception) else reply[0].decode()
+
+    def drop(self, stream: str) -> None:
+        """Stop watching a stream."""
+        self._seen.pop(stream, None)
+
+    def wait(self, seconds: float) -> list[str]:
+        """Return the watched streams that have new entries; wait up to `seconds` for the first one."""
+        ids = self._seen.values()
+        command = "XREAD", "COUNT", 1, "BLOCK", max(1, round(seconds * 1000)), "STREAMS", *self._seen, *ids
+        try:
+            reply = self._connection.execute(command, " ".join(self._seen)) or ()
+        except BusUnavailable:
+            raise
+        except BusError:  # one of them is no stream, or belongs to somebody else
+            time.sleep(min(seconds, POLL_INTERVAL))
+            return self._poll()
+        return [self._saw(key.decode(), entries) for key, entries in reply]
+
+    def _poll(self) -> list[str]:
+        """Look at each stream by itself. One that can't be read counts as new, so that its listeners learn why."""
+        keys = list(self._seen)
+        replies = self._client.send([("XREAD", "COUNT", 1, "STREAMS", key, self._seen[key]) for key in keys])
+        found = []
+        for key, reply in zip(keys, replies, strict=True):
+            if isinstance(reply, Exception):
+                found.append(key)
+            elif reply:
+                found.append(self._saw(key, reply[0][1]))
+        return found
+
+    def _saw(self, stream: str, entries: list[tuple[bytes, object]]) -> str:
+        self._seen[stream] = entries[-1][0].decode()
+        return stream
+
+    def close(self) -> None:
+        self._connection.close()
+        self._seen.clear()
