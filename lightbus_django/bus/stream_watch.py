@@ -16,7 +16,7 @@ POLL_INTERVAL = 0.05
 class StreamWatch:
     """Watches streams, each from a stream id on. One thread uses it.
 
-    Every method raises BusUnavailable if Redis does not answer; streams must be added again then.
+    Every method raises BusError if Redis does not answer, or lets none of them be read.
     """
 
     def __init__(self, client: RedisClient) -> None:
@@ -36,22 +36,27 @@ class StreamWatch:
         self._seen.pop(stream, None)
 
     def wait(self, seconds: float) -> list[str]:
-        """Return the watched streams that have new entries; wait up to `seconds` for the first one."""
+        """Return the watched streams that have new entries; wait up to `seconds` for the first one.
+
+        A stream that can't be read counts as new, so that its listeners learn why.
+        """
         ids = self._seen.values()
         command = "XREAD", "COUNT", 1, "BLOCK", max(1, round(seconds * 1000)), "STREAMS", *self._seen, *ids
         try:
             reply = self._connection.execute(command, " ".join(self._seen)) or ()
         except BusUnavailable:
             raise
-        except BusError:  # one of them is no stream, or belongs to somebody else
+        except BusError as error:  # one of them is no stream, or may not be read
             time.sleep(min(seconds, POLL_INTERVAL))
-            return self._poll()
+            return self._poll(error)
         return [self._saw(key.decode(), entries) for key, entries in reply]
 
-    def _poll(self) -> list[str]:
-        """Look at each stream by itself. One that can't be read counts as new, so that its listeners learn why."""
+    def _poll(self, error: BusError) -> list[str]:
+        """Look at each stream by itself; raise the error if none can be read."""
         keys = list(self._seen)
         replies = self._client.send([("XREAD", "COUNT", 1, "STREAMS", key, self._seen[key]) for key in keys])
+        if all(isinstance(reply, Exception) for reply in replies):
+            raise error
         found = []
         for key, reply in zip(keys, replies, strict=True):
             if isinstance(reply, Exception):

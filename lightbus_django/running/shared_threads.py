@@ -38,6 +38,7 @@ class SharedThreads:
         """
         self._turns = Turns(healths, stopping)
         self._watch = StreamWatch(client)
+        self._health = Health("streams", client)
         self._stopping = stopping
         names = [f"listeners {number}" for number in range(1, count + 1)]
         self.threads = [
@@ -77,10 +78,15 @@ class SharedThreads:
         while not self._stopping.is_set():
             try:
                 self._watch_once(resting)
-            except BusError:  # the listeners meet it themselves, and report it
+            except BusError as error:
+                self._health.failed(error)
                 self._watch.close()
                 resting.update(self._turns.streams)
+                for stream in resting:
+                    self._turns.wake(stream)
                 self._stopping.wait(BLOCK)
+            else:
+                self._health.succeeded()
         self._watch.close()
 
     def _watch_once(self, resting: set[str]) -> None:

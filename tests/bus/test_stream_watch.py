@@ -6,7 +6,7 @@ import pytest
 
 from lightbus_django.bus.client import RedisClient
 from lightbus_django.bus.stream_watch import StreamWatch
-from lightbus_django.exceptions import BusUnavailable
+from lightbus_django.exceptions import BusError, BusUnavailable
 
 
 @pytest.fixture
@@ -53,7 +53,14 @@ def test_a_key_of_another_type_is_told_again_and_again_and_the_others_as_ever(r,
     assert watch.wait(10) == ["bad"]
 
 
+def test_streams_of_which_none_can_be_read(r, watch):
+    r.set("bad", 1)
+    watch.add(["bad"])
+    with pytest.raises(BusError, match="'bad' holds something other than a stream"):
+        watch.wait(10)
+
+
 def test_a_server_that_does_not_answer():
-    with closing(StreamWatch(RedisClient("redis://127.0.0.1:1", timeout=1, retries=0))) as watch:
-        with pytest.raises(BusUnavailable):
-            watch.add(["a"])
+    client = RedisClient("redis://127.0.0.1:1", timeout=1, retries=0)
+    with closing(StreamWatch(client)) as watch, pytest.raises(BusUnavailable):
+        watch.add(["a"])

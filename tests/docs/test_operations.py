@@ -19,6 +19,7 @@ from lightbus_django.bus import heartbeats, streams
 from lightbus_django.bus.client import RedisClient
 from lightbus_django.bus.consumer_group import GroupConsumer
 from lightbus_django.bus.heartbeats import ProcessSign
+from lightbus_django.bus.stream_watch import StreamWatch
 from lightbus_django.conf import get_settings
 from lightbus_django.events.ids import uuid7
 from lightbus_django.firing import publisher as dispatch
@@ -230,6 +231,10 @@ def use_all_of(redis_client: RedisClient, admin: Any) -> None:
     admin.script_flush()
     assert streams.delete_idle_consumers(redis_client, SHOP, group, idle=0) == 1
     two.leave(SHOP)
+    watch = StreamWatch(redis_client)
+    watch.add([SHOP])
+    assert watch.wait(0.001) == []
+    watch.close()
     sign = ProcessSign(service_name="bookkeeping", process_name="worker")
     heartbeats.beat(redis_client, "a", sign)
     assert len(heartbeats.read(redis_client)) == 1
