@@ -21,8 +21,10 @@ from .exceptions import ConfigurationError
 
 URL_HELP = "The URL of Redis is invalid: check the port, and that special characters are percent-encoded"
 
+SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
+
 HELP = {
-    "URL": "Use a URL that begins with redis://, rediss:// or unix://, such as 'redis://localhost:6379/0'.",
+    "URL": "Use a URL such as 'redis://localhost:6379/0', or 'redis+sentinel://host:26379,host2:26379/mymaster/0'.",
     "STREAM_USE": "Use 'per_api' or 'per_event'.",
 }
 
@@ -37,7 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     service_name: Name
     process_name: Name = "{random4}"
     code_version: Annotated[str, Meta(max_length=100)] = ""
-    url: Annotated[str, Meta(pattern="^(redis|rediss|unix)://")] = "redis://localhost:6379/0"
+    url: Annotated[str, Meta(pattern=r"^(rediss?(\+sentinel)?|unix)://")] = "redis://localhost:6379/0"
     stream_use: Literal["per_api", "per_event"] = "per_api"
     threads: Annotated[int, Meta(ge=1, le=1_000)] = 8
     batch_size: Annotated[int, Meta(ge=1, le=10_000)] = 100
@@ -153,16 +155,27 @@ def _find_contradictions(settings: Settings) -> Iterator[Problem]:
 
 def check_url(url: str) -> None:
     scheme = re.match(r"([a-z][a-z0-9+.-]{0,30})://", url, re.IGNORECASE)
-    if scheme and scheme[1] not in ("redis", "rediss", "unix"):
-        system = next((name for name in ("Sentinel", "Cluster") if name.lower() in scheme[1].lower()), None)
-        yet = f": Redis {system} is not supported yet, use the address of a single Redis server" if system else ""
-        raise ConfigurationError(f"{scheme[0]} is not supported{yet}")
+    if scheme and scheme[1] not in SCHEMES:
+        hint = ""
+        if "sentinel" in scheme[1].lower():
+            hint = ": for Redis Sentinel, use redis+sentinel:// or, with TLS, rediss+sentinel://"
+        elif "cluster" in scheme[1].lower():
+            hint = ": Redis Cluster is not supported yet, use the address of a single Redis server"
+        raise ConfigurationError(f"{scheme[0]} is not supported{hint}")
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018
+        is_of_sentinels = parts.scheme.endswith("+sentinel")
+        hosts = parts.netloc.rpartition("@")[2]
+        for host in hosts.split(",") if is_of_sentinels else [hosts]:
+            urlsplit(f"redis://{host}").port  # noqa: B018
     except ValueError:
         raise ConfigurationError(URL_HELP) from None
-    if parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
+    if is_of_sentinels:
+        if not re.fullmatch(r"/[^/]+(/\d*)?", parts.path) or parts.path.strip("/").isdigit():
+            raise ConfigurationError(
+                "after the hosts, the name of the master must follow, such as /mymaster or /mymaster/0"
+            )
+    elif parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
         raise ConfigurationError("after the host, only the number of a database may follow, such as /0")
 
 

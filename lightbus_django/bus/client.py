@@ -1,4 +1,4 @@
-"""A client of one Redis server: its connections and errors, and adding events to streams."""
+"""A client of Redis: its connections and errors, and adding events to streams."""
 
 import re
 import time
@@ -15,6 +15,7 @@ from lightbus_django.conf import URL_HELP
 from lightbus_django.events.codec import Fields
 from lightbus_django.exceptions import BusError, BusUnsupported, ConfigurationError
 
+from .address import connect, describe
 from .errors import translate
 from .sandbox import NO_BUS, keep, keeps_events
 from .wire import Command, ask, exchange, flat
@@ -29,7 +30,7 @@ _WITHOUT_PASSWORD = "without any password"  # noqa: S105
 
 
 class RedisClient:
-    """A client of one Redis server.
+    """A client of one Redis server, or of the server that Redis Sentinel names as the master.
 
     Every method that sends something raises BusUnavailable if Redis can't be reached in time or can't serve requests,
     and BusError if it replies with any other error.
@@ -39,7 +40,7 @@ class RedisClient:
         """Create a client, which connects when it is first used.
 
         Args:
-            url: `redis://`, `rediss://` or `unix://`.
+            url: as the setting URL.
             timeout: seconds to wait for a connection, and for each reply.
             retries: how often a command is sent again over a new connection when its connection turns out to be
                 broken. Consumers use 0, because they have to find out what Redis delivered.
@@ -50,7 +51,7 @@ class RedisClient:
         self.url = url
         # Any, because redis-py's annotations cover its asynchronous client as well.
         try:
-            self._redis_py: Any = redis.Redis.from_url(
+            self._redis_py: Any = connect(
                 url,
                 socket_timeout=timeout,
                 socket_connect_timeout=timeout,
@@ -73,11 +74,7 @@ class RedisClient:
 
     def __str__(self) -> str:
         """The address, without user and password."""
-        where = self._redis_py.connection_pool.connection_kwargs
-        if "path" in where:
-            return f"unix://{where['path']}"
-        scheme = self.url.partition("://")[0]
-        return f"{scheme}://{where.get('host', 'localhost')}:{where.get('port', 6379)}/{where.get('db') or 0}"
+        return describe(self.url, self._redis_py.connection_pool)
 
     def close(self) -> None:
         self._redis_py.close()
@@ -216,7 +213,7 @@ class RedisClient:
             with_password=not wants_no_password
         ) == b"sentinel":
             found = BusUnsupported(
-                f"Redis at {self} is a Sentinel, which is not supported yet: use the address of the Redis server itself"
+                f"Redis at {self} is a Sentinel: use redis+sentinel://host:26379/NAME, with the name of the master"
             )
         if isinstance(error, (redis.ConnectionError, redis.TimeoutError)) or isinstance(found, BusUnsupported):
             self._try_at = time.monotonic() + PAUSE

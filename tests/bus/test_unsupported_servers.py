@@ -19,7 +19,7 @@ from lightbus_django.listening.registry import Registry, registry
 from lightbus_django.models import OutboxEvent
 from lightbus_django.running.worker import Worker
 from tests.conftest import eventually
-from tests.servers import LOOPBACK, Server, redis_server
+from tests.servers import LOOPBACK, Sentinel, Server, redis_server
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
@@ -31,17 +31,6 @@ LUA = ("redis.call", "KEYS")
 def started(*config: str, binary: Any = None) -> Iterator[str]:
     with Server(*config, binary=binary) as server:
         yield server.url
-
-
-class Sentinel(Server):
-    """A Redis Sentinel, which is a Redis with another command line."""
-
-    def start(self) -> None:
-        program = self.directory / "sentinel"
-        program.write_text(f'#!/bin/sh\nexec {redis_server()} "$1" --sentinel\n')
-        program.chmod(0o700)
-        self.binary = str(program)
-        super().start()
 
 
 @contextmanager
@@ -201,13 +190,15 @@ def test_it_is_asked_for_its_role_once() -> None:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("redis+sentinel://host:26379/0", "redis+sentinel:// is not supported: Redis Sentinel"),
-        ("rediss-sentinel://host:26379/0", "Redis Sentinel"),
-        ("sentinel://host:26379", "Redis Sentinel"),
+        ("redis+sentinel://host:26379/0", "the name of the master must follow"),
+        ("redis+sentinel://host:26379", "the name of the master must follow"),
+        ("redis+sentinel://host:26379,host2:x/mymaster", "URL of Redis is invalid"),
+        ("rediss-sentinel://host:26379/0", "for Redis Sentinel, use redis+sentinel://"),
+        ("sentinel://host:26379", "for Redis Sentinel, use redis+sentinel://"),
         ("redis+cluster://host:7000", "Redis Cluster"),
         ("http://host:6379", "http:// is not supported"),
         ("valkey://host:6379/0", "valkey:// is not supported"),
-        ("REDIS+SENTINEL://host", "Redis Sentinel"),
+        ("REDIS+SENTINEL://host", "use redis+sentinel://"),
     ],
 )
 def test_check_names_a_scheme_that_is_not_supported(url: str, said: str) -> None:
