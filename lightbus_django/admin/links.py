@@ -38,6 +38,10 @@ def discard_group_url(site: AdminSite) -> str:
     return _reverse(site, "discard_failures")
 
 
+def edit_url(site: AdminSite, using: str, key: int) -> str:
+    return _reverse(site, "edit_failed_event", using, key)
+
+
 def failed_event_url(site: AdminSite, using: str, key: int) -> str:
     """Return the address of a failed event; empty if the admin doesn't show this database."""
     return _reverse(site, "failedevent_change", key) if _has_failed_events(site, using) else ""

@@ -133,7 +133,8 @@ class EventRecords:
                 pass
         for failed in self.failed.values():
             if self.message is None:
-                self._read_fields(load_fields(failed.fields), failed.stream_id)
+                as_fired = failed.fields if failed.original_fields is None else failed.original_fields
+                self._read_fields(load_fields(as_fired), failed.stream_id)
 
     def _read_fields(self, fields: Fields, stream_id: str) -> None:
         try:

@@ -144,12 +144,6 @@ def act(client, action, *events):
     )
 
 
-def test_retry_now_makes_events_due(admin_client):
-    events = [failed(event_id=str(number), attempts=5, next_attempt_at=None) for number in range(2)]
-    assert b"2 events are due for a retry." in act(admin_client, "retry", *events).content
-    assert FailedEvent.objects.due(timezone.now()).filter(attempts=0).count() == 2
-
-
 def test_discard_removes_them_and_counts_them_as_processed(admin_client):
     assert b"1 event discarded." in act(admin_client, "discard", failed(event_id="one")).content
     assert not FailedEvent.objects.exists()

@@ -1,3 +1,4 @@
+import time
 from argparse import ArgumentParser
 from typing import Any
 
@@ -8,11 +9,20 @@ from django.db import router
 from lightbus_django.database.errors import one_line
 from lightbus_django.exceptions import LightbusError
 from lightbus_django.management.output import console, current_user, database, point_in_time, table, write_json
-from lightbus_django.models import FailedEvent, FailedEventQuerySet
+from lightbus_django.models import FailedEvent, FailedEventQuerySet, new_retry_request
 from lightbus_django.operating import failures
+from lightbus_django.operating.retrying import RetryOutcome, read_outcomes
 
 LIMIT = 50
 """How many events `list` shows by default."""
+
+FILTERS = "listener", "event", "exception", "since", "until", "dead", "limit"
+
+WAIT = 60.0
+"""Seconds that `retry --wait` waits by default."""
+
+POLL = 0.5
+"""Seconds between two looks at the outcome."""
 
 CHUNK = 1000
 """How many events are retried or discarded in one transaction."""
@@ -29,6 +39,14 @@ class Command(BaseCommand):
         retry = self.add_action(actions, "retry", "retry events now, with all their attempts ahead of them")
         discard = self.add_action(actions, "discard", "discard events: they count as processed, and are not retried")
         discard.add_argument("--reason", default="", help="why, for the records")
+        retry.add_argument(
+            "--wait",
+            type=float,
+            nargs="?",
+            const=WAIT,
+            metavar="SECONDS",
+            help=f"wait for the outcome ({WAIT:.0f}); exit with 1 if not all are done",
+        )
         for action in (retry, discard):
             action.add_argument("id", nargs="*", help="ids of events, or their beginnings")
             action.add_argument("--all", action="store_true", help="without ids and filters: all of them")
@@ -47,6 +65,7 @@ class Command(BaseCommand):
         action.add_argument("--event", metavar="NAME", help="only this event")
         action.add_argument("--exception", metavar="TYPE", help="only this type of error, with or without its module")
         action.add_argument("--since", metavar="TIME", help="only what failed since then, or in the last 12h, 7d")
+        action.add_argument("--until", metavar="TIME", help="only what failed last before then")
         action.add_argument("--dead", action="store_true", help="only dead letters")
         action.add_argument("--limit", type=int, metavar="N", help="at most so many events")
         action.add_argument("--json", action="store_true", help="print JSON")
@@ -84,7 +103,9 @@ class Command(BaseCommand):
         self.print(rows, "No failed events.")
 
     def list_each(self, events: FailedEventQuerySet, options: dict[str, Any]) -> None:
-        latest = events.defer("fields", "traceback", "history").order_by("-pk")[: options["limit"] or LIMIT]
+        latest = events.defer("fields", "traceback", "history", "original_fields").order_by("-pk")[
+            : options["limit"] or LIMIT
+        ]
         if options["json"]:
             names = "event_id", "event_name", "consumer_group", "attempts", "exception", "place", "error"
             found = [{name: getattr(event, name) for name in names} for event in latest]
@@ -112,9 +133,34 @@ class Command(BaseCommand):
         refused = self.refused_groups(events, options["database"])
         for group in refused:
             self.stderr.write(f"Not retried: this service has no listener for the consumer group {group}.")
-        count = self.in_chunks(events.exclude(consumer_group__in=refused), lambda chunk: chunk.retry_now())
+        request = new_retry_request(options["database"], f"{current_user()} (lightbus_failed)")
+        chosen = events.exclude(consumer_group__in=refused)
+        count = self.in_chunks(chosen, lambda chunk: chunk.request_retry(request))
         text = f"{count} events are due now; lightbus_listen retries them."
-        self.report(options, text, retried=count, refused_groups=refused)
+        if options["wait"] is None:
+            self.report(options, text, retried=count, refused_groups=refused)
+            return
+        if not options["json"]:
+            self.stdout.write(text)
+        outcome = self.wait_for(options["database"], request.pk, options["wait"])
+        names = "done", "failed_again", "to_come", "withdrawn"
+        numbers = {name: getattr(outcome, name) for name in names}
+        if options["json"]:
+            write_json(self.stdout, {"retried": count, "refused_groups": refused, **numbers})
+        if outcome.failed_again or outcome.to_come:
+            raise CommandError(outcome.text)
+        if not options["json"]:
+            self.stdout.write(outcome.text)
+
+    def wait_for(self, using: str, key: int, seconds: float) -> RetryOutcome:
+        """Return the outcome of a request once it is settled, or after some seconds."""
+        end = time.monotonic() + seconds
+        while True:
+            (outcome,) = read_outcomes(using, [key])
+            left = end - time.monotonic()
+            if outcome.is_settled or left <= 0:
+                return outcome
+            time.sleep(min(POLL, left))
 
     def handle_discard(self, options: dict[str, Any]) -> None:
         by = f"{current_user()} (lightbus_failed)"
@@ -145,6 +191,7 @@ class Command(BaseCommand):
             event_name=options["event"],
             exception=options["exception"],
             since=options["since"] and point_in_time(options["since"]),
+            until=options["until"] and point_in_time(options["until"]),
             dead=True if options["dead"] else None,
         )
 
@@ -159,7 +206,7 @@ class Command(BaseCommand):
     def chosen(self, options: dict[str, Any], verb: str) -> FailedEventQuerySet:
         """Return the events to change, after a confirmation."""
         events = self.select(options)
-        has_filter = any(options[name] for name in ("listener", "event", "exception", "since", "dead", "limit"))
+        has_filter = any(options[name] for name in FILTERS)
         if options["id"]:
             for text in options["id"]:
                 self.find({**options, "id": text})
@@ -201,5 +248,5 @@ class Command(BaseCommand):
             self.stdout.write(empty)
 
 
-def _time(time: Any) -> str:
-    return f"{time.astimezone():%Y-%m-%d %H:%M:%S}"
+def _time(moment: Any) -> str:
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"

@@ -1,7 +1,7 @@
 'use strict';
-// Refreshes the Bus page. Without JavaScript, people reload it.
+// Refreshes the part of a page that changes, until it says that it is settled. Without JavaScript, people reload it.
 {
-    const part = document.getElementById('lightbus-bus');
+    const part = document.querySelector('[data-seconds]');
     const controls = document.querySelector('.lightbus-refresh');
     const isOn = controls.querySelector('input');
     const failed = controls.querySelector('.lightbus-refresh-failed');
@@ -34,6 +34,10 @@
                 again.focus({preventScroll: true});
             }
         }
+        if (part.querySelector('[data-settled]') !== null) {
+            clearInterval(timer);
+            controls.hidden = true;
+        }
         // A screen reader says what has changed, but not that a second has gone by.
         if (attention().replace(/\d+/g, '') !== before) {
             announcement.textContent = attention();
@@ -56,5 +60,5 @@
     };
 
     controls.hidden = false;
-    setInterval(tick, 1000 * part.dataset.seconds);
+    const timer = setInterval(tick, 1000 * part.dataset.seconds);
 }
