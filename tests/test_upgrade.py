@@ -93,7 +93,7 @@ def test_an_old_worker_records_failures_and_retries_what_a_person_edited(old_wor
     failed = FailedEvent.objects.get()
     assert (failed.retry_request, failed.is_edited) == (None, False)
     edit_and_retry(failed, with_payload(failed, {"number": 3}).fields, "default", "ada")
-    eventually(lambda: Effect.objects.exists(), seconds=60)
+    eventually(Effect.objects.exists, seconds=60)
     eventually(lambda: not FailedEvent.objects.exists())
     assert Effect.objects.get().number == 3
     assert ProcessedEvent.objects.get(event_id=event_id).edited_by == "ada"

@@ -1,15 +1,20 @@
 """What came of a request to retry failed events, as real consumers and people change it."""
 
+import threading
+from contextlib import closing
 from datetime import timedelta
 
 import pytest
+from django.db import connections, transaction
 from django.utils import timezone
 
 from lightbus_django import fire, listens_to
 from lightbus_django.models import FailedEvent, RetryRequest, new_retry_request
+from lightbus_django.operating.editing import EventChanged, edit_and_retry, with_payload
 from lightbus_django.operating.retrying import SHOWN_FOR, latest_outcomes, read_outcomes
 from lightbus_django.running.pruning import Cutoffs, prune
 from tests.conftest import drain
+from tests.listening.handling import of_servers
 
 pytestmark = [
     pytest.mark.django_db(transaction=True, databases=["default", "other"]),
@@ -159,3 +164,28 @@ def test_a_database_of_its_own(consume, listeners):
     assert latest_outcomes("default") == []
     FailedEvent.objects.using("other").all().discard()
     assert [outcome.withdrawn for outcome in latest_outcomes("other")] == [1]
+
+
+@of_servers
+def test_what_is_being_retried_at_this_moment_is_left_out_and_nobody_waits(consumer):
+    running, others = FailedEvent.objects.earliest("pk"), FailedEvent.objects.all()
+    held, is_over = threading.Event(), threading.Event()
+
+    def hold():
+        with closing(connections["default"]), transaction.atomic():
+            FailedEvent.objects.filter(pk=running.pk).delete()
+            held.set()
+            is_over.wait(30)
+            transaction.set_rollback(True)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert held.wait(30)
+        assert numbers(request_retry(others)) == (2, 0, 0, 2, 0)
+        with pytest.raises(EventChanged):
+            edit_and_retry(running, with_payload(running, {"number": 9}).fields, "default", "ada")
+    finally:
+        is_over.set()
+        thread.join(30)
+    assert latest_outcomes("default")[0].total == 2
