@@ -60,6 +60,7 @@ def assess_process(heartbeat: Heartbeat, ours: Sequence[Heartbeat], handled: Seq
             for listener in sign.listeners
             if listener.event_id
         ],
+        events_in_hand=[listener.event_id for listener in sign.listeners if listener.event_id],
         per_minute=per_minute(handled),
         minutes=list(handled),
         problems=problems,

@@ -21,6 +21,8 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     """The consumer groups whose listeners it runs."""
     in_hand: list[str]
     """What its threads are doing."""
+    events_in_hand: list[str]
+    """The ids of the events that they handle."""
     per_minute: float
     """How many events it handled in each of the last five whole minutes, on average."""
     minutes: list[int]
@@ -107,6 +109,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     minutes_p50: list[float | None] = []
     minutes_p95: list[float | None] = []
     """The latencies of all listeners' events in each of the last sixty minutes; empty if Redis could not be asked."""
+    is_redis_known: bool = True
+    """False if Redis could not be asked."""
+    unknown_databases: list[str] = []
+    """Those that could not be asked."""
     silent_consumers: list[str] = []
     """Consumers that read events and write no heartbeat: processes of an earlier version, or some that just ended."""
 

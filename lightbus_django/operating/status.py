@@ -81,6 +81,8 @@ class _Reading:
         self.service_name = service_name
         self.client: RedisClient = get_client(settings.url, settings.redis_timeout)
         self.problems: list[str] = []
+        self.is_redis_known = True
+        self.unknown_databases: list[str] = []
         self.heartbeats: list[Heartbeat] = []
         self.figures: dict[str, figures.Figures] = {}
         self.handled: dict[str, list[int]] = {}
@@ -99,6 +101,7 @@ class _Reading:
             self._read_redis(listeners)
         except BusError as error:
             self.problems.append(one_line(error))
+            self.is_redis_known = False
         self._find_unclaimed_groups(listeners)
         names = {heartbeat.process.process_name for heartbeat in self.heartbeats}
         known = [backlog for of_streams in self.backlogs.values() for backlog in of_streams.values() if backlog]
@@ -114,6 +117,8 @@ class _Reading:
             problems=self.problems,
             minutes_p50=percentiles(minutes, 0.5),
             minutes_p95=percentiles(minutes, 0.95),
+            is_redis_known=self.is_redis_known,
+            unknown_databases=self.unknown_databases,
             silent_consumers=sorted(active_consumers(known) - names),
         )
 
@@ -148,6 +153,7 @@ class _Reading:
                     self.groups[row.consumer_group].append(row)
         except (LightbusError, DatabaseError) as error:
             self.problems.append(f"database {alias!r}: {one_line(error)}")
+            self.unknown_databases.append(alias)
 
     def _read_outbox(self, alias: str) -> None:
         outbox = OutboxEvent.objects.using(alias)

@@ -170,6 +170,7 @@ class TestProcesses:
         beat(listeners=[sign])
         (process,) = read_status().processes
         assert process.in_hand == [f"{GROUP}: running the handler of e-1 for 50 s"]
+        assert process.events_in_hand == ["e-1"]
         assert process.problems == []
         sign.doing_for = 61
         beat(listeners=[sign])
@@ -282,6 +283,7 @@ class TestServersThatDoNotAnswer:
         status = read_status()
         assert len(status.problems) == 1
         assert "Redis at redis://127.0.0.1:1/0 is not available" in status.problems[0]
+        assert (status.is_redis_known, status.unknown_databases) == (False, [])
         assert listener(status).waiting is None
         assert listener(status).problems == []
         assert [outbox.database for outbox in status.outboxes] == ["default", "other"]
@@ -296,4 +298,5 @@ class TestServersThatDoNotAnswer:
         monkeypatch.setattr(status_module, "has_outbox", away)
         status = read_status()
         assert any("server closed the connection" in problem for problem in status.problems)
+        assert (status.is_redis_known, status.unknown_databases) == (True, ["default", "other"])
         assert listener(status).processes == ["worker"]
