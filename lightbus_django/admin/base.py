@@ -7,7 +7,7 @@ from typing import Any
 from django.contrib import admin, messages
 from django.contrib.admin.models import LogEntry
 from django.contrib.admin.views.main import ChangeList
-from django.core.paginator import Paginator
+from django.core.paginator import Page, Paginator
 from django.db import router
 from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest
@@ -29,34 +29,56 @@ CHUNK = 500
 
 
 class LimitedPaginator(Paginator):  # type: ignore[type-arg]
-    """A paginator that counts at most COUNT_LIMIT rows."""
+    """A paginator of at most COUNT_LIMIT rows.
+
+    To find rows may take a scan of the table. So it reads the keys of all of them once, and then the rows of a page.
+    """
 
     @cached_property
     def count(self) -> int:
-        return min(self._counted, COUNT_LIMIT)
+        return min(len(self._keys), COUNT_LIMIT)
 
     @property
     def is_limited(self) -> bool:
         """Whether there are more rows than `count`."""
-        return self._counted > COUNT_LIMIT
+        return len(self._keys) > COUNT_LIMIT
 
     @property
     def limit(self) -> str:
         return f"{COUNT_LIMIT:,}"
 
+    def rows(self, first: int, after: int) -> QuerySet[Model]:
+        """Return the rows from the position `first` until before `after`."""
+        return self._rows.filter(pk__in=self._keys[first:after])
+
+    def page(self, number: int | str) -> Page:  # type: ignore[type-arg]
+        number = self.validate_number(number)
+        first = (number - 1) * self.per_page
+        return Page(self.rows(first, min(first + self.per_page, self.count)), number, self)
+
     @cached_property
-    def _counted(self) -> int:
-        rows: QuerySet[Model] = self.object_list  # type: ignore[assignment]
-        return rows.order_by()[: COUNT_LIMIT + 1].count()
+    def _keys(self) -> list[Any]:
+        return list(self._rows.values_list("pk", flat=True)[: COUNT_LIMIT + 1])
+
+    @property
+    def _rows(self) -> QuerySet[Model]:
+        return self.object_list  # type: ignore[return-value]
 
 
 class LimitedChangeList(ChangeList):
     """A list that says "more than" where it has counted COUNT_LIMIT rows and there are more."""
 
+    paginator: LimitedPaginator
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        if not self.multi_page or (self.show_all and self.can_show_all):
+            self.result_list = self.paginator.rows(0, self.paginator.count)
+
     def as_shown(self) -> "LimitedChangeList":
         """Return a copy for templates that show the number of rows and don't calculate with it."""
         shown = copy(self)
-        shown.result_count = _("more than %s") % self.paginator.limit
+        shown.result_count = _("more than %s") % self.paginator.limit  # type: ignore[assignment]
         return shown
 
 

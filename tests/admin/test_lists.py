@@ -240,5 +240,6 @@ def test_a_search_for_a_short_text_shows_the_latest_ids(model, admin_client, mon
         values = {"id": event_id} if model is OutboxEvent else {"event_id": event_id}
         failed(**values) if model is FailedEvent else baker.make(model, **values)
     text = page(admin_client, LISTS[model], q="01a2")
-    assert {cell[-1] for cell in cells(text, "event_link")} == {"2", "3", "4", "5"}
+    # Of the ids from the fourth latest on, the list shows the latest rows.
+    assert [cell[-1] for cell in cells(text, "event_link")] == list("543" if model is OutboxEvent else "425")
     assert "more than 3" in text
