@@ -39,6 +39,8 @@ class Line(NamedTuple):
     """The number of its colour and dash pattern, from 1 to MAX_LINES."""
     summary: str
     path: str
+    dots: str
+    """A path through the values without neighbours."""
     group: str = ""
     """The consumer group whose plots the legend links to; empty for none."""
 
@@ -119,13 +121,13 @@ def _counts(name: str, counts: Sequence[int], style: int, group: str = "") -> Li
         "sum": f"{sum(counts):,}",
         "max": f"{max(counts, default=0):,}",
     }
-    return Line(name, counts, style, summary, "", group)
+    return Line(name, counts, style, summary, "", "", group)
 
 
 def _latencies(name: str, seconds: Values, style: int) -> Line:
     known = [each for each in seconds if each is not None]
     between = {"least": duration(min(known)), "most": duration(max(known))}
-    return Line(name, seconds, style, _("%(least)s to %(most)s") % between, "")
+    return Line(name, seconds, style, _("%(least)s to %(most)s") % between, "", "")
 
 
 # --- Axes -------------------------------------------------------------------------------------
@@ -166,23 +168,28 @@ def _plot(
     def height(value: float) -> float:
         return round(HEIGHT * (1 - scale(value)), 1)
 
-    drawn = [
-        line._replace(path=_path([None if each is None else height(each) for each in line.values])) for line in lines
-    ]
+    drawn = []
+    for line in lines:
+        path, dots = _paths([None if each is None else height(each) for each in line.values])
+        drawn.append(line._replace(path=path, dots=dots))
     return Plot(key, title, unit, drawn, [Tick(height(tick), text(tick)) for tick in ticks])
 
 
-def _path(heights: Values) -> str:
-    """Return an SVG path through these heights, interrupted where one is None. A point without neighbours is a dot."""
+def _paths(heights: Values) -> tuple[str, str]:
+    """Return an SVG path through these heights, interrupted where one is None, and one of those without neighbours."""
     step = WIDTH / max(1, len(heights) - 1)
-    path = ""
+    path = dots = ""
     for number, height in enumerate(heights):
         if height is None:
             continue
         is_first = number == 0 or heights[number - 1] is None
         is_last = number == len(heights) - 1 or heights[number + 1] is None
-        path += f"{'M' if is_first else 'L'}{number * step:.1f} {height}{'h0' if is_first and is_last else ''}"
-    return path
+        point = f"{number * step:.1f} {height}"
+        if is_first and is_last:
+            dots += f"M{point}h0"
+        else:
+            path += f"{'M' if is_first else 'L'}{point}"
+    return path, dots
 
 
 def _time_ticks(minutes: Sequence[datetime]) -> list[Tick]:

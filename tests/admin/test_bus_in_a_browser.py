@@ -74,10 +74,25 @@ def test_plots_look_fine_everywhere(logged_in, live_server, look, book, redis_cl
         add_figures(redis_client, f"price-monitor-{name}".replace("_", "-"), size=100 // number)
     look(BUS, f"bus-plots-{count}")
     look(f"{BUS}?listener={GROUP}", f"bus-plots-{count}-of-one")
-    drawn = "return [...document.querySelectorAll('figure')].map(e => e.querySelectorAll('svg[viewBox] path').length)"
+    lines = "svg[viewBox] path:not(.lightbus-dots)"
+    drawn = f"return [...document.querySelectorAll('figure')].map(e => e.querySelectorAll('{lines}').length)"
     assert logged_in.execute_script(drawn) == [2, 2]
     logged_in.get(live_server.url + BUS)
     assert logged_in.execute_script(drawn) == [min(count, 6), 2]
+
+
+@pytest.mark.parametrize("path", [BUS, CATALOGUE])
+def test_the_way_back_stands_out_as_on_other_pages(logged_in, live_server, book, path):
+    def colours():
+        found = logged_in.find_element("css selector", ".breadcrumbs")
+        link = found.find_element("css selector", "a")
+        shown = [part.value_of_css_property("color") for part in (found, link)]
+        return found.value_of_css_property("background-color"), *shown
+
+    logged_in.get(f"{live_server.url}/admin/lightbus_django/processedevent/")
+    other = colours()
+    logged_in.get(live_server.url + path)
+    assert colours() == other
 
 
 def test_the_plots_of_a_listener_are_chosen_with_the_keyboard_and_its_table_stays_open(

@@ -48,10 +48,9 @@ class TestLines:
     def test_a_gap_is_not_bridged_and_a_lonely_point_is_a_dot(self):
         shown = seconds(m0=1, m1=1, m5=1)
         (plot,) = last_hour(status(p50=shown, p95=shown)).plots
-        path = plot.lines[0].path
-        assert path.count("M") == 2
-        assert path.count("L") == 1
-        assert path.endswith("h0")
+        line = plot.lines[0]
+        assert (line.path.count("M"), line.path.count("L")) == (1, 1)
+        assert line.dots == f"M{5 * WIDTH / 58:.1f} {HEIGHT:.1f}h0"
 
     def test_those_of_the_busiest_come_first(self):
         lines = handled(
@@ -118,7 +117,7 @@ class TestAxes:
     def test_latencies_are_on_a_logarithmic_scale(self, least, most, ticks):
         (plot,) = last_hour(status(p50=seconds(m1=least), p95=seconds(m1=most))).plots
         assert [tick.text for tick in plot.ticks] == ticks
-        assert all(0 <= y <= HEIGHT for line in plot.lines for _, y in points(line.path))
+        assert all(0 <= y <= HEIGHT for line in plot.lines for _, y in points(line.path + line.dots))
 
     def test_times_are_the_quarters_of_an_hour_where_they_were(self, settings):
         settings.TIME_ZONE = "Europe/Berlin"
