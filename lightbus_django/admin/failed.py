@@ -16,10 +16,11 @@ from lightbus_django.events.times import as_aware
 from lightbus_django.models import FailedEvent, FailedEventQuerySet
 
 from . import frames
-from .base import EventAdmin, LatestValuesFilter
+from .base import EventAdmin
 from .display import breakable, first_line, relative_time, state_word
 from .edit_page import EditPage, may_edit
 from .failures_page import FailuresPage
+from .filters import EventFilter, GroupFilter, LatestValuesFilter
 from .links import edit_url
 from .retry_confirmation import RetryConfirmation
 
@@ -49,8 +50,8 @@ class FailedEventAdmin(EventAdmin):
     list_display_links = ("name_and_group",)
     list_filter = (
         StateFilter,
-        ("consumer_group", LatestValuesFilter),
-        ("event_name", LatestValuesFilter),
+        ("consumer_group", GroupFilter),
+        ("event_name", EventFilter),
         ("exception", LatestValuesFilter),
         ("place", LatestValuesFilter),
         "failed_at",

@@ -54,6 +54,13 @@ def failed_list_url(site: AdminSite, using: str, **filters: str) -> str:
     return f"{_reverse(site, 'failedevent_changelist')}?{urlencode(filters)}"
 
 
+def outbox_url(site: AdminSite, using: str, **filters: str) -> str:
+    """Return the address of the filtered list of the outbox; empty if the admin doesn't show this database."""
+    if not (site.is_registered(OutboxEvent) and using == router.db_for_read(OutboxEvent)):
+        return ""
+    return f"{_reverse(site, 'outboxevent_changelist')}?{urlencode(filters)}"
+
+
 def _has_failed_events(site: AdminSite, using: str) -> bool:
     return site.is_registered(FailedEvent) and using == router.db_for_read(FailedEvent)
 

@@ -1,7 +1,7 @@
 """The state of a service on the bus: its processes, listeners, outboxes and streams, and what needs attention."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from django.db import Error as DatabaseError
@@ -24,7 +24,15 @@ from lightbus_django.listening.listener import Listener
 from lightbus_django.listening.registry import registry
 from lightbus_django.models import ConsumerGroup, FailedEvent, OutboxEvent, ProcessedEvent, stored_group
 
-from .assessment import LATE_AFTER, active_consumers, assess_listener, assess_process, seconds_since
+from .assessment import (
+    LATE_AFTER,
+    NOTHING,
+    active_consumers,
+    assess_listener,
+    assess_process,
+    percentiles,
+    seconds_since,
+)
 from .durations import duration
 from .report import ListenerStatus, Outbox, Process, Status, Stream
 
@@ -47,21 +55,21 @@ def read_status(now: datetime | None = None, *, service_name: str | None = None)
 
 
 def read_processes() -> list[Process]:
-    """Return the processes of this service that have a heartbeat.
+    """Return the processes of this service that have a heartbeat, without their figures.
 
     Raises:
         BusError
     """
     settings = get_settings()
-    return _assess(_ours(get_client(settings.url, settings.redis_timeout), format_name(settings.service_name)))
+    return _assess(_ours(get_client(settings.url, settings.redis_timeout), format_name(settings.service_name)), {})
 
 
 def _ours(client: RedisClient, service_name: str) -> list[Heartbeat]:
     return [each for each in heartbeats.read(client) if each.process.service_name == service_name]
 
 
-def _assess(ours: list[Heartbeat]) -> list[Process]:
-    return [assess_process(each, ours) for each in ours]
+def _assess(ours: list[Heartbeat], handled: Mapping[str, Sequence[int]]) -> list[Process]:
+    return [assess_process(each, ours, handled.get(each.process.process_name, NOTHING)) for each in ours]
 
 
 class _Reading:
@@ -73,8 +81,11 @@ class _Reading:
         self.service_name = service_name
         self.client: RedisClient = get_client(settings.url, settings.redis_timeout)
         self.problems: list[str] = []
+        self.is_redis_known = True
+        self.unknown_databases: list[str] = []
         self.heartbeats: list[Heartbeat] = []
         self.figures: dict[str, figures.Figures] = {}
+        self.handled: dict[str, list[int]] = {}
         self.failed: dict[tuple[str, str], tuple[int, int]] = {}
         self.groups: dict[str, list[ConsumerGroup]] = defaultdict(list)
         self.fired: set[str] = set()
@@ -90,18 +101,24 @@ class _Reading:
             self._read_redis(listeners)
         except BusError as error:
             self.problems.append(one_line(error))
+            self.is_redis_known = False
         self._find_unclaimed_groups(listeners)
         names = {heartbeat.process.process_name for heartbeat in self.heartbeats}
         known = [backlog for of_streams in self.backlogs.values() for backlog in of_streams.values() if backlog]
+        minutes = figures.merge(self.figures.values())
         return Status(
             service_name=self.service_name,
             bus=str(self.client),
             at=self.now,
-            processes=_assess(self.heartbeats),
+            processes=_assess(self.heartbeats, self.handled),
             listeners=[self._listener(each) for each in listeners],
             outboxes=self.outboxes,
             streams=self.streams,
             problems=self.problems,
+            minutes_p50=percentiles(minutes, 0.5),
+            minutes_p95=percentiles(minutes, 0.95),
+            is_redis_known=self.is_redis_known,
+            unknown_databases=self.unknown_databases,
             silent_consumers=sorted(active_consumers(known) - names),
         )
 
@@ -136,6 +153,7 @@ class _Reading:
                     self.groups[row.consumer_group].append(row)
         except (LightbusError, DatabaseError) as error:
             self.problems.append(f"database {alias!r}: {one_line(error)}")
+            self.unknown_databases.append(alias)
 
     def _read_outbox(self, alias: str) -> None:
         outbox = OutboxEvent.objects.using(alias)
@@ -158,6 +176,7 @@ class _Reading:
         self.heartbeats = _ours(self.client, self.service_name)
         names = [listener.group(self.service_name) for listener in listeners]
         self.figures = figures.read(self.client, names, self.now)
+        self.handled = figures.read_processes(self.client, self.service_name, self.now)
         streams = {stream_key(event, self.settings.stream_use) for event in self.fired}
         for listener in listeners:
             group = listener.group(self.service_name)

@@ -94,7 +94,7 @@ class TestTables:
 def test_json(service, status):
     found = json.loads(status("--json"))
     assert found["service_name"] == "price-monitor"
-    assert [process["name"] for process in found["processes"]] == ["worker"]
+    assert [(process["name"], len(process["minutes"])) for process in found["processes"]] == [("worker", 60)]
     (listener,) = found["listeners"]
     assert (listener["name"], listener["waiting"], listener["problems"]) == ("record", 2, [])
     assert [outbox["unpublished"] for outbox in found["outboxes"]] == [1, 0]

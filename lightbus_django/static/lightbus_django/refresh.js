@@ -27,7 +27,14 @@
         }
         const before = attention().replace(/\d+/g, '');
         const focused = part.contains(document.activeElement) ? document.activeElement.id : '';
+        const open = [...part.querySelectorAll('details[open]')].map((details) => details.id);
         part.innerHTML = text;
+        for (const id of open) {
+            const again = document.getElementById(id);
+            if (again !== null) {
+                again.open = true;
+            }
+        }
         if (focused) {
             const again = document.getElementById(focused);
             if (again !== null) {
