@@ -17,7 +17,7 @@ from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, FailedEventQuerySet, stored_group
 from lightbus_django.operating import failures
 
-from .base import SAMPLE
+from .filters import SAMPLE
 
 CHOICES = 200
 """Maximum number of exceptions and groups that are read from the records."""

@@ -127,9 +127,9 @@ def test_all_of_a_page_are_selected_but_not_more_than_can_be_counted(
     wait_for("1 of 1 selected")
     wait_for("To select more than a page, filter the list to 2 or fewer.")
     shoot("more-than-can-be-selected")
-    Select(logged_in.find_element(By.NAME, "action")).select_by_visible_text("Retry now")
+    Select(logged_in.find_element(By.NAME, "action")).select_by_visible_text("Discard")
     logged_in.find_element(By.CSS_SELECTOR, ".actions button").click()
-    wait_for("1 event is due for a retry.")
+    wait_for("1 event discarded.")
 
 
 def test_all_of_all_pages_are_selected(logged_in, live_server, wait_for, rows, monkeypatch):
@@ -138,6 +138,6 @@ def test_all_of_all_pages_are_selected(logged_in, live_server, wait_for, rows, m
     logged_in.find_element(By.ID, "action-toggle").click()
     logged_in.find_element(By.LINK_TEXT, "Select all 3 failed events").click()
     wait_for("All 3 selected")
-    Select(logged_in.find_element(By.NAME, "action")).select_by_visible_text("Retry now")
+    Select(logged_in.find_element(By.NAME, "action")).select_by_visible_text("Discard")
     logged_in.find_element(By.CSS_SELECTOR, ".actions button").click()
-    wait_for("3 events are due for a retry.")
+    wait_for("3 events discarded.")

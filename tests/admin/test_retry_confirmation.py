@@ -84,7 +84,7 @@ def test_all_across_the_pages_within_the_filters(admin_client, django_assert_max
     fail(bulk.CHUNK * 3)
     fail(2, exception="builtins.KeyError")
     url = f"{LIST}?exception=shop.errors.NoSuchArticle"
-    with django_assert_max_num_queries(20):
+    with django_assert_max_num_queries(22):
         text = preview(admin_client, url, across=True)
     assert text.count('name="_selected_action"') == 1
     assert f"Retry {bulk.CHUNK * 3} events</button>" in text
