@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 from django.db import Error as DatabaseError
-from django.db import connections
 
 from lightbus_django.bus import entries, heartbeats
 from lightbus_django.bus.client import get_client
@@ -21,7 +20,7 @@ from lightbus_django.events.message import EventMessage
 from lightbus_django.events.names import is_name, stream_key
 from lightbus_django.events.times import as_aware, fired_at, is_ahead, stream_time
 from lightbus_django.exceptions import BusError, LightbusError, UnreadableEvent
-from lightbus_django.firing.databases import has_outbox
+from lightbus_django.firing.databases import distinct_databases, has_outbox
 from lightbus_django.listening.registry import registry
 from lightbus_django.models import ConsumerGroup, FailedEvent, OutboxEvent, ProcessedEvent
 
@@ -67,7 +66,7 @@ class EventRecords:
 
     def read(self) -> None:
         """Look at everything; a server that doesn't answer becomes one of the problems."""
-        for alias in connections:
+        for alias in distinct_databases():
             self._read_database(alias)
         self._read_names()
         try:

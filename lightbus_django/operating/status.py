@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
 from django.db import Error as DatabaseError
-from django.db import connections, router
+from django.db import router
 from django.db.models import Count, Min, Q
 
 from lightbus_django.bus import figures, heartbeats
@@ -16,10 +16,10 @@ from lightbus_django.bus.heartbeats import Heartbeat
 from lightbus_django.bus.streams import groups
 from lightbus_django.conf import Settings, format_name, get_settings
 from lightbus_django.database.errors import one_line, transient_errors
-from lightbus_django.events.names import is_name, stream_key
+from lightbus_django.events.names import stream_key
 from lightbus_django.events.times import as_aware
 from lightbus_django.exceptions import BusError, LightbusError
-from lightbus_django.firing.databases import has_outbox
+from lightbus_django.firing.databases import distinct_databases, has_outbox
 from lightbus_django.listening.listener import Listener
 from lightbus_django.listening.registry import registry
 from lightbus_django.models import ConsumerGroup, FailedEvent, OutboxEvent, ProcessedEvent, stored_group
@@ -27,9 +27,6 @@ from lightbus_django.models import ConsumerGroup, FailedEvent, OutboxEvent, Proc
 from .assessment import LATE_AFTER, active_consumers, assess_listener, assess_process, seconds_since
 from .durations import duration
 from .report import ListenerStatus, Outbox, Process, Status, Stream
-
-SAMPLE_SIZE = 1000
-"""Number of the latest outbox rows whose event names are taken for those that the service fires."""
 
 
 def read_status(now: datetime | None = None, *, service_name: str | None = None) -> Status:
@@ -83,7 +80,7 @@ class _Reading:
         self.backlogs: dict[str, dict[str, Backlog | None]] = defaultdict(dict)
 
     def status(self) -> Status:
-        for alias in connections:
+        for alias in distinct_databases():
             self._read_database(alias)
         listeners = sorted(registry, key=lambda listener: listener.listener_name)
         try:
@@ -139,7 +136,7 @@ class _Reading:
 
     def _read_outbox(self, alias: str) -> None:
         outbox = OutboxEvent.objects.using(alias)
-        self.fired.update(filter(is_name, outbox.order_by("-pk").values_list("event_name", flat=True)[:SAMPLE_SIZE]))
+        self.fired |= outbox.latest_names()
         found = outbox.unpublished().aggregate(count=Count("pk"), oldest=Min("created_at"))
         refused = outbox.refused().count()
         behind = 0.0 if found["oldest"] is None else seconds_since(as_aware(found["oldest"]), self.now)

@@ -131,6 +131,15 @@ class TestCounts:
         assert verify(hours=-1) == {}
         assert verify(until=datetime.now(UTC) - timedelta(minutes=1)) == {}
 
+    def test_a_row_that_a_replica_has_as_well_counts_once(self, record, consume, housekeeping):
+        consumer = consume()
+        for number in range(3):
+            on_commit("shop.order_placed", number=number)
+        housekeeping(consumer).relay()
+        OutboxEvent.objects.using("other").bulk_create(OutboxEvent.objects.all()[:2])
+        drain(consumer)
+        assert verify() == {"fired": 3, "published": 3, "handled": 3}
+
     def test_a_row_that_is_not_marked_yet(self, record, consume):
         consumer = consume()
         on_commit("shop.order_placed", number=1)
