@@ -8,6 +8,7 @@ from uuid import UUID
 from lightbus_django.bus import entries
 from lightbus_django.bus.client import RedisClient
 from lightbus_django.database.errors import transient_errors
+from lightbus_django.database.many_values import many
 from lightbus_django.events.times import as_aware, fired_at, first_uuid, is_ahead, stream_time
 from lightbus_django.models import OutboxEvent
 
@@ -78,7 +79,8 @@ class FiredEvents:
         found: set[UUID] = set()
         for alias in aliases:
             with transient_errors(alias):
-                found.update(OutboxEvent.objects.using(alias).filter(pk__in=ids).values_list("pk", flat=True))
+                rows = OutboxEvent.objects.using(alias).filter(pk__in=many(ids, OutboxEvent._meta.pk, alias))
+                found.update(rows.values_list("pk", flat=True))
         return found
 
     def _is_in_time(self, event: entries.ScannedEvent) -> bool:
