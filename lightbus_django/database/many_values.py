@@ -18,4 +18,4 @@ def many(values: Iterable[Any], field: "Field[Any, Any]", using: str) -> RawSQL 
     if connections[using].vendor != "postgresql":
         return found
     column_type = str(field.db_type(connections[using])).partition("(")[0]
-    return RawSQL(f"SELECT unnest(%s::{column_type}[])", [found])  # noqa: S608
+    return RawSQL(f"SELECT unnest(%s::{column_type}[])", [found])  # noqa: S611

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from django.core.management.base import CommandError
+from django.core.management.base import CommandError, CommandParser
 from django.db import connections
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
@@ -60,6 +60,18 @@ def point_in_time(text: str) -> datetime:
     if time is None:
         raise CommandError(f"{text!r} is not a time: use 2026-03-01T12:00, or how long ago, such as 90m, 12h or 7d")
     return as_stored(timezone.make_aware(time) if timezone.is_naive(time) else time)
+
+
+def add_span(parser: CommandParser, what: str) -> None:
+    """Add the arguments `--since` and `--until`, whose values `point_in_time` parses; `what` they are about."""
+    parser.add_argument(
+        "--since",
+        required=True,
+        metavar="TIME",
+        help=f"only {what} at or after this time: 2026-03-01T12:00, in settings.TIME_ZONE, or how long ago, such as "
+        "90m, 12h or 7d",
+    )
+    parser.add_argument("--until", metavar="TIME", help=f"only {what} before this time, given as with --since")
 
 
 def current_user() -> str:

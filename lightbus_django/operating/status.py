@@ -27,6 +27,7 @@ from lightbus_django.models import ConsumerGroup, FailedEvent, OutboxEvent, Proc
 from .assessment import LATE_AFTER, active_consumers, assess_listener, assess_process, seconds_since
 from .durations import duration
 from .report import ListenerStatus, Outbox, Process, Status, Stream
+from .unclaimed_groups import find_unclaimed_groups
 
 
 def read_status(now: datetime | None = None, *, service_name: str | None = None) -> Status:
@@ -87,7 +88,7 @@ class _Reading:
             self._read_redis(listeners)
         except BusError as error:
             self.problems.append(one_line(error))
-        self._find_unclaimed_groups(listeners)
+        self.problems += map(": ".join, find_unclaimed_groups(self.groups, self.service_name))
         names = {heartbeat.process.process_name for heartbeat in self.heartbeats}
         known = [backlog for of_streams in self.backlogs.values() for backlog in of_streams.values() if backlog]
         return Status(
@@ -175,13 +176,3 @@ class _Reading:
             behind = {id_key(at.done_with): name for name, at in positions.items()}
             held_by = behind[min(behind)] if behind and min(behind) < id_key(size.last_id) else ""
             yield Stream(key=key, length=size.length, memory=size.memory, held_by=held_by)
-
-    # --- What needs attention -----------------------------------------------------------------
-
-    def _find_unclaimed_groups(self, listeners: Iterable[Listener]) -> None:
-        claimed = {listener.group(self.service_name) for listener in listeners}
-        for group in sorted(set(self.groups) - claimed):
-            self.problems.append(
-                f"no listener of this service has the consumer group {group}, so its events wait: move it to a renamed "
-                f"listener, or retire it, with lightbus_retire {group}"
-            )

@@ -9,7 +9,7 @@ from lightbus_django.bus.client import get_client
 from lightbus_django.conf import get_settings
 from lightbus_django.exceptions import LightbusError
 from lightbus_django.firing.relay import republish
-from lightbus_django.management.output import database, point_in_time, progress
+from lightbus_django.management.output import add_span, database, point_in_time, progress
 from lightbus_django.models import OutboxEvent
 
 
@@ -20,14 +20,7 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument(
-            "--since",
-            required=True,
-            metavar="TIME",
-            help="only events first published at or after this time: 2026-03-01T12:00, in settings.TIME_ZONE, or a "
-            "duration before now, such as 90m, 12h or 7d",
-        )
-        parser.add_argument("--until", metavar="TIME", help="only events first published before this time")
+        add_span(parser, "events first published")
         parser.add_argument("--event", action="append", metavar="NAME", help="only this event; repeatable")
         alias = router.db_for_write(OutboxEvent)
         parser.add_argument("--database", type=database, default=alias, help=f"alias of the database ({alias})")

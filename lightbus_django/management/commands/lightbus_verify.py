@@ -8,7 +8,7 @@ from lightbus_django.database.errors import one_line
 from lightbus_django.events.times import as_aware
 from lightbus_django.exceptions import LightbusError
 from lightbus_django.listening.registry import registry
-from lightbus_django.management.output import console, point_in_time, progress, table, write_json
+from lightbus_django.management.output import add_span, console, point_in_time, progress, table, write_json
 from lightbus_django.operating.pausing import find_listener
 from lightbus_django.operating.verification import Verification, Verified
 
@@ -25,14 +25,7 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument(
-            "--since",
-            required=True,
-            metavar="TIME",
-            help="events fired at or after this time: 2026-03-01T12:00, in settings.TIME_ZONE, or how long ago, such "
-            "as 90m, 12h or 7d",
-        )
-        parser.add_argument("--until", metavar="TIME", help="only events fired before this time")
+        add_span(parser, "events fired")
         parser.add_argument("--listener", action="append", metavar="NAME", help="only this listener; repeatable")
         parser.add_argument("--replay", action="store_true", help="hand missing events to their listener alone")
         parser.add_argument("--json", action="store_true", help="print JSON, with up to 1000 ids for each listener")
