@@ -9,6 +9,7 @@ from lightbus_django.bus.figures import Figures
 from lightbus_django.bus.heartbeats import Heartbeat, ListenerSign
 from lightbus_django.events.times import as_aware
 from lightbus_django.listening.listener import Listener
+from lightbus_django.listening.state import State
 from lightbus_django.models import ConsumerGroup
 
 from .durations import duration
@@ -56,6 +57,7 @@ def assess_process(heartbeat: Heartbeat, ours: Sequence[Heartbeat]) -> Process:
             for listener in sign.listeners
             if listener.event_id
         ],
+        paused=[listener.group for listener in sign.listeners if listener.state == State.PAUSED.value],
         problems=problems,
     )
 

@@ -21,6 +21,8 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     """The consumer groups whose listeners it runs."""
     in_hand: list[str]
     """What its threads are doing."""
+    paused: list[str] = []
+    """The consumer groups whose listeners rest, because they were paused."""
     problems: list[str]
 
     @property

@@ -60,15 +60,19 @@ class Command(BaseCommand):
             names = [format_name(name) for name in options["process"]]
             processes = read_processes()
             reasons = [reason for name in names for reason in check_process(name, processes)]
+            processes = [process for process in processes if process.name in names]
         else:
             limits = {name: options[name] for name in ("max_age", "max_waiting", "max_dead")}
-            reasons = list(find_reasons(read_status(), **limits))
+            status = read_status()
+            processes = status.processes
+            reasons = list(find_reasons(status, **limits))
+        paused = sorted({group for process in processes for group in process.paused})
         if options["json"]:
-            write_json(self.stdout, {"ok": not reasons, "reasons": reasons})
+            write_json(self.stdout, {"ok": not reasons, "reasons": reasons, "paused": paused})
         if reasons:
             raise CommandError("\n".join(reasons))
         if not options["json"]:
-            self.stdout.write("ok")
+            self.stdout.write(f"ok, paused: {', '.join(paused)}" if paused else "ok")
 
     def watch(self) -> None:
         with Live(render(read_status()), console=console(self.stdout), auto_refresh=False) as live:
