@@ -9,7 +9,7 @@ from django.db import Error as DatabaseError
 from lightbus_django.bus import entries
 from lightbus_django.bus.client import get_client
 from lightbus_django.conf import get_settings
-from lightbus_django.database.errors import one_line, transient_errors
+from lightbus_django.database.errors import describe, one_line, transient_errors
 from lightbus_django.events.names import stream_key
 from lightbus_django.events.times import uuid_time
 from lightbus_django.exceptions import BusError, LightbusError
@@ -49,7 +49,7 @@ def find_ids(text: str) -> FoundIds:
                     found.update(_in_tables(alias, prefix, span))
                     names |= OutboxEvent.objects.using(alias).latest_names()
         except (LightbusError, DatabaseError) as error:
-            gaps.append(f"Database {alias!r} was not searched: {one_line(error)}")
+            gaps.append(f"Not searched: {describe(error, alias)}")
     if prefix and span is not None:
         settings = get_settings()
         client = get_client(settings.url, settings.redis_timeout)

@@ -13,7 +13,7 @@ from lightbus_django.bus.entries import Placement
 from lightbus_django.bus.heartbeats import Heartbeat
 from lightbus_django.bus.streams import Group, groups
 from lightbus_django.conf import format_name, get_settings
-from lightbus_django.database.errors import one_line, transient_errors
+from lightbus_django.database.errors import describe, one_line, transient_errors
 from lightbus_django.events.codec import Fields, decode, load_fields
 from lightbus_django.events.ids import event_key
 from lightbus_django.events.message import EventMessage
@@ -113,7 +113,7 @@ class EventRecords:
                     if group.paused_at is not None:
                         self.paused[group.consumer_group] = group.paused_by
         except (LightbusError, DatabaseError) as error:
-            self.problems.append(f"database {alias!r}: {one_line(error)}")
+            self.problems.append(describe(error, alias))
 
     def _read_names(self) -> None:
         rows: list[Any] = [*self.failed.values(), *self.processed.values()]

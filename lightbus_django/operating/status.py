@@ -15,7 +15,7 @@ from lightbus_django.bus.consumer_group import id_key
 from lightbus_django.bus.heartbeats import Heartbeat
 from lightbus_django.bus.streams import groups
 from lightbus_django.conf import Settings, format_name, get_settings
-from lightbus_django.database.errors import one_line, transient_errors
+from lightbus_django.database.errors import describe, one_line, transient_errors
 from lightbus_django.events.names import stream_key
 from lightbus_django.events.times import as_aware
 from lightbus_django.exceptions import BusError, LightbusError
@@ -133,7 +133,7 @@ class _Reading:
                 for row in ConsumerGroup.objects.using(alias).filter(service_name=self.service_name):
                     self.groups[row.consumer_group].append(row)
         except (LightbusError, DatabaseError) as error:
-            self.problems.append(f"database {alias!r}: {one_line(error)}")
+            self.problems.append(describe(error, alias))
 
     def _read_outbox(self, alias: str) -> None:
         outbox = OutboxEvent.objects.using(alias)

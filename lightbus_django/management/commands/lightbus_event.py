@@ -1,11 +1,8 @@
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import Error as DatabaseError
 
-from lightbus_django.database.errors import one_line
-from lightbus_django.exceptions import LightbusError
-from lightbus_django.management.output import console, table, write_json
+from lightbus_django.management.output import console, reporting_errors, table, write_json
 from lightbus_django.operating.event_ids import FOUND, FoundIds, find_ids
 from lightbus_django.operating.outcomes import Story
 from lightbus_django.operating.story import tell
@@ -20,7 +17,7 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true", help="print JSON, with the payload")
 
     def handle(self, **options: Any) -> None:
-        try:
+        with reporting_errors(self.stdout, as_json=options["json"]):
             story = tell(options["id"])
             if story is None:
                 found = find_ids(options["id"])
@@ -28,10 +25,8 @@ class Command(BaseCommand):
                     self.show_ids(options["id"], found, as_json=options["json"])
                     return
                 story = tell(found.ids[0])
-        except (LightbusError, DatabaseError) as error:
-            raise CommandError(one_line(error)) from error
-        if story is None:
-            raise CommandError(f"No record mentions the event {options['id']!r}.")
+            if story is None:
+                raise CommandError(f"No record mentions the event {options['id']!r}.")
         if options["json"]:
             write_json(self.stdout, story)
         else:
