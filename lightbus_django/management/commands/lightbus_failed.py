@@ -4,6 +4,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import router
 
+from lightbus_django.conf import format_name, get_settings
 from lightbus_django.listening.registry import registry
 from lightbus_django.management.output import (
     check_tables,
@@ -148,10 +149,9 @@ class Command(BaseCommand):
 
     def select(self, options: dict[str, Any]) -> FailedEventQuerySet:
         name, using = options["listener"], options["database"]
-        if name and not any(name == each.listener_name for each in registry):
-            if not failures.select(using, listener=name).exists():
-                known = ", ".join(sorted(each.listener_name for each in registry)) or "none"
-                raise CommandError(f"No listener and no failed event has the name or group {name!r}; known: {known}.")
+        if name and not self.is_known(name, using):
+            known = ", ".join(sorted(each.listener_name for each in registry)) or "none"
+            raise CommandError(f"No listener and no failed event has the name or group {name!r}; known: {known}.")
         return failures.select(
             using,
             listener=name,
@@ -160,6 +160,11 @@ class Command(BaseCommand):
             since=options["since"] and point_in_time(options["since"]),
             dead=True if options["dead"] else None,
         )
+
+    def is_known(self, name: str, using: str) -> bool:
+        service_name = format_name(get_settings().service_name)
+        names = {text for each in registry for text in (each.listener_name, each.group(service_name))}
+        return name in names or failures.select(using, listener=name).exists()
 
     def find(self, options: dict[str, Any]) -> FailedEventQuerySet:
         """Return the failed events with an id, one for each listener."""
