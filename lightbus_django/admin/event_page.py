@@ -19,7 +19,7 @@ from lightbus_django.firing.databases import databases_with_tables
 from lightbus_django.models import ConsumerGroup, FailedEvent, OutboxEvent
 from lightbus_django.operating import failures, outcomes
 from lightbus_django.operating.editing import to_text
-from lightbus_django.operating.event_ids import FOUND, find_ids
+from lightbus_django.operating.event_ids import FOUND, FoundIds, find_ids
 from lightbus_django.operating.outcomes import Outcome, Story
 from lightbus_django.operating.story import tell
 
@@ -46,20 +46,21 @@ class EventPage:
         if not may_view_events(self.site, request):
             raise PermissionDenied
         text = " ".join(request.GET.get("q", "").split())
-        ids, error = [], ""
+        found, error = FoundIds([], []), ""
         if text:
             try:
-                ids = [text] if tell(text) is not None else find_ids(text)
+                found = FoundIds([text], []) if tell(text) is not None else find_ids(text)
             except (LightbusError, DatabaseError) as raised:
                 error = one_line(raised)
-            if len(ids) == 1:
-                return redirect(event_url(self.site, ids[0]))
-        rows = [(event_id, event_url(self.site, event_id)) for event_id in ids]
+            if len(found.ids) == 1 and not found.gaps:
+                return redirect(event_url(self.site, found.ids[0]))
+        rows = [(event_id, event_url(self.site, event_id)) for event_id in found.ids]
         context = {
             "title": _("Find an event"),
             "text": text,
             "rows": rows,
-            "is_full": len(ids) == FOUND,
+            "is_full": len(found.ids) == FOUND,
+            "gaps": found.gaps,
             "error": error,
         }
         return self._render(request, "event_search.html", context)

@@ -9,6 +9,7 @@ from lightbus_django.bus.figures import Figures, Minute, per_minute, percentile
 from lightbus_django.bus.heartbeats import Heartbeat, ListenerSign
 from lightbus_django.events.times import as_aware
 from lightbus_django.listening.listener import Listener
+from lightbus_django.listening.state import State
 from lightbus_django.models import ConsumerGroup
 
 from .durations import duration
@@ -63,6 +64,7 @@ def assess_process(heartbeat: Heartbeat, ours: Sequence[Heartbeat], handled: Seq
         events_in_hand=[listener.event_id for listener in sign.listeners if listener.event_id],
         per_minute=per_minute(handled),
         minutes=list(handled),
+        paused=[listener.group for listener in sign.listeners if listener.state == State.PAUSED.value],
         problems=problems,
     )
 

@@ -27,6 +27,8 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     """How many events it handled in each of the last five whole minutes, on average."""
     minutes: list[int]
     """How many events it handled in each of the last sixty minutes, the current one last."""
+    paused: list[str] = []
+    """The consumer groups whose listeners rest, because they were paused."""
     problems: list[str]
 
     @property

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from django.db import Error as DatabaseError
-from django.db import connections, router
+from django.db import router
 from django.db.models import Count, Min, Q
 
 from lightbus_django.bus import figures, heartbeats
@@ -15,11 +15,11 @@ from lightbus_django.bus.consumer_group import id_key
 from lightbus_django.bus.heartbeats import Heartbeat
 from lightbus_django.bus.streams import groups
 from lightbus_django.conf import Settings, format_name, get_settings
-from lightbus_django.database.errors import one_line, transient_errors
-from lightbus_django.events.names import is_name, stream_key
+from lightbus_django.database.errors import describe, one_line, transient_errors
+from lightbus_django.events.names import stream_key
 from lightbus_django.events.times import as_aware
 from lightbus_django.exceptions import BusError, LightbusError
-from lightbus_django.firing.databases import has_outbox
+from lightbus_django.firing.databases import distinct_databases, has_outbox
 from lightbus_django.listening.listener import Listener
 from lightbus_django.listening.registry import registry
 from lightbus_django.models import ConsumerGroup, FailedEvent, OutboxEvent, ProcessedEvent, stored_group
@@ -35,9 +35,7 @@ from .assessment import (
 )
 from .durations import duration
 from .report import ListenerStatus, Outbox, Process, Status, Stream
-
-SAMPLE_SIZE = 1000
-"""Number of the latest outbox rows whose event names are taken for those that the service fires."""
+from .unclaimed_groups import find_unclaimed_groups
 
 
 def read_status(now: datetime | None = None, *, service_name: str | None = None) -> Status:
@@ -94,7 +92,7 @@ class _Reading:
         self.backlogs: dict[str, dict[str, Backlog | None]] = defaultdict(dict)
 
     def status(self) -> Status:
-        for alias in connections:
+        for alias in distinct_databases():
             self._read_database(alias)
         listeners = sorted(registry, key=lambda listener: listener.listener_name)
         try:
@@ -102,7 +100,7 @@ class _Reading:
         except BusError as error:
             self.problems.append(one_line(error))
             self.is_redis_known = False
-        self._find_unclaimed_groups(listeners)
+        self.problems += map(": ".join, find_unclaimed_groups(self.groups, self.service_name))
         names = {heartbeat.process.process_name for heartbeat in self.heartbeats}
         known = [backlog for of_streams in self.backlogs.values() for backlog in of_streams.values() if backlog]
         minutes = figures.merge(self.figures.values())
@@ -152,12 +150,12 @@ class _Reading:
                 for row in ConsumerGroup.objects.using(alias).filter(service_name=self.service_name):
                     self.groups[row.consumer_group].append(row)
         except (LightbusError, DatabaseError) as error:
-            self.problems.append(f"database {alias!r}: {one_line(error)}")
+            self.problems.append(describe(error, alias))
             self.unknown_databases.append(alias)
 
     def _read_outbox(self, alias: str) -> None:
         outbox = OutboxEvent.objects.using(alias)
-        self.fired.update(filter(is_name, outbox.order_by("-pk").values_list("event_name", flat=True)[:SAMPLE_SIZE]))
+        self.fired |= outbox.latest_names()
         found = outbox.unpublished().aggregate(count=Count("pk"), oldest=Min("created_at"))
         refused = outbox.refused().count()
         behind = 0.0 if found["oldest"] is None else seconds_since(as_aware(found["oldest"]), self.now)
@@ -197,13 +195,3 @@ class _Reading:
             behind = {id_key(at.done_with): name for name, at in positions.items()}
             held_by = behind[min(behind)] if behind and min(behind) < id_key(size.last_id) else ""
             yield Stream(key=key, length=size.length, memory=size.memory, held_by=held_by)
-
-    # --- What needs attention -----------------------------------------------------------------
-
-    def _find_unclaimed_groups(self, listeners: Iterable[Listener]) -> None:
-        claimed = {listener.group(self.service_name) for listener in listeners}
-        for group in sorted(set(self.groups) - claimed):
-            self.problems.append(
-                f"no listener of this service has the consumer group {group}, so its events wait: move it to a renamed "
-                f"listener, or retire it, with lightbus_retire {group}"
-            )

@@ -9,7 +9,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connections
 
-from lightbus_django import fire
+from lightbus_django import fire, listens_to
 from lightbus_django.management.commands import lightbus_failed
 from lightbus_django.models import FailedEvent, ProcessedEvent
 from tests.conftest import drain
@@ -64,12 +64,14 @@ class TestList:
         assert failed("list", "--each", "--limit", "1").count(GROUP) == 1
 
     def test_filters(self, ids, failed):
+        listens_to("shop.order_placed", listener_name="other")(lambda event: None)
         for options, count in (
             ((), 3),
             (("--dead",), 1),
             (("--exception", "ValueError"), 2),
             (("--listener", "record"), 3),
             (("--listener", "other"), 0),
+            (("--listener", "price-monitor-other"), 0),
             (("--event", "shop.order_placed"), 3),
             (("--event", "shop.other"), 0),
             (("--since", "1h"), 3),
@@ -212,7 +214,7 @@ class TestWait:
         with pytest.raises(CommandError, match="2 retried: 1 done, 1 failed again"):
             failed("retry", *ids[:2], "--no-input", "--wait", "30")
         capsys.readouterr()
-        with pytest.raises(CommandError):
+        with pytest.raises(SystemExit, match="1"):
             failed("retry", ids[1], "--no-input", "--wait", "30", "--json")
         assert json.loads(capsys.readouterr().out) == {
             "retried": 1,

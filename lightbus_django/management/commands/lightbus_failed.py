@@ -1,14 +1,25 @@
+import sys
 import time
 from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import Error as DatabaseError
 from django.db import router
 
-from lightbus_django.database.errors import one_line
-from lightbus_django.exceptions import LightbusError
-from lightbus_django.management.output import console, current_user, database, point_in_time, table, write_json
+from lightbus_django.conf import format_name, get_settings
+from lightbus_django.listening.registry import registry
+from lightbus_django.management.output import (
+    check_tables,
+    confirm,
+    console,
+    current_user,
+    database,
+    point_in_time,
+    positive,
+    reporting_errors,
+    table,
+    write_json,
+)
 from lightbus_django.models import FailedEvent, FailedEventQuerySet, new_retry_request
 from lightbus_django.operating import failures
 from lightbus_django.operating.retrying import RetryOutcome, read_outcomes
@@ -67,15 +78,14 @@ class Command(BaseCommand):
         action.add_argument("--since", metavar="TIME", help="only what failed since then, or in the last 12h, 7d")
         action.add_argument("--until", metavar="TIME", help="only what failed last before then")
         action.add_argument("--dead", action="store_true", help="only dead letters")
-        action.add_argument("--limit", type=int, metavar="N", help="at most so many events")
+        action.add_argument("--limit", type=positive, metavar="N", help="at most so many events")
         action.add_argument("--json", action="store_true", help="print JSON")
         return action
 
     def handle(self, **options: Any) -> None:
-        try:
+        with reporting_errors(self.stdout, as_json=options.get("json", False)):
+            check_tables(options["database"])
             getattr(self, f"handle_{options['action']}")(options)
-        except (LightbusError, DatabaseError) as error:
-            raise CommandError(one_line(error)) from error
 
     # --- Actions ------------------------------------------------------------------------------
 
@@ -147,10 +157,13 @@ class Command(BaseCommand):
         numbers = {name: getattr(outcome, name) for name in names}
         if options["json"]:
             write_json(self.stdout, {"retried": count, "refused_groups": refused, **numbers})
-        if outcome.failed_again or outcome.to_come:
-            raise CommandError(outcome.text)
+        is_done = not (outcome.failed_again or outcome.to_come)
         if not options["json"]:
+            if not is_done:
+                raise CommandError(outcome.text)
             self.stdout.write(outcome.text)
+        elif not is_done:
+            sys.exit(1)  # an error would be written as JSON, too
 
     def wait_for(self, using: str, key: int, seconds: float) -> RetryOutcome:
         """Return the outcome of a request once it is settled, or after some seconds."""
@@ -185,15 +198,24 @@ class Command(BaseCommand):
     # --- Which events -------------------------------------------------------------------------
 
     def select(self, options: dict[str, Any]) -> FailedEventQuerySet:
+        name, using = options["listener"], options["database"]
+        if name and not self.is_known(name, using):
+            known = ", ".join(sorted(each.listener_name for each in registry)) or "none"
+            raise CommandError(f"No listener and no failed event has the name or group {name!r}; known: {known}.")
         return failures.select(
-            options["database"],
-            listener=options["listener"],
+            using,
+            listener=name,
             event_name=options["event"],
             exception=options["exception"],
             since=options["since"] and point_in_time(options["since"]),
             until=options["until"] and point_in_time(options["until"]),
             dead=True if options["dead"] else None,
         )
+
+    def is_known(self, name: str, using: str) -> bool:
+        service_name = format_name(get_settings().service_name)
+        names = {text for each in registry for text in (each.listener_name, each.group(service_name))}
+        return name in names or failures.select(using, listener=name).exists()
 
     def find(self, options: dict[str, Any]) -> FailedEventQuerySet:
         """Return the failed events with an id, one for each listener."""
@@ -217,13 +239,8 @@ class Command(BaseCommand):
             keys = list(events.order_by("pk").values_list("pk", flat=True)[: options["limit"]])
             events = FailedEvent.objects.using(options["database"]).filter(pk__in=keys)
         count = events.count()
-        if count and not options["no_input"]:
-            try:
-                answer = input(f"{verb} {count} failed events? [y/N] ")
-            except EOFError:
-                raise CommandError("Can't ask for confirmation without a terminal; use --no-input.") from None
-            if answer != "y":
-                raise CommandError("Cancelled; nothing was changed.")
+        if count and not options["no_input"] and not confirm(f"{verb} {count} failed events?"):
+            raise CommandError("Cancelled; nothing was changed.")
         return events
 
     def keys(self, events: FailedEventQuerySet, text: str) -> list[int]:
