@@ -112,11 +112,14 @@ def test_where_they_are_may_be_told():
 
 
 @pytest.mark.parametrize("action", ["retry", "discard"])
-def test_the_admin_acts_on_the_primary(action, replica, admin_client):
+def test_the_admin_acts_on_the_primary(action, replica, listeners, admin_client):
+    @listens_to("shop.order_placed", listener_name="book")
+    def book(event, **payload): ...
+
     failed(next_attempt_at=None)
     url = reverse("admin:lightbus_django_failedevent_changelist")
     assert b"shop.order_placed" in admin_client.get(url).content
-    admin_client.post(url, {"action": action, "_selected_action": [1]})
+    admin_client.post(url, {"action": action, "_selected_action": [1], "confirmed": "1"})
     rows = FailedEvent.objects.using("default").filter(next_attempt_at=None)
     assert not rows.exists()
 
