@@ -15,6 +15,7 @@ from .database.connections import check_autocommit
 from .exceptions import ConfigurationError
 from .listening.registry import registry
 from .models import ConsumerGroup, ProcessedEvent
+from .operating.unclaimed_groups import find_unclaimed_groups
 
 
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
@@ -101,21 +102,19 @@ def check_groups(
     if find_problems(raw) or is_random(raw["SERVICE_NAME"]):
         return []
     service_name = format_name(raw["SERVICE_NAME"])
-    claimed = {listener.group(service_name) for listener in registry}
-    unclaimed: set[str] = set()
+    recorded: set[str] = set()
     for alias in databases or ():
         if connections[alias].vendor == "unknown":
             continue
         if ConsumerGroup._meta.db_table not in connections[alias].introspection.table_names():
             continue  # it is about to be migrated
         rows = ConsumerGroup.objects.using(alias).filter(service_name=service_name)
-        unclaimed.update(set(rows.values_list("consumer_group", flat=True)) - claimed)
+        recorded.update(rows.values_list("consumer_group", flat=True))
     return [
-        CheckWarning(
-            f"No listener has the consumer group {group!r} of this service, so its events are never handled.",
-            hint=f"If its listener was renamed, run manage.py lightbus_retire {group} --move-to LISTENER. If it was "
-            f"removed, run manage.py lightbus_retire {group}.",
-            id="lightbus_django.W002",
-        )
-        for group in sorted(unclaimed)
+        CheckWarning(_sentence(problem), hint=_sentence(way_out), id="lightbus_django.W002")
+        for problem, way_out in find_unclaimed_groups(recorded, service_name)
     ]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."

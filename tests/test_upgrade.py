@@ -6,13 +6,19 @@ import sys
 import pytest
 from django.db import connection
 
-from lightbus_django import fire_many
+from lightbus_django import fire, fire_many
 from lightbus_django.models import FailedEvent, ProcessedEvent
+from lightbus_django.operating.editing import edit_and_retry, with_payload
+from lightbus_django.operating.retrying import latest_outcomes
 from lightbus_django.operating.status import read_status
 from tests.app.models import Effect
 from tests.conftest import ROOT, eventually, process_environment
 
-PREVIOUS = {"40cdbf5": "events share a transaction", "3b1313d": "processes have no heartbeat"}
+PREVIOUS = {
+    "40cdbf5": "events share a transaction",
+    "3b1313d": "processes have no heartbeat",
+    "5726210": "retries belong to no request",
+}
 """The last commits of earlier versions, and what was different then."""
 
 KEY = "shop.*:stream"
@@ -68,11 +74,27 @@ def test_old_and_new_workers_share_events_and_handle_each_once(old_worker, manag
     assert ProcessedEvent.objects.count() == EVENTS
     assert not FailedEvent.objects.exists()
     status = read_status()
-    assert status.silent_consumers == ["old"]
-    assert [process.name for process in status.processes] == ["new"]
+    named = [process.name for process in status.processes]
+    assert sorted(named + status.silent_consumers) == ["new", "old"]
+    assert "new" in named
     assert next(each for each in status.listeners if each.name == "book").problems == []
     new.kill()
     for log in (old_worker.read_text(), new.communicate(timeout=30)[0]):
         assert "ERROR" not in log
         if connection.vendor == "postgresql":
             assert "deadlock" not in log
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_an_old_worker_records_failures_and_retries_what_a_person_edited(old_worker, r):
+    eventually(lambda: r.exists(KEY) and r.xinfo_consumers(KEY, GROUP), seconds=60)
+    event_id = fire("shop.order_placed", number="three").id
+    eventually(lambda: FailedEvent.objects.filter(next_attempt_at=None).exists(), seconds=60)
+    failed = FailedEvent.objects.get()
+    assert (failed.retry_request, failed.is_edited) == (None, False)
+    edit_and_retry(failed, with_payload(failed, {"number": 3}).fields, "default", "ada")
+    eventually(Effect.objects.exists, seconds=60)
+    eventually(lambda: not FailedEvent.objects.exists())
+    assert Effect.objects.get().number == 3
+    assert ProcessedEvent.objects.get(event_id=event_id).edited_by == "ada"
+    assert latest_outcomes("default")[0].text == "1 retried: 1 done, 0 failed again"

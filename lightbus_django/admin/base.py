@@ -1,11 +1,13 @@
 """The base of the pages: read-only, and fast on large tables."""
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.models import LogEntry
-from django.core.paginator import Paginator
+from django.contrib.admin.views.main import ChangeList
+from django.core.paginator import Page, Paginator
 from django.db import router
 from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest
@@ -22,65 +24,62 @@ from .links import event_url, may_view_events
 COUNT_LIMIT = 10_000
 """Maximum number of rows that a page counts and paginates."""
 
-SAMPLE = 1_000
-"""Number of latest rows from which a filter takes its choices."""
-
 CHUNK = 500
 """Number of rows that an action changes at a time."""
 
 
 class LimitedPaginator(Paginator):  # type: ignore[type-arg]
-    """A paginator that counts at most COUNT_LIMIT rows."""
+    """A paginator of at most COUNT_LIMIT rows.
+
+    To find rows may take a scan of the table. So it reads the keys of all of them once, and then the rows of a page.
+    """
 
     @cached_property
     def count(self) -> int:
-        return min(self._counted, COUNT_LIMIT)
+        return min(len(self._keys), COUNT_LIMIT)
 
     @property
     def is_limited(self) -> bool:
         """Whether there are more rows than `count`."""
-        return self._counted > COUNT_LIMIT
+        return len(self._keys) > COUNT_LIMIT
 
     @property
     def limit(self) -> str:
         return f"{COUNT_LIMIT:,}"
 
+    def rows(self, first: int, after: int) -> QuerySet[Model]:
+        """Return the rows from the position `first` until before `after`."""
+        return self._rows.filter(pk__in=self._keys[first:after])
+
+    def page(self, number: int | str) -> Page:  # type: ignore[type-arg]
+        number = self.validate_number(number)
+        first = (number - 1) * self.per_page
+        return Page(self.rows(first, min(first + self.per_page, self.count)), number, self)
+
     @cached_property
-    def _counted(self) -> int:
-        rows: QuerySet[Model] = self.object_list  # type: ignore[assignment]
-        return rows.order_by()[: COUNT_LIMIT + 1].count()
+    def _keys(self) -> list[Any]:
+        return list(self._rows.values_list("pk", flat=True)[: COUNT_LIMIT + 1])
+
+    @property
+    def _rows(self) -> QuerySet[Model]:
+        return self.object_list  # type: ignore[return-value]
 
 
-class LatestValuesFilter(admin.FieldListFilter):
-    """A filter by the values of the latest rows, because DISTINCT over all rows is slow."""
+class LimitedChangeList(ChangeList):
+    """A list that says "more than" where it has counted COUNT_LIMIT rows and there are more."""
 
-    def __init__(
-        self, field: Any, request: HttpRequest, params: Any, model: Any, model_admin: Any, field_path: str
-    ) -> None:
-        self.parameter = field_path
-        super().__init__(field, request, params, model, model_admin, field_path)
-        latest = model.objects.order_by("-pk").values_list(field_path, flat=True)[:SAMPLE]
-        self.chosen = request.GET.get(field_path)
-        self.values = sorted({*latest, *([] if self.chosen is None else [self.chosen])})
+    paginator: LimitedPaginator
 
-    def expected_parameters(self) -> list[str | None]:
-        return [self.parameter]
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        if not self.multi_page or (self.show_all and self.can_show_all):
+            self.result_list = self.paginator.rows(0, self.paginator.count)
 
-    def has_output(self) -> bool:
-        return len(self.values) > 1 or self.chosen is not None
-
-    def choices(self, changelist: Any) -> Any:
-        yield {
-            "selected": self.chosen is None,
-            "query_string": changelist.get_query_string(remove=[self.parameter]),
-            "display": _("All"),
-        }
-        for value in self.values:
-            yield {
-                "selected": value == self.chosen,
-                "query_string": changelist.get_query_string({self.parameter: value}),
-                "display": value or _("(unknown)"),
-            }
+    def as_shown(self) -> "LimitedChangeList":
+        """Return a copy for templates that show the number of rows and don't calculate with it."""
+        shown = copy(self)
+        shown.result_count = _("more than %s") % self.paginator.limit  # type: ignore[assignment]
+        return shown
 
 
 def shorten(event_id: str) -> str:
@@ -105,6 +104,9 @@ class EventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     class Media:
         css = {"all": ["lightbus_django/admin.css"]}
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return LimitedChangeList
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -174,7 +176,7 @@ class EventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     ) -> int:
         """Apply an action to the selected events in chunks, and record it in the admin's history.
 
-        If more than COUNT_LIMIT events are selected, show an error and change nothing.
+        If more than COUNT_LIMIT events are selected, or more than the page said, show an error and change nothing.
 
         Args:
             queryset: the selected events; may be ordered, annotated, or from a replica.
@@ -186,9 +188,8 @@ class EventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         """
         using = router.db_for_write(self.model)
         keys = list(queryset.using(using).order_by("pk").values_list("pk", flat=True)[: COUNT_LIMIT + 1])
-        if len(keys) > COUNT_LIMIT:
-            text = _("More than %d events are selected; nothing was changed. Select fewer with a filter.") % COUNT_LIMIT
-            self.message_user(request, text, messages.ERROR)
+        if refusal := _refusal(request, len(keys)):
+            self.message_user(request, refusal, messages.ERROR)
             keys = []
         count = 0
         for first in range(0, len(keys), CHUNK):
@@ -198,3 +199,14 @@ class EventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             LogEntry.objects.log_actions(request.user.pk, named, flag, message)  # type: ignore[arg-type]
             count += action(events)
         return count
+
+
+def _refusal(request: HttpRequest, count: int) -> str:
+    """Return why an action is not applied to so many selected events; empty if it is."""
+    if count > COUNT_LIMIT:
+        return _("More than %d events are selected; nothing was changed. Select fewer with a filter.") % COUNT_LIMIT
+    said = request.POST.get("result_count", "")
+    if request.POST.get("select_across") == "1" and said.isdecimal() and count > int(said):
+        now_and_before = {"now": count, "before": int(said)}
+        return _("Meanwhile, %(now)d events are selected and not %(before)d; nothing was changed.") % now_and_before
+    return ""

@@ -51,13 +51,14 @@ class BusAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         """Show the Bus page; with `?fragment=1` only the part that changes."""
         if not self.has_view_permission(request):
             raise PermissionDenied
+        sees_events, plots_of = may_view_events(self.admin_site, request), request.GET.get("listener", "")
         context = {
             **self.admin_site.each_context(request),
-            **bus_context(read_status(), self.admin_site),
+            **bus_context(read_status(), self.admin_site, may_view_events=sees_events, plots_of=plots_of),
             "title": _("Bus"),
             "opts": self.opts,
             "may_pause": self.may_pause(request),
-            "may_view_events": may_view_events(self.admin_site, request),
+            "may_view_events": sees_events,
             **(extra_context or {}),
         }
         request.current_app = self.admin_site.name

@@ -1,65 +1,40 @@
 """What the Bus page shows: the status of the service, made ready for its template."""
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 from django.contrib.admin import AdminSite
 from django.utils.translation import gettext as _
 
-from lightbus_django.models import stored_group
-from lightbus_django.operating.assessment import LATE_AFTER
 from lightbus_django.operating.durations import duration
 from lightbus_django.operating.report import ListenerStatus, Outbox, Process, Status, Stream
 
+from .attention import attention, failed_events_of
 from .display import SPARKLINE_HEIGHT, SPARKLINE_WIDTH, relative_time, sparkline
-from .links import failed_list_url, failures_url
+from .links import outbox_url
+from .plots import HEIGHT, WIDTH, last_hour
 
 
-class Attention(NamedTuple):
-    """Somebody has to act."""
+def bus_context(status: Status, site: AdminSite, *, may_view_events: bool, plots_of: str = "") -> dict[str, Any]:
+    """Return the context of the template.
 
-    subject: str
-    problems: list[str]
-    hints: list[str]
-    """What to do, where the problems don't say it."""
-    links: list[tuple[str, str]]
-    """Text and address of the page where something can be done."""
-
-
-def bus_context(status: Status, site: AdminSite) -> dict[str, Any]:
-    """Return the context of the template."""
+    Args:
+        may_view_events: whether the user may see the pages of events.
+        plots_of: the consumer group whose plots are shown; empty for those of all.
+    """
     return {
         "status": status,
-        "attention": list(_attention(status, site)),
+        "attention": list(attention(status, site, may_view_events=may_view_events)),
         "processes": [_process(each) for each in status.processes],
         "listeners": [_listener(each, site) for each in status.listeners],
-        "outboxes": [_outbox(each) for each in status.outboxes],
+        "outboxes": [_outbox(each, site) for each in status.outboxes],
         "streams": [_stream(each) for each in status.streams],
         "width": SPARKLINE_WIDTH,
         "height": SPARKLINE_HEIGHT,
+        "last_hour": last_hour(status, plots_of),
+        "plot_width": WIDTH,
+        "plot_height": HEIGHT,
     }
-
-
-def _attention(status: Status, site: AdminSite) -> Iterator[Attention]:
-    if status.problems:
-        yield Attention(_("Bus"), status.problems, [], [])
-    for process in status.processes:
-        if process.problems:
-            yield Attention(_("Process %s") % process.name, process.problems, [], [])
-    for listener in status.listeners:
-        if listener.problems:
-            url = _failed_url(listener, site, state="dead") if listener.dead_letters else ""
-            links = [(_("Dead letters"), url), (_("Failures by cause"), failures_url(site))] if url else []
-            yield Attention(_("Listener %s") % listener.name, listener.problems, list(_hints(listener)), links)
-
-
-def _hints(listener: ListenerStatus) -> Iterator[str]:
-    if not listener.processes:
-        yield _("Start manage.py lightbus_listen, or look at why it ended.")
-    elif listener.seconds_behind > LATE_AFTER and listener.paused_at is None:
-        yield _("If its figures below are as usual, start more processes. If they are not, see what it has in hand.")
-    if listener.paused_at is not None:
-        yield _("Resume it below.")
 
 
 def _process(process: Process) -> dict[str, Any]:
@@ -71,12 +46,13 @@ def _process(process: Process) -> dict[str, Any]:
         "silent": duration(round(process.seconds_silent)),
         "listeners": len(process.listeners),
         "in_hand": process.in_hand,
+        "per_minute": f"{process.per_minute:,.0f}",
+        **_sparkline(process.minutes),
         "is_healthy": process.is_healthy,
     }
 
 
 def _listener(listener: ListenerStatus, site: AdminSite) -> dict[str, Any]:
-    minutes = listener.minutes[:-1]  # the current one is not over
     return {
         "name": listener.name,
         "group": listener.group,
@@ -85,13 +61,11 @@ def _listener(listener: ListenerStatus, site: AdminSite) -> dict[str, Any]:
         "behind": duration(round(listener.seconds_behind)) if listener.oldest else "-",
         "in_hand": f"{listener.in_hand:,}",
         "retrying": f"{listener.retrying:,}",
-        "retrying_url": _failed_url(listener, site, state="retrying") if listener.retrying else "",
+        "retrying_url": failed_events_of(listener, site, state="retrying") if listener.retrying else "",
         "dead": f"{listener.dead_letters:,}",
-        "dead_url": _failed_url(listener, site, state="dead") if listener.dead_letters else "",
+        "dead_url": failed_events_of(listener, site, state="dead") if listener.dead_letters else "",
         "per_minute": f"{listener.per_minute:,.0f}",
-        "points": sparkline(minutes) if any(minutes) else "",
-        "plot_label": _("Handled in each minute of the last hour: %(sum)s in all, at most %(max)s in a minute")
-        % {"sum": f"{sum(minutes):,}", "max": f"{max(minutes, default=0):,}"},
+        **_sparkline(listener.minutes),
         "p50": "-" if listener.p50 is None else duration(listener.p50),
         "p95": "-" if listener.p95 is None else duration(listener.p95),
         "processes": listener.processes,
@@ -102,22 +76,28 @@ def _listener(listener: ListenerStatus, site: AdminSite) -> dict[str, Any]:
     }
 
 
+def _sparkline(minutes: Sequence[int]) -> dict[str, str]:
+    whole = minutes[:-1]  # the current one is not over
+    return {
+        "points": sparkline(whole) if any(whole) else "",
+        "plot_label": _("Handled in each minute of the last hour: %(sum)s in all, at most %(max)s in a minute")
+        % {"sum": f"{sum(whole):,}", "max": f"{max(whole, default=0):,}"},
+    }
+
+
 def _waiting(listener: ListenerStatus) -> str:
     if listener.waiting is None:
         return _("not run yet")
     return f"{listener.waiting:,}" if listener.is_exact else _("about %s") % f"{listener.waiting:,}"
 
 
-def _failed_url(listener: ListenerStatus, site: AdminSite, *, state: str) -> str:
-    group = stored_group(listener.group, listener.database)
-    return failed_list_url(site, listener.database, consumer_group=group, state=state)
-
-
-def _outbox(outbox: Outbox) -> dict[str, Any]:
+def _outbox(outbox: Outbox, site: AdminSite) -> dict[str, Any]:
     return {
         "database": outbox.database,
         "unpublished": f"{outbox.unpublished:,}",
+        "unpublished_url": outbox_url(site, outbox.database, state="waiting") if outbox.unpublished else "",
         "refused": f"{outbox.refused:,}",
+        "refused_url": outbox_url(site, outbox.database, state="refused") if outbox.refused else "",
         "behind": duration(round(outbox.seconds_behind)) if outbox.unpublished else "-",
     }
 

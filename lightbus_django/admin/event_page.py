@@ -1,6 +1,5 @@
 """The Event page: one event's story, with what can be done about it."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,12 +18,15 @@ from lightbus_django.exceptions import LightbusError
 from lightbus_django.firing.databases import databases_with_tables
 from lightbus_django.models import ConsumerGroup, FailedEvent, OutboxEvent
 from lightbus_django.operating import failures, outcomes
-from lightbus_django.operating.event_ids import FOUND, find_ids
+from lightbus_django.operating.editing import to_text
+from lightbus_django.operating.event_ids import FOUND, FoundIds, find_ids
 from lightbus_django.operating.outcomes import Outcome, Story
 from lightbus_django.operating.story import tell
 
+from . import bulk
 from .display import relative_time
-from .links import event_url, failed_event_url, may_view_events
+from .edit_page import may_edit
+from .links import edit_url, event_url, failed_event_url, may_view_events
 
 LONG = 30
 """Lines above which a payload is collapsed."""
@@ -44,20 +46,21 @@ class EventPage:
         if not may_view_events(self.site, request):
             raise PermissionDenied
         text = " ".join(request.GET.get("q", "").split())
-        ids, error = [], ""
+        found, error = FoundIds([], []), ""
         if text:
             try:
-                ids = [text] if tell(text) is not None else find_ids(text)
+                found = FoundIds([text], []) if tell(text) is not None else find_ids(text)
             except (LightbusError, DatabaseError) as raised:
                 error = one_line(raised)
-            if len(ids) == 1:
-                return redirect(event_url(self.site, ids[0]))
-        rows = [(event_id, event_url(self.site, event_id)) for event_id in ids]
+            if len(found.ids) == 1 and not found.gaps:
+                return redirect(event_url(self.site, found.ids[0]))
+        rows = [(event_id, event_url(self.site, event_id)) for event_id in found.ids]
         context = {
             "title": _("Find an event"),
             "text": text,
             "rows": rows,
-            "is_full": len(ids) == FOUND,
+            "is_full": len(found.ids) == FOUND,
+            "gaps": found.gaps,
             "error": error,
         }
         return self._render(request, "event_search.html", context)
@@ -76,7 +79,8 @@ class EventPage:
         story = tell(event_id)
         if story is None:
             raise Http404(_("No record mentions the event %s.") % event_id)
-        payload = json.dumps(story.payload, indent=2, ensure_ascii=False, default=str)
+        rows = list(self._rows(story, can_edit=may_edit(self.site, request)))
+        payload = to_text(story.payload, indent=2)
         context = {
             "title": story.name,
             "subtitle": story.id,
@@ -85,7 +89,8 @@ class EventPage:
             "published": relative_time(story.published_at),
             "payload": None if story.payload is None else payload,
             "is_long": payload.count("\n") > LONG or len(payload) > 100 * LONG,
-            "outcomes": list(self._rows(story)),
+            "outcomes": rows,
+            "is_edited": any(row["failed"] is not None and row["failed"].is_edited for row in rows),
             "may_retry": request.user.has_perm("lightbus_django.retry_failedevent"),
             "may_discard": request.user.has_perm("lightbus_django.discard_failedevent"),
             "may_publish_again": bool(story.outbox_database)
@@ -94,7 +99,7 @@ class EventPage:
         }
         return self._render(request, "event.html", context)
 
-    def _rows(self, story: Story) -> Iterator[dict[str, Any]]:
+    def _rows(self, story: Story, *, can_edit: bool) -> Iterator[dict[str, Any]]:
         failed = {alias: self._failed(alias, story.outcomes) for alias in {each.database for each in story.outcomes}}
         for outcome in story.outcomes:
             event = failed[outcome.database].get(outcome.failed_id)
@@ -103,6 +108,7 @@ class EventPage:
                 "outcome": outcome,
                 "must_act": outcome.state in TO_ACT_ON,
                 "at": relative_time(outcome.at),
+                "edit_url": edit_url(self.site, using, event.pk) if event is not None and can_edit else "",
                 "failed_url": "" if event is None else failed_event_url(self.site, using, event.pk),
                 "failed": event,
                 "obstacles": [] if event is None else list(failures.obstacles(event, using)),
@@ -139,9 +145,10 @@ class EventPage:
         if found := "; ".join(failures.obstacles(event, using)):
             self._say(request, messages.ERROR, _("Not retried, because that can't succeed: %s.") % found)
             return
-        self._log(request, event, CHANGE, "Retry now")
-        event.retry_now(using=using)
-        self._say(request, messages.SUCCESS, _("The event is due for a retry by %s.") % event.consumer_group)
+        if bulk.retry(FailedEvent.objects.using(using).filter(pk=event.pk), request.user).due:
+            self._say(request, messages.SUCCESS, _("The event is due for a retry by %s.") % event.consumer_group)
+        else:
+            self._say(request, messages.WARNING, _("The event is due already, or is being retried at this moment."))
 
     def _discard(self, request: HttpRequest, using: str, event: FailedEvent) -> None:
         self._require(request, "discard_failedevent")

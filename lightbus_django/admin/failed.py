@@ -2,9 +2,9 @@ from datetime import datetime
 from typing import Any
 
 from django.contrib import admin, messages
-from django.contrib.admin.models import CHANGE, DELETION
+from django.contrib.admin.models import DELETION
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
 from django.urls import URLPattern, path
 from django.utils import timezone
@@ -16,9 +16,18 @@ from lightbus_django.events.times import as_aware
 from lightbus_django.models import FailedEvent, FailedEventQuerySet
 
 from . import frames
-from .base import EventAdmin, LatestValuesFilter
+from .base import EventAdmin
 from .display import breakable, first_line, relative_time, state_word
+from .edit_page import EditPage, may_edit
 from .failures_page import FailuresPage
+from .filters import EventFilter, GroupFilter, LatestValuesFilter
+from .links import edit_url
+from .retry_confirmation import RetryConfirmation
+
+_EDITED = _(
+    "The content above is this listener's copy, with the edited payload. In the stream and for other listeners the "
+    "event is as it was fired."
+)
 
 
 class StateFilter(admin.SimpleListFilter):
@@ -41,8 +50,8 @@ class FailedEventAdmin(EventAdmin):
     list_display_links = ("name_and_group",)
     list_filter = (
         StateFilter,
-        ("consumer_group", LatestValuesFilter),
-        ("event_name", LatestValuesFilter),
+        ("consumer_group", GroupFilter),
+        ("event_name", EventFilter),
         ("exception", LatestValuesFilter),
         ("place", LatestValuesFilter),
         "failed_at",
@@ -94,13 +103,12 @@ class FailedEventAdmin(EventAdmin):
 
     @admin.display(description=_("history"))
     def past_attempts(self, event: FailedEvent) -> str:
-        """Return the failed attempts as a table; without a history, when the last one failed."""
+        """Return the failed attempts and the edits as a table; without a history, when the last one failed."""
         attempts = [
             {
+                **attempt,
                 "at": relative_time(datetime.fromisoformat(attempt["at"])),
-                "process": attempt.get("process"),
-                "seconds": attempt.get("seconds"),
-                "error": attempt.get("error"),
+                "is_edit": "before" in attempt,
             }
             for attempt in event.history or []
         ]
@@ -117,21 +125,43 @@ class FailedEventAdmin(EventAdmin):
         """Return the fields of the stream entry, one per line; bytes that are not UTF-8 are escaped."""
         return "\n".join(f"{name} = {value}" for name, value in event.content().items())
 
+    @admin.display(description=_("content as fired"))
+    def content_as_fired(self, event: FailedEvent) -> str:
+        return self.content(FailedEvent(fields=event.original_fields or "[]"))
+
+    def get_fieldsets(self, request: HttpRequest, obj: FailedEvent | None = None) -> Any:
+        """Return the fieldsets; of an event whose payload was edited, also the content that was fired."""
+        fieldsets = super().get_fieldsets(request, obj)
+        if obj is None or not obj.is_edited:
+            return fieldsets
+        shown = {"fields": ("edited_by", "edited_at", "content_as_fired"), "description": _EDITED}
+        return (*fieldsets[:-1], (_("Edited payload"), shown), *fieldsets[-1:])
+
+    def get_readonly_fields(self, request: HttpRequest, obj: FailedEvent | None = None) -> Any:
+        return (*super().get_readonly_fields(request, obj), "content_as_fired")
+
+    def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> Any:
+        event = kwargs.get("obj")
+        if event is not None and may_edit(self.admin_site, request):
+            context["edit_url"] = edit_url(self.admin_site, event._state.db, event.pk)
+        return super().render_change_form(request, context, *args, **kwargs)
+
     # --- Pages, rows and permissions ----------------------------------------------------------
 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view
-        page = FailuresPage(self.admin_site)
+        page, edit = FailuresPage(self.admin_site), EditPage(self.admin_site)
         own = [
             path("failures/", view(page.show), name="lightbus_django_failures"),
             path("failures/discard/", view(page.discard), name="lightbus_django_discard_failures"),
+            path("failures/edit/<str:using>/<int:key>/", view(edit.show), name="lightbus_django_edit_failed_event"),
         ]
         return own + super().get_urls()
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[FailedEvent]:
         events: QuerySet[FailedEvent] = super().get_queryset(request)
         on_list = request.resolver_match is not None and str(request.resolver_match.url_name).endswith("changelist")
-        return events.defer("fields", "traceback", "history") if on_list else events
+        return events.defer("fields", "traceback", "history", "original_fields") if on_list else events
 
     def has_retry_permission(self, request: HttpRequest) -> bool:
         return bool(request.user.has_perm("lightbus_django.retry_failedevent"))
@@ -142,13 +172,9 @@ class FailedEventAdmin(EventAdmin):
     # --- Actions ------------------------------------------------------------------------------
 
     @admin.action(description=_("Retry now"), permissions=["retry"])
-    def retry(self, request: HttpRequest, queryset: QuerySet[FailedEvent]) -> None:
-        count = self.act(request, queryset, FailedEventQuerySet.retry_now, CHANGE, "Retry now")
-        self.message_user(
-            request,
-            ngettext("%d event is due for a retry.", "%d events are due for a retry.", count) % count,
-            messages.SUCCESS,
-        )
+    def retry(self, request: HttpRequest, queryset: FailedEventQuerySet) -> HttpResponse | None:
+        """Show what a retry would do; once that is confirmed, retry, and show what comes of it."""
+        return RetryConfirmation(self.admin_site, request, queryset).respond()
 
     @admin.action(description=_("Discard"), permissions=["discard"])
     def discard(self, request: HttpRequest, queryset: QuerySet[FailedEvent]) -> None:

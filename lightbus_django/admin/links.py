@@ -38,6 +38,10 @@ def discard_group_url(site: AdminSite) -> str:
     return _reverse(site, "discard_failures")
 
 
+def edit_url(site: AdminSite, using: str, key: int) -> str:
+    return _reverse(site, "edit_failed_event", using, key)
+
+
 def failed_event_url(site: AdminSite, using: str, key: int) -> str:
     """Return the address of a failed event; empty if the admin doesn't show this database."""
     return _reverse(site, "failedevent_change", key) if _has_failed_events(site, using) else ""
@@ -48,6 +52,13 @@ def failed_list_url(site: AdminSite, using: str, **filters: str) -> str:
     if not _has_failed_events(site, using):
         return ""
     return f"{_reverse(site, 'failedevent_changelist')}?{urlencode(filters)}"
+
+
+def outbox_url(site: AdminSite, using: str, **filters: str) -> str:
+    """Return the address of the filtered list of the outbox; empty if the admin doesn't show this database."""
+    if not (site.is_registered(OutboxEvent) and using == router.db_for_read(OutboxEvent)):
+        return ""
+    return f"{_reverse(site, 'outboxevent_changelist')}?{urlencode(filters)}"
 
 
 def _has_failed_events(site: AdminSite, using: str) -> bool:

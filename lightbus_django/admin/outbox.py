@@ -13,8 +13,9 @@ from lightbus_django.events.times import as_aware
 from lightbus_django.models import OutboxEvent, OutboxEventQuerySet
 from lightbus_django.operating.event_ids import uuid_span
 
-from .base import EventAdmin, LatestValuesFilter
+from .base import EventAdmin
 from .display import first_line, relative_time, state_word
+from .filters import EventFilter
 
 
 class PublishedFilter(admin.SimpleListFilter):
@@ -37,7 +38,7 @@ class PublishedFilter(admin.SimpleListFilter):
 class OutboxEventAdmin(EventAdmin):
     actions = ("publish_again",)
     list_display = ("event_link", "name", "state", "created", "published", "error_line")
-    list_filter = (PublishedFilter, ("event_name", LatestValuesFilter), "created_at")
+    list_filter = (PublishedFilter, ("event_name", EventFilter), "created_at")
     id_field = "id"
     name_fields = ("event_name",)
     search_fields = ("id",)

@@ -8,16 +8,17 @@ from django.utils.translation import gettext_lazy as _
 
 from lightbus_django.models import FailedEvent, ProcessedEvent
 
-from .base import EventAdmin, LatestValuesFilter
+from .base import EventAdmin
 from .display import breakable, relative_time, state_word
+from .filters import EventFilter, GroupFilter
 
 
 @admin.register(ProcessedEvent)
 class ProcessedEventAdmin(EventAdmin):
     list_display = ("event_link", "name", "group", "state_and_attempt", "processed", "process")
     list_filter = (
-        ("consumer_group", LatestValuesFilter),
-        ("event_name", LatestValuesFilter),
+        ("consumer_group", GroupFilter),
+        ("event_name", EventFilter),
         "processed_at",
     )
     fields = (

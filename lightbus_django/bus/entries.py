@@ -1,10 +1,11 @@
 """One entry of a stream: what it holds, and how far each consumer group is with it."""
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from lightbus_django.events.codec import Fields
+from lightbus_django.events.times import is_ahead, stream_time
 from lightbus_django.exceptions import GroupMissing
 
 from . import scripts
@@ -15,6 +16,9 @@ from .streams import Group
 SEARCH_SIZE = 50_000
 """Maximum number of entries that are searched for an event whose stream id is not known."""
 
+SEARCH_CHUNKS = 25
+"""Maximum number of scanned lists in which ids of events are searched for."""
+
 SCAN_SIZE = 2000
 """Number of entries that a scan looks at in one go, which takes Redis a few milliseconds."""
 
@@ -23,6 +27,9 @@ SCAN_BYTES = 8 * 1024 * 1024
 
 _CLOCK_SKEW = timedelta(seconds=5)
 """How much earlier than its event id says an event may have been published."""
+
+_DELAY = timedelta(minutes=1)
+"""How much later than its event id says an event is expected to be published, by a service whose outbox is not ours."""
 
 
 class Placement(NamedTuple):
@@ -62,6 +69,24 @@ def find_entry(client: RedisClient, stream: str, event_id: str, fired_at: dateti
         if seen >= SEARCH_SIZE:
             break
     return None
+
+
+def find_ids(client: RedisClient, stream: str, prefix: str, since: datetime, until: datetime) -> tuple[list[str], bool]:
+    """Look for events whose ids begin with `prefix`, among the entries that were added in a span of time.
+
+    Entries that are ahead of the clock are searched as well. Return the ids, and whether all entries were looked at.
+    """
+    found: list[str] = []
+    now = datetime.now(UTC)
+    for count, scanned in enumerate(scan(client, stream, since - _CLOCK_SKEW)):
+        if count == SEARCH_CHUNKS:
+            return found, False
+        for event in scanned:
+            if event.event_id.startswith(prefix):
+                found.append(event.event_id)
+            elif stream_time(event.stream_id) > until + _DELAY and not is_ahead(event.stream_id, now):
+                return found, True
+    return found, True
 
 
 class ScannedEvent(NamedTuple):

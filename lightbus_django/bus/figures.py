@@ -1,11 +1,12 @@
-"""Figures of each consumer group in Redis: how many events it handled in each minute, and their latencies.
+"""Figures in Redis: how many events consumer groups and processes handled in each minute, and the groups' latencies.
 
-They belong to the group and not to a process, so a restart does not reset them. There is a hash for each hour.
+They belong to a group, or to the name of a process, so a restart does not reset them. There is a hash for each group
+and hour, and one for each service and hour with the counts of all its processes.
 """
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from .client import RedisClient
 from .wire import Command
 
 PREFIX = "{lightbus_django}:figures:"
+PROCESSES_PREFIX = "{lightbus_django}:handled:"
 
 EXPIRY = 2 * 3600 + 600
 """Seconds for which Redis keeps the figures of an hour after their last change."""
@@ -42,6 +44,8 @@ class Minute(NamedTuple):
     at: datetime
     handled: int
     failed: int
+    latencies: Mapping[int, int]
+    """The number of events in each bucket."""
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -49,8 +53,6 @@ class Figures(msgspec.Struct, frozen=True):
 
     minutes: list[Minute]
     """Sixty minutes, the current one last."""
-    latencies: dict[int, int]
-    """The number of events in each bucket."""
 
     @property
     def handled(self) -> int:
@@ -62,32 +64,77 @@ class Figures(msgspec.Struct, frozen=True):
 
     @property
     def per_minute(self) -> float:
-        """How many events were handled in each of the last five whole minutes, on average."""
-        whole = self.minutes[-6:-1]
-        return sum(minute.handled for minute in whole) / len(whole)
+        return per_minute([minute.handled for minute in self.minutes])
 
     def percentile(self, share: float) -> float | None:
-        """Return the latency from publication to handling that this share of the events keeps to, in seconds."""
-        left = share * sum(self.latencies.values())
-        for number, count in sorted(self.latencies.items()):
-            left -= count
-            if left <= 0:
-                return _latency(number)
-        return None
+        """Return what `percentile` does, for all events of the hour."""
+        return percentile(_add_up(minute.latencies for minute in self.minutes), share)
 
 
-def add(client: RedisClient, counts: Mapping[str, Counter[str | int]], now: datetime) -> None:
+def per_minute(minutes: Sequence[int]) -> float:
+    """Return the average of the last five whole minutes, given those of an hour, the current one last."""
+    whole = minutes[-6:-1]
+    return sum(whole) / len(whole)
+
+
+def percentile(latencies: Mapping[int, int], share: float) -> float | None:
+    """Return the latency from publication to handling that this share of the events keeps to, in seconds.
+
+    Args:
+        latencies: the number of events in each bucket.
+    """
+    left = share * sum(latencies.values())
+    for number, count in sorted(latencies.items()):
+        left -= count
+        if left <= 0:
+            return _latency(number)
+    return None
+
+
+def merge(figures: Iterable[Figures]) -> list[Minute]:
+    """Return the minutes of several groups, each added up."""
+    return [
+        Minute(
+            minutes[0].at,
+            sum(minute.handled for minute in minutes),
+            sum(minute.failed for minute in minutes),
+            _add_up(minute.latencies for minute in minutes),
+        )
+        for minutes in zip(*(each.minutes for each in figures), strict=True)
+    ]
+
+
+def _add_up(histograms: Iterable[Mapping[int, int]]) -> Counter[int]:
+    total: Counter[int] = Counter()
+    for histogram in histograms:
+        total.update(histogram)
+    return total
+
+
+def add(
+    client: RedisClient,
+    counts: Mapping[str, Counter[str | int]],
+    now: datetime,
+    *,
+    process: tuple[str, str] | None = None,
+) -> None:
     """Add what consumer groups have done since the last call.
 
     Args:
         counts: for each group, the numbers of events HANDLED and FAILED, and in each bucket of latencies.
         now: the current time.
+        process: the service name and the name of the process that has handled them.
     """
     commands: list[Command] = []
     for group, counter in counts.items():
         key = _key(group, now)
         commands += [("HINCRBY", key, f"{now.minute}:{name}", count) for name, count in counter.items() if count]
         commands.append(("EXPIRE", key, EXPIRY))
+    handled = sum(counter[HANDLED] for counter in counts.values())
+    if process is not None and handled:
+        service_name, process_name = process
+        key = _key(service_name, now, PROCESSES_PREFIX)
+        commands += [("HINCRBY", key, f"{now.minute}:{process_name}", handled), ("EXPIRE", key, EXPIRY)]
     for reply in client.send(commands):
         if isinstance(reply, Exception):
             raise client.handle_error(reply, PREFIX)
@@ -96,9 +143,30 @@ def add(client: RedisClient, counts: Mapping[str, Counter[str | int]], now: date
 def read(client: RedisClient, groups: list[str], now: datetime | None = None) -> dict[str, Figures]:
     """Return the figures of consumer groups in the last hour."""
     now = datetime.now(UTC) if now is None else now
-    hours = now - timedelta(hours=1), now
-    replies = iter(client.send([("HGETALL", _key(group, hour)) for group in groups for hour in hours]))
-    return {group: _figures([_counts(client, next(replies)) for _ in hours], now) for group in groups}
+    hours = iter(_read_hours(client, [_key(group, hour) for group in groups for hour in _hours(now)]))
+    return {group: Figures([_minute(*each) for each in _by_minute(next(hours), next(hours), now)]) for group in groups}
+
+
+def read_processes(client: RedisClient, service_name: str, now: datetime | None = None) -> dict[str, list[int]]:
+    """Return how many events each process of a service handled in the last sixty minutes, the current one last.
+
+    Those that handled none are left out.
+    """
+    now = datetime.now(UTC) if now is None else now
+    previous, current = _read_hours(client, [_key(service_name, hour, PROCESSES_PREFIX) for hour in _hours(now)])
+    handled: defaultdict[str, list[int]] = defaultdict(lambda: [0] * 60)
+    for number, (_, counts) in enumerate(_by_minute(previous, current, now)):
+        for name, count in counts.items():
+            handled[name][number] = count
+    return dict(handled)
+
+
+def _hours(now: datetime) -> tuple[datetime, datetime]:
+    return now - timedelta(hours=1), now
+
+
+def _read_hours(client: RedisClient, keys: list[str]) -> list[dict[str, int]]:
+    return [_counts(client, reply) for reply in client.send([("HGETALL", key) for key in keys])]
 
 
 def _counts(client: RedisClient, reply: object) -> dict[str, int]:
@@ -108,20 +176,22 @@ def _counts(client: RedisClient, reply: object) -> dict[str, int]:
     return {name.decode(): int(count) for name, count in zip(flat, flat, strict=True)}
 
 
-def _figures(hours: list[dict[str, int]], now: datetime) -> Figures:
-    """Return the figures of the hour that ends at `now`, from those of the previous and of the current hour."""
-    first, second = hours
-    counts: list[tuple[datetime, dict[str, int]]] = []
-    minutes = []
+def _by_minute(
+    previous: dict[str, int], current: dict[str, int], now: datetime
+) -> Iterator[tuple[datetime, dict[str, int]]]:
+    """Yield the counts of each minute of the hour that ends at `now`, from those of the previous and current hour."""
+    minutes: defaultdict[tuple[bool, int], dict[str, int]] = defaultdict(dict)
+    for is_current, hour in ((False, previous), (True, current)):
+        for field, count in hour.items():
+            minute, _, name = field.partition(":")
+            minutes[is_current, int(minute)][name] = count
     for at in _last_minutes(now):
-        hour = second if (at.hour, at.date()) == (now.hour, now.date()) else first
-        of_minute = {name.partition(":")[2]: count for name, count in hour.items() if name.startswith(f"{at.minute}:")}
-        counts.append((at, of_minute))
-        minutes.append(Minute(at, of_minute.get(HANDLED, 0), of_minute.get(FAILED, 0)))
-    latencies: Counter[int] = Counter()
-    for _, of_minute in counts:
-        latencies.update({int(name): count for name, count in of_minute.items() if name.isdecimal()})
-    return Figures(minutes, dict(latencies))
+        yield at, minutes[(at.hour, at.date()) == (now.hour, now.date()), at.minute]
+
+
+def _minute(at: datetime, counts: dict[str, int]) -> Minute:
+    latencies = {int(name): count for name, count in counts.items() if name.isdecimal()}
+    return Minute(at, counts.get(HANDLED, 0), counts.get(FAILED, 0), latencies)
 
 
 def _last_minutes(now: datetime) -> Iterator[datetime]:
@@ -130,5 +200,5 @@ def _last_minutes(now: datetime) -> Iterator[datetime]:
         yield this_minute - timedelta(minutes=back)
 
 
-def _key(group: str, time: datetime) -> str:
-    return f"{PREFIX}{group}:{time:%Y%m%d%H}"
+def _key(name: str, time: datetime, prefix: str = PREFIX) -> str:
+    return f"{prefix}{name}:{time:%Y%m%d%H}"

@@ -70,6 +70,12 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def describe(error: Exception, using: str) -> str:
+    """Return the text of an error of a database on one line, with the alias of the database."""
+    text = one_line(error)
+    return text if isinstance(error, DatabaseUnavailable) else f"database {using!r}: {text}"
+
+
 def close_broken() -> None:
     """Close this thread's broken connections to any database. The next query opens new ones."""
     for connection in _broken():

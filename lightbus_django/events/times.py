@@ -27,6 +27,8 @@ def is_ahead(stream_id: str, now: datetime) -> bool:
 
 def fired_at(event_id: str) -> datetime | None:
     """Return when an event was fired, according to its id; aware, in UTC. None if the id contains no time."""
+    if has_time(event_id):
+        return _time(int(event_id[:8] + event_id[9:13], 16))
     try:
         uid = uuid.UUID(event_id)
     except ValueError:

@@ -7,7 +7,10 @@ from django.db import connections, router
 
 from lightbus_django.database.connections import named_by_listeners
 from lightbus_django.database.errors import transient_errors
-from lightbus_django.models import OutboxEvent
+from lightbus_django.models import OutboxEvent, ProcessedEvent
+
+_PLACE = ("ENGINE", "NAME", "HOST", "PORT", "USER", "OPTIONS")
+"""The settings that decide which tables an alias leads to. OPTIONS may name a service or a schema."""
 
 
 def current_database() -> str:
@@ -38,6 +41,23 @@ def _row_in(alias: str) -> OutboxEvent:
     return row
 
 
+def distinct_databases() -> Iterator[str]:
+    """Yield the aliases of all databases, without those that are only another name of a database.
+
+    That is an alias whose settings lead to the same tables as those of an earlier one, unless a listener or the router
+    names it.
+    """
+    seen = []
+    for alias in connections:
+        place = [connections[alias].settings_dict.get(key) for key in _PLACE]
+        is_named = named_by_listeners[alias] > 0 or router.db_for_write(ProcessedEvent) == alias
+        if place in seen and not is_named:
+            continue
+        if may_have_outbox(alias):
+            seen.append(place)
+        yield alias
+
+
 def has_outbox(alias: str) -> bool:
     """Whether the outbox's table is in this database, and may be written there."""
     if connections[alias].vendor == "unknown":  # DATABASES = {"default": {}, ...}
@@ -46,8 +66,8 @@ def has_outbox(alias: str) -> bool:
 
 
 def databases_with_tables() -> Iterator[str]:
-    """Yield the aliases of the databases that have our tables. Raises DatabaseUnavailable."""
-    for alias in connections:
+    """Yield the aliases of the databases that have our tables, each database once. Raises DatabaseUnavailable."""
+    for alias in distinct_databases():
         with transient_errors(alias):
             if has_outbox(alias):
                 yield alias

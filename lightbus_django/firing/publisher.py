@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from django.db.models import Case, DateTimeField, F, Value, When
+from django.db.models import CharField, DateTimeField
 from django.db.models.functions import Coalesce, Greatest
 
 from lightbus_django.bus.client import RedisClient
@@ -16,18 +16,24 @@ from lightbus_django.bus.confirmations import CONFIRMATIONS_SIZE, MAX_FIELDS, Co
 from lightbus_django.bus.first_publications import record
 from lightbus_django.bus.sandbox import keeps_events
 from lightbus_django.conf import Settings
+from lightbus_django.database.many_values import many
 from lightbus_django.database.values_by_key import LIMIT, ValuesByKey
 from lightbus_django.events.chunks import chunks
 from lightbus_django.events.names import is_name, stream_key
-from lightbus_django.events.times import as_stored, fired_at, is_ahead, stream_time
+from lightbus_django.events.times import as_stored, is_ahead, stream_time
 from lightbus_django.exceptions import BusError, BusUnavailable
 from lightbus_django.models import OutboxEvent
 from lightbus_django.signals import announce, event_published
 
 from .rows import EncodedRow, put_off_row
 
+_PK = OutboxEvent._meta.get_field("id")
+
 GRACE = timedelta(seconds=10)
 """The time that a process has to publish its rows or those it has claimed, before a relay may take them."""
+
+_CALLED_AT = Greatest("created_at", Coalesce("claimed_until", "due_at", output_field=DateTimeField()) - GRACE)
+"""About when a row was published whose stream id is not known or not usable: at the beginning of the GRACE period."""
 
 MARK_EVERY = 1000
 """After this many confirmations, the publishing process marks the rows itself, in case no relay is running."""
@@ -54,8 +60,11 @@ def publish_and_mark(rows: Sequence[EncodedRow], using: str, client: RedisClient
     # The first row comes last: a relay claims only that one, and others must leave the rest alone until all are marked.
     for row_ids in chunks(reversed(published), lambda _: 0, count=LIMIT, size=0):
         stream_ids = {row_id: published[row_id] for row_id in row_ids}
-        events = OutboxEvent.objects.using(using).filter(pk__in=row_ids)
-        events.mark_published(Coalesce("published_at", _times(stream_ids)), ValuesByKey(stream_ids))
+        events = OutboxEvent.objects.using(using).filter(pk__in=many(row_ids, _PK, using))
+        events.mark_published(
+            Coalesce("published_at", _times(stream_ids, are_ahead=datetime.now(UTC))),
+            ValuesByKey(stream_ids, CharField()),
+        )
     _put_off_refused(rows, results, using)
     return len(published)
 
@@ -112,7 +121,9 @@ def _mark_confirmed_in(stream: str, confirmations: Confirmations, using: str) ->
         confirmed = confirmations.read(stream)
         for row_ids in chunks(confirmed, lambda _: 0, count=LIMIT, size=0):
             known = {row_id: stream_id for row_id in row_ids if (stream_id := confirmed[row_id])}
-            events.filter(pk__in=row_ids).mark_published(_published_at(known), ValuesByKey(known))
+            events.filter(pk__in=many(row_ids, _PK, using)).mark_published(
+                Coalesce(_times(known), _CALLED_AT), ValuesByKey(known, CharField())
+            )
         if confirmed:
             confirmations.remove(stream, confirmed)
         count += len(confirmed)
@@ -120,32 +131,18 @@ def _mark_confirmed_in(stream: str, confirmations: Confirmations, using: str) ->
     return count
 
 
-def _times(stream_ids: Mapping[UUID, str]) -> Case:
-    """Return when rows were published: the time in the stream id, or now if that is ahead of the clock."""
-    rows: defaultdict[datetime, list[UUID]] = defaultdict(list)
-    now = datetime.now(UTC)
-    for row_id, stream_id in stream_ids.items():
-        rows[as_stored(now if is_ahead(stream_id, now) else stream_time(stream_id))].append(row_id)
-    whens = (When(pk__in=row_ids, then=Value(time)) for time, row_ids in rows.items())
-    return Case(*whens, output_field=DateTimeField())
+def _times(stream_ids: Mapping[UUID, str], *, are_ahead: datetime | None = None) -> ValuesByKey:
+    """Return when rows were published, which is the time in the stream id.
 
-
-def _published_at(stream_ids: Mapping[UUID, str]) -> Case:
-    """Return when rows were published: the time in the stream id, counted from the time in the row's id.
-
-    Without a known or usable stream id, the beginning of the GRACE period is taken.
+    Args:
+        are_ahead: the time of rows whose stream id is ahead of the clock; None for an unknown time.
     """
-    delays: defaultdict[timedelta, list[UUID]] = defaultdict(list)
     now = datetime.now(UTC)
-    for row_id, stream_id in stream_ids.items():
-        called_at = fired_at(str(row_id))
-        if called_at is not None and not is_ahead(stream_id, now):
-            delays[stream_time(stream_id) - called_at].append(row_id)
-    return Case(
-        *(When(pk__in=row_ids, then=F("created_at") + delay) for delay, row_ids in delays.items()),
-        default=Greatest("created_at", Coalesce("claimed_until", "due_at", output_field=DateTimeField()) - GRACE),
-        output_field=DateTimeField(),
-    )
+    times = {
+        row_id: are_ahead if is_ahead(stream_id, now) else stream_time(stream_id)
+        for row_id, stream_id in stream_ids.items()
+    }
+    return ValuesByKey({row_id: as_stored(time) for row_id, time in times.items() if time}, DateTimeField())
 
 
 def _record_first_publications(

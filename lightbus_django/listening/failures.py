@@ -28,6 +28,8 @@ _COLUMNS = tuple(
     "event_id consumer_group event_name stream stream_id fields error traceback attempts exception place".split()
 )
 _TIMES = ("failed_at", "first_failed_at", "next_attempt_at")
+_KEPT = "id retry_request failed_before_retry original_fields edited_at edited_by".split()
+"""Columns that a row keeps if it has to be inserted again."""
 
 MAX_CONTENT = 7 * 1024 * 1024
 """Characters of an entry that are kept. mysqlclient may send twice as many, and MariaDB takes 16 MiB by default."""
@@ -37,7 +39,7 @@ MAX_TRACEBACK = 100_000
 """Characters of an error's text and traceback that are kept."""
 
 MAX_HISTORY = 20
-"""Attempts that are kept of a failed event: the first and the last ones."""
+"""Attempts and edits that are kept of a failed event: the first and the last ones."""
 
 MAX_IN_HISTORY = 300
 """Characters of an error's text that are kept of each attempt."""
@@ -91,8 +93,9 @@ class Failures:
     def _insert(self, failed: FailedEvent) -> None:
         """Insert a row unless the event has one. bulk_create() would ignore other conflicts too."""
         connection = connections[self._using]
-        columns = (*(() if failed.pk is None else ("id",)), *_COLUMNS, *_TIMES, "history")
-        fields: Any = map(FailedEvent._meta.get_field, columns)
+        names = (*(() if failed.pk is None else _KEPT), *_COLUMNS, *_TIMES, "history")
+        fields: Any = list(map(FailedEvent._meta.get_field, names))
+        columns = tuple(field.column for field in fields)
         row = tuple(field.get_db_prep_save(getattr(failed, field.attname), connection) for field in fields)
         insert_unless_there(FailedEvent, self._using, columns, row)
 
@@ -125,9 +128,13 @@ class Failures:
         self._tally.failed()
         self._log(failed, error)
 
+    def unedited(self, failed: FailedEvent) -> QuerySet[FailedEvent]:
+        """Return the row unless its payload was edited since it was claimed."""
+        return self.rows.filter(pk=failed.pk, edited_at=failed.edited_at)
+
     def _claimed(self, failed: FailedEvent) -> QuerySet[FailedEvent]:
-        """Return the row unless another process has claimed it since, which counts an attempt."""
-        return self.rows.filter(pk=failed.pk, attempts=failed.attempts)
+        """Return the row unless it was edited, or another process has claimed it since, which counts an attempt."""
+        return self.unedited(failed).filter(attempts=failed.attempts)
 
     def _claimed_until(self, now: datetime) -> datetime:
         return now + timedelta(seconds=max(self._settings.acknowledgement_timeout, self._settings.retry_backoff))
@@ -149,7 +156,7 @@ class Failures:
             failed.next_attempt_at = timezone.now() + timedelta(seconds=delay * random.uniform(0.5, 1))
 
     def _extended(self, history: list[dict[str, Any]], now: datetime, error: BaseException) -> list[dict[str, Any]]:
-        """Return a history with one more attempt. Beyond MAX_HISTORY, the second ones are dropped."""
+        """Return a history with one more attempt."""
         seconds = None
         if self._last_call and any(self._last_call[0] is each for each in (error, error.__cause__)):  # == may raise
             seconds = round(self._last_call[1], 3)
@@ -159,11 +166,11 @@ class Failures:
             "seconds": seconds,
             "error": self._storable(describe(error), "error", MAX_IN_HISTORY),
         }
-        return [*history[:1], *history[1:][-(MAX_HISTORY - 2) :], attempt]
+        return extended(history, attempt)
 
     def _storable(self, text: str, name: str, length: int = MAX_ERROR) -> str:
-        text = storable(_shorten(text, length), FailedEvent._meta.get_field(name), self._using)
-        return _shorten(text, length)  # escapes are longer than the characters they stand for
+        text = storable(shorten(text, length), FailedEvent._meta.get_field(name), self._using)
+        return shorten(text, length)  # escapes are longer than the characters they stand for
 
     def _log(self, failed: FailedEvent, error: BaseException) -> None:
         logger.log(
@@ -179,7 +186,12 @@ class Failures:
         )
 
 
-def _shorten(text: str, length: int) -> str:
+def extended(history: list[dict[str, Any]], entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a history with one more entry. Beyond MAX_HISTORY, the second ones are dropped."""
+    return [*history[:1], *history[1:][-(MAX_HISTORY - 2) :], entry]
+
+
+def shorten(text: str, length: int) -> str:
     """Replace the middle of a text that is too long."""
     if len(text) <= length:
         return text

@@ -91,7 +91,7 @@ class Retries:
         runner = self._runner
         if failed.may_have_effects:
             logger.warning("%s: retrying %s, which may already have left effects", runner.group, failed.event_id)
-        row = self._failures.rows.filter(pk=failed.pk)
+        row = self._failures.unedited(failed)  # an edit since the claim is for the next attempt
         if not runner.listener.idempotent:
             with runner.no_transaction() as handling:
                 self._call_handler(failed)

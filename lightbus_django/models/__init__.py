@@ -1,4 +1,4 @@
-"""The tables, each with its queries: processed and failed events, the outbox, and consumer groups.
+"""The tables, each with its queries: processed and failed events, the outbox, consumer groups, and retry requests.
 
 The states of an outbox event are in `outbox_event`, those of a failed event in `failed_event`.
 """
@@ -7,6 +7,7 @@ from .consumer_group import ConsumerGroup, ConsumerGroupQuerySet
 from .failed_event import FailedEvent, FailedEventQuerySet
 from .outbox_event import Claim, OutboxEvent, OutboxEventQuerySet, QueuePosition
 from .processed_event import ProcessedEvent, stored_group
+from .retry_request import RetryRequest, RetryRequestQuerySet, new_retry_request
 
 __all__ = [
     "Claim",
@@ -18,5 +19,8 @@ __all__ = [
     "OutboxEventQuerySet",
     "ProcessedEvent",
     "QueuePosition",
+    "RetryRequest",
+    "RetryRequestQuerySet",
+    "new_retry_request",
     "stored_group",
 ]

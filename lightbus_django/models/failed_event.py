@@ -17,6 +17,7 @@ from lightbus_django.events.names import MAX_NAME_LENGTH, MAX_STREAM_ID_LENGTH
 from lightbus_django.exceptions import TransactionEnded
 
 from .processed_event import KEY_LENGTH, ProcessedEvent
+from .retry_request import RetryRequest
 
 
 class FailedEventQuerySet(models.QuerySet["FailedEvent"]):
@@ -34,6 +35,41 @@ class FailedEventQuerySet(models.QuerySet["FailedEvent"]):
     def retry_now(self) -> int:
         """Make the events due now, with all their attempts ahead of them; return how many."""
         return self.update(attempts=0, next_attempt_at=timezone.now())
+
+    def request_retry(self, request: RetryRequest) -> int:
+        """Make the events due now, and part of a request, which counts them; return how many.
+
+        This is one transaction. It leaves out events that are locked, because they are being retried at this moment.
+        """
+        using = self._write_alias
+        features = transaction.get_connection(using).features
+        requests = RetryRequest.objects.using(using).filter(pk=request.pk)
+        with transaction.atomic(using=using):
+            requests.update(total=models.F("total"))  # the lock of SQLite is only certain if a write comes first
+            rows = self.using(using).order_by("pk")
+            locked = rows.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
+            events = FailedEvent.objects.using(using).filter(pk__in=list(locked.values_list("pk", flat=True)))
+            events.leave_requests()
+            count = events.update(
+                attempts=0,
+                next_attempt_at=timezone.now(),
+                retry_request=request.pk,
+                failed_before_retry=models.F("failed_at"),
+            )
+            requests.update(total=models.F("total") + count)
+        return count
+
+    def leave_requests(self) -> None:
+        """Let the requests of these events count them as gone, before they are deleted or join another request.
+
+        The rows must be locked by the current transaction.
+        """
+        has_failed = models.Count("pk", filter=~models.Q(failed_at=models.F("failed_before_retry")))
+        leaving = self.exclude(retry_request=None).order_by("retry_request").values_list("retry_request")
+        for key, count, failed in leaving.annotate(count=models.Count("pk"), failed=has_failed):
+            RetryRequest.objects.using(self._write_alias).filter(pk=key).update(
+                failed_again=models.F("failed_again") + failed, withdrawn=models.F("withdrawn") + count - failed
+            )
 
     def discard(self, by: str = "", reason: str = "") -> int:
         """Delete the events and count them as processed by their consumer groups; return how many.
@@ -54,6 +90,7 @@ class FailedEventQuerySet(models.QuerySet["FailedEvent"]):
                     keys = list(events.select_for_update().values_list("pk", flat=True))
                     events = FailedEvent.objects.using(using).filter(pk__in=keys)
                 _insert_discarded(events, by[:150], reason[:255])
+                events.leave_requests()
                 # If there are receivers of delete signals, Django loads the rows: leave out the large columns.
                 return events.order_by().only("event_id", "consumer_group", "event_name").delete()[0]
         except EmptyResultSet:
@@ -101,7 +138,9 @@ class FailedEvent(models.Model):
     event_name = models.CharField(_("event"), max_length=MAX_NAME_LENGTH)
     stream = models.CharField(_("stream"), max_length=MAX_NAME_LENGTH + 20)
     stream_id = models.CharField(_("stream id"), max_length=MAX_STREAM_ID_LENGTH)
-    fields = models.TextField(_("content"), help_text=_("The entry as it was in the stream."))
+    fields = models.TextField(
+        _("content"), help_text=_("The entry as it was in the stream, unless its payload was edited.")
+    )
     error = models.TextField(_("error"))
     traceback = models.TextField(_("traceback"), blank=True)
     attempts = models.PositiveIntegerField(_("attempts"), default=1)
@@ -123,8 +162,35 @@ class FailedEvent(models.Model):
     )
     first_failed_at = models.DateTimeField(_("first failed at"), null=True, blank=True)
     history = models.JSONField(
-        _("history"), null=True, blank=True, help_text=_("The failed attempts: when, which process, how long, error.")
+        _("history"),
+        null=True,
+        blank=True,
+        help_text=_("The failed attempts: when, which process, how long, error. Edits: when, who, before and after."),
     )
+    retry_request = models.ForeignKey(
+        RetryRequest,
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        db_constraint=False,
+        related_name="failed_events",
+        verbose_name=_("retry request"),
+        help_text=_("The last request to retry it."),
+    )
+    failed_before_retry = models.DateTimeField(
+        _("failed before the retry"),
+        null=True,
+        blank=True,
+        help_text=_("What 'failed at' was at the time of the request. If they differ, it has failed again."),
+    )
+    original_fields = models.TextField(  # noqa: DJ001 - a default for text is nothing that every database has
+        _("content as fired"),
+        null=True,
+        blank=True,
+        help_text=_("The entry as it was in the stream, if it was edited."),
+    )
+    edited_at = models.DateTimeField(_("edited at"), null=True, blank=True)
+    edited_by = models.CharField(_("edited by"), max_length=150, db_default="", blank=True)
 
     objects = FailedEventQuerySet.as_manager()
 
@@ -143,6 +209,7 @@ class FailedEvent(models.Model):
         permissions: ClassVar = [
             ("retry_failedevent", "Can retry failed events"),
             ("discard_failedevent", "Can discard failed events"),
+            ("edit_failedevent", "Can edit the payload of failed events and retry them"),
         ]
 
     def __str__(self) -> str:
@@ -151,6 +218,11 @@ class FailedEvent(models.Model):
     @property
     def is_dead_letter(self) -> bool:
         return self.next_attempt_at is None
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether this listener gets another payload than the one that was fired."""
+        return self.original_fields is not None
 
     @property
     def may_have_effects(self) -> bool:

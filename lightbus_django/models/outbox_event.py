@@ -13,7 +13,10 @@ from django.utils.translation import gettext_lazy as _
 from lightbus_django.database.indexes import NotNullIndex
 from lightbus_django.database.text import storable
 from lightbus_django.events.ids import uuid7
-from lightbus_django.events.names import MAX_NAME_LENGTH, MAX_STREAM_ID_LENGTH
+from lightbus_django.events.names import MAX_NAME_LENGTH, MAX_STREAM_ID_LENGTH, is_name
+
+LATEST = 1000
+"""Number of the latest rows whose event names are taken for those that the service fires."""
 
 _FIRST = UUID(int=0)
 
@@ -78,6 +81,10 @@ class OutboxEventQuerySet(models.QuerySet["OutboxEvent"]):
     def claimed_by_others(self, now: datetime, own: Sequence[Claim]) -> "OutboxEventQuerySet":
         """Return the events that a process is publishing, other than those of its `own` claims."""
         return self.claimed(now).exclude(claimed_until__in=own)
+
+    def latest_names(self) -> set[str]:
+        """Return the names of the LATEST events."""
+        return set(filter(is_name, self.order_by("-pk").values_list("event_name", flat=True)[:LATEST]))
 
     def refused(self) -> "OutboxEventQuerySet":
         """Return the events that could not be published, oldest first."""

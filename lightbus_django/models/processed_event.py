@@ -32,6 +32,13 @@ class ProcessedEvent(models.Model):
     attempts = models.PositiveIntegerField(_("attempts"), null=True, blank=True)
     discarded_by = models.CharField(_("discarded by"), max_length=150, db_default="", blank=True)
     discard_reason = models.CharField(_("reason"), max_length=255, db_default="", blank=True)
+    edited_by = models.CharField(
+        _("payload edited by"),
+        max_length=150,
+        db_default="",
+        blank=True,
+        help_text=_("Who edited the payload that this listener gets. Empty: it is as it was fired."),
+    )
 
     class Meta:
         verbose_name = _("processed event")

@@ -1,14 +1,15 @@
 """What heartbeats, backlogs, figures and records say of each process and each listener, and what needs attention."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 from lightbus_django.bus import heartbeats
 from lightbus_django.bus.backlog import Backlog
-from lightbus_django.bus.figures import Figures
+from lightbus_django.bus.figures import Figures, Minute, per_minute, percentile
 from lightbus_django.bus.heartbeats import Heartbeat, ListenerSign
 from lightbus_django.events.times import as_aware
 from lightbus_django.listening.listener import Listener
+from lightbus_django.listening.state import State
 from lightbus_django.models import ConsumerGroup
 
 from .durations import duration
@@ -23,15 +24,19 @@ FROZEN_AFTER = 3 * heartbeats.INTERVAL
 ACTIVE_WITHIN = 30.0
 """A consumer that was active within so many seconds is that of a running process."""
 
+NOTHING = (0,) * 60
+"""The figures of a process that has handled nothing in the last hour."""
+
 STEP_WITHIN = 15.0
 """Seconds within which the thread of an idle listener comes by, also while it waits after errors."""
 
 
-def assess_process(heartbeat: Heartbeat, ours: Sequence[Heartbeat]) -> Process:
+def assess_process(heartbeat: Heartbeat, ours: Sequence[Heartbeat], handled: Sequence[int] = NOTHING) -> Process:
     """Return the state of a process.
 
     Args:
         ours: the heartbeats of all processes of the service.
+        handled: how many events it handled in each of the last sixty minutes.
     """
     sign = heartbeat.process
     problems = [problem for listener in sign.listeners for problem in _problems_of_thread(listener, sign.timeout)]
@@ -56,6 +61,10 @@ def assess_process(heartbeat: Heartbeat, ours: Sequence[Heartbeat]) -> Process:
             for listener in sign.listeners
             if listener.event_id
         ],
+        events_in_hand=[listener.event_id for listener in sign.listeners if listener.event_id],
+        per_minute=per_minute(handled),
+        minutes=list(handled),
+        paused=[listener.group for listener in sign.listeners if listener.state == State.PAUSED.value],
         problems=problems,
     )
 
@@ -132,12 +141,20 @@ def assess_listener(
         p50=done.percentile(0.5) if done else None,
         p95=done.percentile(0.95) if done else None,
         minutes=[minute.handled for minute in done.minutes] if done else [],
+        minutes_failed=[minute.failed for minute in done.minutes] if done else [],
+        minutes_p50=percentiles(done.minutes, 0.5) if done else [],
+        minutes_p95=percentiles(done.minutes, 0.95) if done else [],
         processes=sorted(set(processes)),
         is_running=is_running,
         paused_at=paused_at,
         paused_by="" if paused is None else paused.paused_by,
         problems=problems,
     )
+
+
+def percentiles(minutes: Iterable[Minute], share: float) -> list[float | None]:
+    """Return the latency that this share of the events of each minute keeps to, in seconds; None if there are none."""
+    return [percentile(minute.latencies, share) for minute in minutes]
 
 
 def active_consumers(backlogs: Collection[Backlog]) -> set[str]:

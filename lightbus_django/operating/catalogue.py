@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 import msgspec
-from django.db import connections
 
 from lightbus_django.bus import entries, heartbeats
 from lightbus_django.bus.client import RedisClient, get_client
@@ -15,12 +14,12 @@ from lightbus_django.events.codec import decode
 from lightbus_django.events.names import is_name, stream_key
 from lightbus_django.events.times import is_ahead, stream_time
 from lightbus_django.exceptions import UnreadableEvent
-from lightbus_django.firing.databases import has_outbox
+from lightbus_django.firing.databases import databases_with_tables
 from lightbus_django.listening.registry import registry
 from lightbus_django.models import OutboxEvent
 
 SAMPLE = 100
-"""Number of the latest entries of each stream, and of 10 times as many rows of each outbox, that are looked at."""
+"""Number of the latest entries of each stream that are looked at."""
 
 _TYPES = {
     str: "text",
@@ -94,11 +93,9 @@ def read_catalogue() -> list[CatalogueEvent]:
 
 
 def _fired_lately() -> Iterable[str]:
-    for alias in connections:
+    for alias in databases_with_tables():
         with transient_errors(alias):
-            if has_outbox(alias):
-                latest = OutboxEvent.objects.using(alias).order_by("-pk").values_list("event_name", flat=True)
-                yield from set(latest[: 10 * SAMPLE])
+            yield from OutboxEvent.objects.using(alias).latest_names()
 
 
 class _Samples:

@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 from django.db import Error as DatabaseError
-from django.db import connections
 
 from lightbus_django.bus import entries, heartbeats
 from lightbus_django.bus.client import get_client
@@ -14,14 +13,14 @@ from lightbus_django.bus.entries import Placement
 from lightbus_django.bus.heartbeats import Heartbeat
 from lightbus_django.bus.streams import Group, groups
 from lightbus_django.conf import format_name, get_settings
-from lightbus_django.database.errors import one_line, transient_errors
+from lightbus_django.database.errors import describe, one_line, transient_errors
 from lightbus_django.events.codec import Fields, decode, load_fields
 from lightbus_django.events.ids import event_key
 from lightbus_django.events.message import EventMessage
 from lightbus_django.events.names import is_name, stream_key
 from lightbus_django.events.times import as_aware, fired_at, is_ahead, stream_time
 from lightbus_django.exceptions import BusError, LightbusError, UnreadableEvent
-from lightbus_django.firing.databases import has_outbox
+from lightbus_django.firing.databases import distinct_databases, has_outbox
 from lightbus_django.listening.registry import registry
 from lightbus_django.models import ConsumerGroup, FailedEvent, OutboxEvent, ProcessedEvent
 
@@ -67,7 +66,7 @@ class EventRecords:
 
     def read(self) -> None:
         """Look at everything; a server that doesn't answer becomes one of the problems."""
-        for alias in connections:
+        for alias in distinct_databases():
             self._read_database(alias)
         self._read_names()
         try:
@@ -114,7 +113,7 @@ class EventRecords:
                     if group.paused_at is not None:
                         self.paused[group.consumer_group] = group.paused_by
         except (LightbusError, DatabaseError) as error:
-            self.problems.append(f"database {alias!r}: {one_line(error)}")
+            self.problems.append(describe(error, alias))
 
     def _read_names(self) -> None:
         rows: list[Any] = [*self.failed.values(), *self.processed.values()]
@@ -133,7 +132,8 @@ class EventRecords:
                 pass
         for failed in self.failed.values():
             if self.message is None:
-                self._read_fields(load_fields(failed.fields), failed.stream_id)
+                as_fired = failed.fields if failed.original_fields is None else failed.original_fields
+                self._read_fields(load_fields(as_fired), failed.stream_id)
 
     def _read_fields(self, fields: Fields, stream_id: str) -> None:
         try:

@@ -13,6 +13,7 @@ from django.db.models import Count, Max, Min, Q
 from django.db.models.functions import Coalesce
 
 from lightbus_django.conf import format_name, get_settings
+from lightbus_django.events.codec import decode, load_fields
 from lightbus_django.events.times import as_aware
 from lightbus_django.exceptions import UnreadableEvent
 from lightbus_django.listening.listener import Listener
@@ -46,6 +47,7 @@ def select(
     exception: str | None = None,
     place: str | None = None,
     since: datetime | None = None,
+    until: datetime | None = None,
     dead: bool | None = None,
 ) -> FailedEventQuerySet:
     """Return the failed events in a database that fit all that is given.
@@ -57,6 +59,7 @@ def select(
         exception: type of the error, with or without its module.
         place: file and line, as in `FailedEvent.place`.
         since: they failed last at this time or later; as the database stores times.
+        until: they failed last before this time; likewise.
         dead: whether they are dead letters.
     """
     events = FailedEvent.objects.using(using)
@@ -72,6 +75,8 @@ def select(
         events = events.filter(place=place)
     if since is not None:
         events = events.filter(failed_at__gte=since)
+    if until is not None:
+        events = events.filter(failed_at__lt=until)
     if dead is not None:
         events = events.filter(next_attempt_at__isnull=dead)
     return events
@@ -192,4 +197,7 @@ def _exported(event: FailedEvent) -> dict[str, Any]:
         exported["payload"] = event.message().payload
     except UnreadableEvent:
         exported["fields"] = event.content()
+    if event.original_fields is not None:
+        original = decode(load_fields(event.original_fields), event.stream_id)  # what can't be read can't be edited
+        exported |= {"edited_by": event.edited_by, "payload_as_fired": original.payload}
     return exported

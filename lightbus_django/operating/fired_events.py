@@ -8,6 +8,7 @@ from uuid import UUID
 from lightbus_django.bus import entries
 from lightbus_django.bus.client import RedisClient
 from lightbus_django.database.errors import transient_errors
+from lightbus_django.database.many_values import many
 from lightbus_django.events.times import as_aware, fired_at, first_uuid, is_ahead, stream_time
 from lightbus_django.models import OutboxEvent
 
@@ -43,7 +44,8 @@ class FiredEvents:
         self._until = until
 
     def of_outbox(self, alias: str, event_names: Iterable[str]) -> Iterator[list[Fired]]:
-        """Yield the events of the outbox of a database."""
+        """Yield the events of the outbox of a database, without those that one before it has, as a replica does."""
+        earlier = self._aliases[: self._aliases.index(alias)]
         rows = OutboxEvent.objects.using(alias).filter(event_name__in=set(event_names), pk__lt=first_uuid(self._until))
         columns = rows.order_by("pk").values_list("pk", "event_name", "stream_id", "published_at", "due_at")
         found = columns.filter(pk__gte=first_uuid(self._since))
@@ -52,9 +54,11 @@ class FiredEvents:
                 chunk = list(found[:CHUNK])
             if not chunk:
                 return
+            known = self._find_rows(earlier, [pk for pk, *_ in chunk])
             yield [
                 Fired(str(pk), name, stream_id, None if at is None or due is not None else as_aware(at))
                 for pk, name, stream_id, at, due in chunk
+                if pk not in known
             ]
             found = columns.filter(pk__gt=chunk[-1][0])
 
@@ -63,15 +67,21 @@ class FiredEvents:
         names = set(event_names)
         for scanned in entries.scan(self._client, stream, self._since):
             new = {event.event_id: event for event in scanned if event.name in names and self._is_in_time(event)}
-            for alias in self._aliases:
-                ids = [UUID(event_id) for event_id in new if fired_at(event_id) is not None]
-                with transient_errors(alias):
-                    for row_id in OutboxEvent.objects.using(alias).filter(pk__in=ids).values_list("pk", flat=True):
-                        new.pop(str(row_id), None)
+            for row_id in self._find_rows(self._aliases, [UUID(each) for each in new if fired_at(each) is not None]):
+                new.pop(str(row_id), None)
             yield [
                 Fired(event.event_id, event.name, event.stream_id, stream_time(event.stream_id))
                 for event in new.values()
             ]
+
+    def _find_rows(self, aliases: Iterable[str], ids: Sequence[UUID]) -> set[UUID]:
+        """Return those of some events that are in the outbox of one of these databases."""
+        found: set[UUID] = set()
+        for alias in aliases:
+            with transient_errors(alias):
+                rows = OutboxEvent.objects.using(alias).filter(pk__in=many(ids, OutboxEvent._meta.pk, alias))
+                found.update(rows.values_list("pk", flat=True))
+        return found
 
     def _is_in_time(self, event: entries.ScannedEvent) -> bool:
         time = fired_at(event.event_id) or stream_time(event.stream_id)

@@ -2,8 +2,10 @@
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 from django.db import Error as DatabaseError
 from django.db import connections
@@ -15,7 +17,7 @@ from lightbus_django.exceptions import LightbusError
 from lightbus_django.listening.listener import Listener
 from lightbus_django.signals import event_dead_lettered, event_failed, event_handled, events_lost
 
-from .report import ListenerStatus, Outbox, Status
+from .report import Status
 from .status import read_status
 
 logger = logging.getLogger("lightbus_django")
@@ -25,6 +27,54 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300,
 
 PATIENCE = 5.0
 """Seconds that a scrape waits for one before it, which a server keeps waiting, before it leaves out the gauges."""
+
+
+class Gauge(NamedTuple):
+    """A gauge of the status."""
+
+    name: str
+    text: str
+    read: Callable[[Any], float]
+    """Returns its value, of a part of the status."""
+
+
+OF_PROCESS = (
+    Gauge("lightbus_process_healthy", "Whether this process has a heartbeat and no problems: 1 or 0.", float),
+)
+OF_BACKLOG = (
+    Gauge(
+        "lightbus_waiting_events", "Events that the listener wants and that no process has read.", attrgetter("waiting")
+    ),
+    Gauge("lightbus_pending_events", "Events that processes have read and not acknowledged.", attrgetter("in_hand")),
+    Gauge(
+        "lightbus_oldest_event_age_seconds",
+        "Age of the listener's oldest event that is waiting or pending; 0 if there is none.",
+        attrgetter("seconds_behind"),
+    ),
+    Gauge("lightbus_listener_processes", "Processes that run the listener.", lambda each: len(each.processes)),
+    Gauge(
+        "lightbus_listener_paused",
+        "Whether the listener is paused: 1 or 0.",
+        lambda each: each.paused_at is not None,
+    ),
+)
+OF_FAILURES = (
+    Gauge("lightbus_retrying_events", "Failed events that will be tried again.", attrgetter("retrying")),
+    Gauge("lightbus_dead_letters", "Failed events that wait for someone's decision.", attrgetter("dead_letters")),
+)
+OF_OUTBOX = (
+    Gauge(
+        "lightbus_outbox_unpublished",
+        "Events in the outbox that are not marked as published.",
+        attrgetter("unpublished"),
+    ),
+    Gauge("lightbus_outbox_refused", "Events in the outbox that could not be published.", attrgetter("refused")),
+    Gauge(
+        "lightbus_outbox_oldest_age_seconds",
+        "Age of the oldest event in the outbox that is not marked as published; 0 if there is none.",
+        attrgetter("seconds_behind"),
+    ),
+)
 
 
 class ProcessMetrics:
@@ -86,17 +136,15 @@ class StatusMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         status = self._read()
         is_healthy = status is not None and _is_healthy(status, self._process_name)
-        yield _gauge(
-            "lightbus_process_healthy",
-            "Whether this process has a heartbeat and no problems: 1 or 0.",
-            "process",
-            {self._process_name: is_healthy},
-        )
+        yield from _gauges(OF_PROCESS, "process", {self._process_name: is_healthy})
         if status is not None:
-            yield from _of_listeners([each for each in status.listeners if each.waiting is not None])
-            databases = {each.database for each in status.outboxes}
-            yield from _of_failures([each for each in status.listeners if each.database in databases])
-            yield from _of_outboxes(status.outboxes)
+            listeners = {each.name: each for each in status.listeners}
+            on_bus = {name: each for name, each in listeners.items() if each.waiting is not None}
+            yield from _gauges(OF_BACKLOG, "listener", on_bus)
+            outboxes = {each.database: each for each in status.outboxes}
+            recorded = {name: each for name, each in listeners.items() if each.database in outboxes}
+            yield from _gauges(OF_FAILURES, "listener", recorded)
+            yield from _gauges(OF_OUTBOX, "database", outboxes)
 
     def _read(self) -> Status | None:
         """Return the status; None if it can't be read."""
@@ -117,80 +165,13 @@ def _is_healthy(status: Status, process_name: str) -> bool:
     return bool(processes) and all(each.is_healthy for each in processes)
 
 
-def _of_listeners(listeners: list[ListenerStatus]) -> Iterator[Metric]:
-    yield _gauge(
-        "lightbus_waiting_events",
-        "Events that the listener wants and that no process has read.",
-        "listener",
-        {each.name: each.waiting or 0 for each in listeners},
-    )
-    yield _gauge(
-        "lightbus_pending_events",
-        "Events that processes have read and not acknowledged.",
-        "listener",
-        {each.name: each.in_hand for each in listeners},
-    )
-    yield _gauge(
-        "lightbus_oldest_event_age_seconds",
-        "Age of the listener's oldest event that is waiting or pending; 0 if there is none.",
-        "listener",
-        {each.name: each.seconds_behind for each in listeners},
-    )
-    yield _gauge(
-        "lightbus_listener_processes",
-        "Processes that run the listener.",
-        "listener",
-        {each.name: len(each.processes) for each in listeners},
-    )
-    yield _gauge(
-        "lightbus_listener_paused",
-        "Whether the listener is paused: 1 or 0.",
-        "listener",
-        {each.name: each.paused_at is not None for each in listeners},
-    )
-
-
-def _of_failures(listeners: list[ListenerStatus]) -> Iterator[Metric]:
-    yield _gauge(
-        "lightbus_retrying_events",
-        "Failed events that will be tried again.",
-        "listener",
-        {each.name: each.retrying for each in listeners},
-    )
-    yield _gauge(
-        "lightbus_dead_letters",
-        "Failed events that wait for someone's decision.",
-        "listener",
-        {each.name: each.dead_letters for each in listeners},
-    )
-
-
-def _of_outboxes(outboxes: list[Outbox]) -> Iterator[Metric]:
-    yield _gauge(
-        "lightbus_outbox_unpublished",
-        "Events in the outbox that are not marked as published.",
-        "database",
-        {each.database: each.unpublished for each in outboxes},
-    )
-    yield _gauge(
-        "lightbus_outbox_refused",
-        "Events in the outbox that could not be published.",
-        "database",
-        {each.database: each.refused for each in outboxes},
-    )
-    yield _gauge(
-        "lightbus_outbox_oldest_age_seconds",
-        "Age of the oldest event in the outbox that is not marked as published; 0 if there is none.",
-        "database",
-        {each.database: each.seconds_behind for each in outboxes},
-    )
-
-
-def _gauge(name: str, text: str, label: str, values: dict[str, float]) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=[label])
-    for key, value in values.items():
-        family.add_metric([key], float(value))
-    return family
+def _gauges(of: Iterable[Gauge], label: str, values: Mapping[str, Any]) -> Iterator[Metric]:
+    """Yield gauges, with a series for each of the values by its name."""
+    for name, text, read in of:
+        family = GaugeMetricFamily(name, text, labels=[label])
+        for key, value in values.items():
+            family.add_metric([key], float(read(value)))
+        yield family
 
 
 @contextmanager

@@ -21,6 +21,14 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     """The consumer groups whose listeners it runs."""
     in_hand: list[str]
     """What its threads are doing."""
+    events_in_hand: list[str]
+    """The ids of the events that they handle."""
+    per_minute: float
+    """How many events it handled in each of the last five whole minutes, on average."""
+    minutes: list[int]
+    """How many events it handled in each of the last sixty minutes, the current one last."""
+    paused: list[str] = []
+    """The consumer groups whose listeners rest, because they were paused."""
     problems: list[str]
 
     @property
@@ -53,7 +61,12 @@ class ListenerStatus(msgspec.Struct, frozen=True, kw_only=True):
     p95: float | None
     """How many seconds after its publication half of the events of the last hour were handled, and 95 % of them."""
     minutes: list[int]
-    """How many events were handled in each minute of the last hour."""
+    """How many events were handled in each of the last sixty minutes, the current one last."""
+    minutes_failed: list[int]
+    """How many attempts failed in each of them."""
+    minutes_p50: list[float | None]
+    minutes_p95: list[float | None]
+    """The latencies of the events that were handled in each of them; None if there were none."""
     processes: list[str]
     """The processes that run it, by their heartbeats."""
     is_running: bool
@@ -95,6 +108,13 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     outboxes: list[Outbox]
     streams: list[Stream]
     problems: list[str]
+    minutes_p50: list[float | None] = []
+    minutes_p95: list[float | None] = []
+    """The latencies of all listeners' events in each of the last sixty minutes; empty if Redis could not be asked."""
+    is_redis_known: bool = True
+    """False if Redis could not be asked."""
+    unknown_databases: list[str] = []
+    """Those that could not be asked."""
     silent_consumers: list[str] = []
     """Consumers that read events and write no heartbeat: processes of an earlier version, or some that just ended."""
 

@@ -1,11 +1,11 @@
 """The state of a service on the bus: its processes, listeners, outboxes and streams, and what needs attention."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from django.db import Error as DatabaseError
-from django.db import connections, router
+from django.db import router
 from django.db.models import Count, Min, Q
 
 from lightbus_django.bus import figures, heartbeats
@@ -15,21 +15,27 @@ from lightbus_django.bus.consumer_group import id_key
 from lightbus_django.bus.heartbeats import Heartbeat
 from lightbus_django.bus.streams import groups
 from lightbus_django.conf import Settings, format_name, get_settings
-from lightbus_django.database.errors import one_line, transient_errors
-from lightbus_django.events.names import is_name, stream_key
+from lightbus_django.database.errors import describe, one_line, transient_errors
+from lightbus_django.events.names import stream_key
 from lightbus_django.events.times import as_aware
 from lightbus_django.exceptions import BusError, LightbusError
-from lightbus_django.firing.databases import has_outbox
+from lightbus_django.firing.databases import distinct_databases, has_outbox
 from lightbus_django.listening.listener import Listener
 from lightbus_django.listening.registry import registry
 from lightbus_django.models import ConsumerGroup, FailedEvent, OutboxEvent, ProcessedEvent, stored_group
 
-from .assessment import LATE_AFTER, active_consumers, assess_listener, assess_process, seconds_since
+from .assessment import (
+    LATE_AFTER,
+    NOTHING,
+    active_consumers,
+    assess_listener,
+    assess_process,
+    percentiles,
+    seconds_since,
+)
 from .durations import duration
 from .report import ListenerStatus, Outbox, Process, Status, Stream
-
-SAMPLE_SIZE = 1000
-"""Number of the latest outbox rows whose event names are taken for those that the service fires."""
+from .unclaimed_groups import find_unclaimed_groups
 
 
 def read_status(now: datetime | None = None, *, service_name: str | None = None) -> Status:
@@ -47,21 +53,21 @@ def read_status(now: datetime | None = None, *, service_name: str | None = None)
 
 
 def read_processes() -> list[Process]:
-    """Return the processes of this service that have a heartbeat.
+    """Return the processes of this service that have a heartbeat, without their figures.
 
     Raises:
         BusError
     """
     settings = get_settings()
-    return _assess(_ours(get_client(settings.url, settings.redis_timeout), format_name(settings.service_name)))
+    return _assess(_ours(get_client(settings.url, settings.redis_timeout), format_name(settings.service_name)), {})
 
 
 def _ours(client: RedisClient, service_name: str) -> list[Heartbeat]:
     return [each for each in heartbeats.read(client) if each.process.service_name == service_name]
 
 
-def _assess(ours: list[Heartbeat]) -> list[Process]:
-    return [assess_process(each, ours) for each in ours]
+def _assess(ours: list[Heartbeat], handled: Mapping[str, Sequence[int]]) -> list[Process]:
+    return [assess_process(each, ours, handled.get(each.process.process_name, NOTHING)) for each in ours]
 
 
 class _Reading:
@@ -73,8 +79,11 @@ class _Reading:
         self.service_name = service_name
         self.client: RedisClient = get_client(settings.url, settings.redis_timeout)
         self.problems: list[str] = []
+        self.is_redis_known = True
+        self.unknown_databases: list[str] = []
         self.heartbeats: list[Heartbeat] = []
         self.figures: dict[str, figures.Figures] = {}
+        self.handled: dict[str, list[int]] = {}
         self.failed: dict[tuple[str, str], tuple[int, int]] = {}
         self.groups: dict[str, list[ConsumerGroup]] = defaultdict(list)
         self.fired: set[str] = set()
@@ -83,25 +92,31 @@ class _Reading:
         self.backlogs: dict[str, dict[str, Backlog | None]] = defaultdict(dict)
 
     def status(self) -> Status:
-        for alias in connections:
+        for alias in distinct_databases():
             self._read_database(alias)
         listeners = sorted(registry, key=lambda listener: listener.listener_name)
         try:
             self._read_redis(listeners)
         except BusError as error:
             self.problems.append(one_line(error))
-        self._find_unclaimed_groups(listeners)
+            self.is_redis_known = False
+        self.problems += map(": ".join, find_unclaimed_groups(self.groups, self.service_name))
         names = {heartbeat.process.process_name for heartbeat in self.heartbeats}
         known = [backlog for of_streams in self.backlogs.values() for backlog in of_streams.values() if backlog]
+        minutes = figures.merge(self.figures.values())
         return Status(
             service_name=self.service_name,
             bus=str(self.client),
             at=self.now,
-            processes=_assess(self.heartbeats),
+            processes=_assess(self.heartbeats, self.handled),
             listeners=[self._listener(each) for each in listeners],
             outboxes=self.outboxes,
             streams=self.streams,
             problems=self.problems,
+            minutes_p50=percentiles(minutes, 0.5),
+            minutes_p95=percentiles(minutes, 0.95),
+            is_redis_known=self.is_redis_known,
+            unknown_databases=self.unknown_databases,
             silent_consumers=sorted(active_consumers(known) - names),
         )
 
@@ -135,11 +150,12 @@ class _Reading:
                 for row in ConsumerGroup.objects.using(alias).filter(service_name=self.service_name):
                     self.groups[row.consumer_group].append(row)
         except (LightbusError, DatabaseError) as error:
-            self.problems.append(f"database {alias!r}: {one_line(error)}")
+            self.problems.append(describe(error, alias))
+            self.unknown_databases.append(alias)
 
     def _read_outbox(self, alias: str) -> None:
         outbox = OutboxEvent.objects.using(alias)
-        self.fired.update(filter(is_name, outbox.order_by("-pk").values_list("event_name", flat=True)[:SAMPLE_SIZE]))
+        self.fired |= outbox.latest_names()
         found = outbox.unpublished().aggregate(count=Count("pk"), oldest=Min("created_at"))
         refused = outbox.refused().count()
         behind = 0.0 if found["oldest"] is None else seconds_since(as_aware(found["oldest"]), self.now)
@@ -158,6 +174,7 @@ class _Reading:
         self.heartbeats = _ours(self.client, self.service_name)
         names = [listener.group(self.service_name) for listener in listeners]
         self.figures = figures.read(self.client, names, self.now)
+        self.handled = figures.read_processes(self.client, self.service_name, self.now)
         streams = {stream_key(event, self.settings.stream_use) for event in self.fired}
         for listener in listeners:
             group = listener.group(self.service_name)
@@ -178,13 +195,3 @@ class _Reading:
             behind = {id_key(at.done_with): name for name, at in positions.items()}
             held_by = behind[min(behind)] if behind and min(behind) < id_key(size.last_id) else ""
             yield Stream(key=key, length=size.length, memory=size.memory, held_by=held_by)
-
-    # --- What needs attention -----------------------------------------------------------------
-
-    def _find_unclaimed_groups(self, listeners: Iterable[Listener]) -> None:
-        claimed = {listener.group(self.service_name) for listener in listeners}
-        for group in sorted(set(self.groups) - claimed):
-            self.problems.append(
-                f"no listener of this service has the consumer group {group}, so its events wait: move it to a renamed "
-                f"listener, or retire it, with lightbus_retire {group}"
-            )

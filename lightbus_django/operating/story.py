@@ -93,9 +93,10 @@ class _Outcomes:
         error, group = failed.error.partition("\n")[0][:200], failed.consumer_group
         common: dict[str, Any] = {"group": group, "listener": "", "database": alias, "attempts": failed.attempts}
         common |= {"at": as_aware(failed.failed_at), "failed_id": failed.pk}
+        edited = f". This listener gets a payload that {failed.edited_by} edited" if failed.is_edited else ""
         if failed.next_attempt_at is None:
             text = f"Dead letter since {exact(as_aware(failed.failed_at))}, after {failed.attempts} attempts: {error}"
-            return Outcome(state=outcomes.DEAD_LETTER, text=text, **common)
+            return Outcome(state=outcomes.DEAD_LETTER, text=text + edited, **common)
         due = as_aware(failed.next_attempt_at)
         attempt = f"the next one is at {clock(due)}" if due > self.records.now else f"the next one is due: {clock(due)}"
         if group in self.records.paused:
@@ -103,7 +104,7 @@ class _Outcomes:
         elif listener is None:
             attempt += ", but this service has no listener for the group"
         count = f"{failed.attempts} of {self.records.settings.max_attempts} attempts made"
-        return Outcome(state=outcomes.RETRYING, text=f"{count}, {attempt}. Last error: {error}", **common)
+        return Outcome(state=outcomes.RETRYING, text=f"{count}, {attempt}. Last error: {error}{edited}", **common)
 
     def _processed(self, row: ProcessedEvent, alias: str) -> Outcome:
         at = as_aware(row.processed_at)
@@ -119,7 +120,9 @@ class _Outcomes:
             delay = max(timedelta(), at - stream_time(row.stream_id))
             after = f", {duration(delay.total_seconds())} after it was published"
         attempt = f", in attempt {row.attempts}" if (row.attempts or 1) > 1 else ""
-        return Outcome(state=outcomes.HANDLED, text=f"Handled{process} at {exact(at)}{after}{attempt}", **common)
+        edited = f", with a payload that {row.edited_by} edited" if row.edited_by else ""
+        text = f"Handled{process} at {exact(at)}{after}{attempt}{edited}"
+        return Outcome(state=outcomes.HANDLED, text=text, **common)
 
     # --- What Redis says ----------------------------------------------------------------------
 

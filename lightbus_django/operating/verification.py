@@ -14,6 +14,7 @@ from django.db import reset_queries, router
 from lightbus_django.bus.client import get_client
 from lightbus_django.conf import format_name, get_settings
 from lightbus_django.database.errors import transient_errors
+from lightbus_django.database.many_values import many
 from lightbus_django.events.ids import event_key
 from lightbus_django.events.names import stream_key
 from lightbus_django.firing.databases import databases_with_tables
@@ -23,6 +24,8 @@ from lightbus_django.models import ConsumerGroup, FailedEvent, ProcessedEvent, s
 from . import deliveries
 from .fired_events import Fired, FiredEvents
 from .replay import find_fields, hand_over
+
+_EVENT_ID = ProcessedEvent._meta.get_field("event_id")
 
 KEPT = 1000
 """Maximum number of ids of missing events that are kept for each listener; all are counted."""
@@ -156,9 +159,10 @@ class Verification:
         group = stored_group(result.group, using)
         keys = {event_key(event.id): event for event in events}
         with transient_errors(using):
-            processed = ProcessedEvent.objects.using(using).filter(consumer_group=group, event_id__in=keys)
+            among = many(keys, _EVENT_ID, using)
+            processed = ProcessedEvent.objects.using(using).filter(consumer_group=group, event_id__in=among)
             discarded = dict(processed.values_list("event_id", "discarded"))
-            failures = FailedEvent.objects.using(using).filter(consumer_group=group, event_id__in=keys)
+            failures = FailedEvent.objects.using(using).filter(consumer_group=group, event_id__in=among)
             failed = set(failures.values_list("event_id", flat=True))
         result.failed += len(failed)
         for key, is_discarded in discarded.items():

@@ -12,7 +12,6 @@ from lightbus_django.bus.client import RedisClient
 from lightbus_django.conf import Settings
 from lightbus_django.database.connections import release_connections
 from lightbus_django.database.errors import transient_errors
-from lightbus_django.events.names import is_name
 from lightbus_django.firing.databases import has_outbox
 from lightbus_django.firing.relay import Relay
 from lightbus_django.listening.consumer import Consumer
@@ -29,9 +28,6 @@ DETECT_INTERVAL = 300.0
 
 RELAY_LOG_INTERVAL = 5.0
 """Minimum seconds between two log lines about relayed events."""
-
-SAMPLE_SIZE = 1000
-"""Number of the latest outbox rows whose event names are taken for those that the service fires."""
 
 
 class DatabaseJobs:
@@ -124,10 +120,8 @@ class DatabaseJobs:
     def sample_fired_events(self) -> bool:
         """Update `fired_events` from the latest rows of the outbox."""
         if self.has_outbox:
-            latest = OutboxEvent.objects.using(self.alias).order_by("-pk")
             with transient_errors(self.alias):
-                names = latest.values_list("event_name", flat=True)[:SAMPLE_SIZE]
-                self.fired_events = frozenset(filter(is_name, names))
+                self.fired_events = frozenset(OutboxEvent.objects.using(self.alias).latest_names())
         return False
 
     def prune(self) -> bool:

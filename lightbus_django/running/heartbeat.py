@@ -91,7 +91,8 @@ class Pulse:
             return
         try:
             by_group = {consumer.group: counter for consumer, counter in counts.items()}
-            figures.add(self._client, by_group, datetime.now(UTC))
+            process = self._service_name, self._process_name
+            figures.add(self._client, by_group, datetime.now(UTC), process=process)
         except BusError:
             for consumer, counter in counts.items():
                 consumer.inbox.tally.put_back(counter)

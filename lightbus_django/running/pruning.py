@@ -17,7 +17,7 @@ from lightbus_django.database.text import storable
 from lightbus_django.events.names import stream_key
 from lightbus_django.events.times import SKEW, as_stored
 from lightbus_django.listening.registry import registry
-from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent
+from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent, RetryRequest
 
 CHUNK = 1000
 """Number of rows that are read, and deleted in one transaction, with each step."""
@@ -79,6 +79,12 @@ def prune(using: str, cutoffs: Cutoffs) -> Iterator[tuple[str, int]]:
         old = [key for key, failed_at in rows if failed_at < cutoffs.failed]
         yield "dead letters", _delete_dead_letters(using, old) if old else 0
 
+    requests = RetryRequest.objects.using(using)
+    for rows in _chunks(requests, "requested_at", until=cutoffs.failed):
+        old = [key for key, requested_at in rows if requested_at < cutoffs.failed]
+        failed.filter(retry_request__in=old).update(retry_request=None)
+        requests.filter(pk__in=old).delete()
+
     inbox = ProcessedEvent.objects.using(using)
     cutoffs = cutoffs.as_stored(using)
     failures = failed.filter(event_id=OuterRef("event_id"), consumer_group=OuterRef("consumer_group"))
@@ -119,4 +125,5 @@ def _delete_dead_letters(using: str, keys: list[int]) -> int:
         for group, event_ids in events.items():
             processed = ProcessedEvent.objects.using(using).filter(consumer_group=group, event_id__in=event_ids)
             processed.update(discarded=True, processed_at=timezone.now())
+        dead.leave_requests()
         return dead.delete()[0]

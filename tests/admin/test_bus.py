@@ -1,11 +1,16 @@
 """The Bus page: what it shows, to whom, and how listeners are paused there."""
 
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+
 import pytest
 from django.contrib.auth.models import Permission
 from django.test import Client
 from django.urls import reverse
 from model_bakery import baker
 
+from lightbus_django import listens_to
+from lightbus_django.bus import figures
 from lightbus_django.models import ConsumerGroup, FailedEvent, OutboxEvent, ProcessedEvent
 
 from .conftest import GROUP
@@ -56,6 +61,37 @@ def test_shows_the_listener_its_figures_and_its_process(admin_client, book):
     assert 'data-label="p50">0.02' in text
     assert "host1, pid 4711" in text
     assert "shop.*:stream" in text
+
+
+def test_shows_the_figures_of_its_process(admin_client, book, redis_client):
+    counts = {GROUP: Counter({figures.HANDLED: 35})}
+    at = datetime.now(UTC) - timedelta(minutes=2)
+    figures.add(redis_client, counts, at, process=("price-monitor", "worker"))
+    text = shown(admin_client).partition('id="lightbus-processes"')[2]
+    assert 'data-label="Per minute">7<' in text
+    assert "35 in all, at most 35 in a minute" in text
+
+
+def test_plots_the_last_hour_of_all_listeners_or_of_one(admin_client, book):
+    text = shown(admin_client)
+    plots = text.partition('id="lightbus-plots"')[2].partition("</section>")[0]
+    assert '<title id="plot-title-handled">Handled per minute. book: 50 in all, at most 50 in a minute</title>' in plots
+    assert '<title id="plot-title-latency">' in plots
+    assert f'href="?listener={GROUP}#lightbus-plots"' in plots
+    assert "Show all listeners" not in plots
+    for fragment in ({}, {"fragment": "1"}):
+        text = shown(admin_client, listener=GROUP, **fragment)
+        assert "Last hour of book" in text
+        assert "Show all listeners" in text
+
+
+def test_without_figures_it_says_so(admin_client, listeners, r, lightbus):
+    @listens_to("shop.order_placed")
+    def book(event): ...
+
+    assert "No event was handled." in shown(admin_client)
+    lightbus(URL="redis://localhost:1/0")
+    assert "The figures are not known." in shown(admin_client)
 
 
 def test_without_any_listener_process_or_redis(admin_client, listeners, lightbus):

@@ -1,12 +1,18 @@
 """The Bus page in a real browser: on a desk, on a phone and in the dark, and how it refreshes itself."""
 
+import math
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+
 import pytest
 from django.utils import timezone
 
 from lightbus_django import fire, listens_to, on_commit
+from lightbus_django.bus import figures
 from lightbus_django.models import ConsumerGroup
 from tests.waiting import eventually
 
+from .conftest import GROUP
 from .test_bus import BUS, dead_letters
 from .test_catalogue import URL as CATALOGUE
 
@@ -44,6 +50,68 @@ def test_looks_fine_everywhere(logged_in, look, book):
     look(BUS, "bus")
     number = logged_in.find_element("css selector", "a.lightbus-act")
     assert number.value_of_css_property("color") == "rgba(186, 33, 33, 1)"  # not that of other links
+
+
+def add_figures(redis_client, group, *, size):
+    """Add an hour of figures, for the listener of a group and for the process."""
+    now = datetime.now(UTC)
+    for back in range(1, 60):
+        if size == 1 or back % 7:
+            handled = int(size * (2 + math.sin(back / 5))) + back % 3
+            counts = Counter(
+                {figures.HANDLED: handled, figures.bucket(20 + 300 * (back % 5)): handled, figures.FAILED: 1}
+            )
+            process = ("price-monitor", "worker")
+            figures.add(redis_client, {group: counts}, now - timedelta(minutes=back), process=process)
+
+
+@pytest.mark.parametrize("count", [1, 5, 30])
+def test_plots_look_fine_everywhere(logged_in, live_server, look, book, redis_client, count):
+    add_figures(redis_client, GROUP, size=20)
+    for number in range(2, count + 1):
+        name = f"listener_{number}_with_a_name" if number % 2 else f"mail_{number}"
+        listens_to("shop.order_placed", listener_name=name)(lambda event: None)
+        add_figures(redis_client, f"price-monitor-{name}".replace("_", "-"), size=100 // number)
+    look(BUS, f"bus-plots-{count}")
+    look(f"{BUS}?listener={GROUP}", f"bus-plots-{count}-of-one")
+    lines = "svg[viewBox] path:not(.lightbus-dots)"
+    drawn = f"return [...document.querySelectorAll('figure')].map(e => e.querySelectorAll('{lines}').length)"
+    assert logged_in.execute_script(drawn) == [2, 2]
+    logged_in.get(live_server.url + BUS)
+    assert logged_in.execute_script(drawn) == [min(count, 6), 2]
+
+
+@pytest.mark.parametrize("path", [BUS, CATALOGUE])
+def test_the_way_back_stands_out_as_on_other_pages(logged_in, live_server, book, path):
+    def colours():
+        found = logged_in.find_element("css selector", ".breadcrumbs")
+        link = found.find_element("css selector", "a")
+        shown = [part.value_of_css_property("color") for part in (found, link)]
+        return found.value_of_css_property("background-color"), *shown
+
+    logged_in.get(f"{live_server.url}/admin/lightbus_django/processedevent/")
+    other = colours()
+    logged_in.get(live_server.url + path)
+    assert colours() == other
+
+
+def test_the_plots_of_a_listener_are_chosen_with_the_keyboard_and_its_table_stays_open(
+    logged_in, live_server, wait_for, book
+):
+    wait_seconds(logged_in)
+    logged_in.get(live_server.url + BUS)
+    logged_in.find_element("id", f"plots-of-{GROUP}").send_keys("\n")
+    wait_for("Last hour of book")
+    logged_in.find_element("id", "lightbus-table-summary").send_keys("\n")
+    fire("shop.order_placed", number=1)
+    waiting = "return document.querySelector('#lightbus-bus td[data-label=Waiting]').innerText"
+    eventually(lambda: logged_in.execute_script(waiting) == "1")
+    assert "Last hour of book" in logged_in.find_element("tag name", "body").text
+    assert logged_in.find_element("id", "lightbus-table").get_attribute("open")
+    assert logged_in.switch_to.active_element.get_attribute("id") == "lightbus-table-summary"
+    logged_in.find_element("id", "plots-of-all").send_keys("\n")
+    wait_for("Handled per minute")
+    assert "Last hour of book" not in logged_in.find_element("tag name", "body").text
 
 
 def test_refreshes_itself_and_keeps_the_focus(logged_in, live_server, wait_for, book):

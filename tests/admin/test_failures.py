@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission
+from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 from model_bakery import baker
@@ -13,7 +14,7 @@ from model_bakery import baker
 from lightbus_django import listens_to
 from lightbus_django.admin import bulk
 from lightbus_django.events.codec import dump_fields
-from lightbus_django.models import FailedEvent, ProcessedEvent
+from lightbus_django.models import FailedEvent, ProcessedEvent, RetryRequest, new_retry_request
 
 from .conftest import GROUP
 
@@ -24,8 +25,8 @@ DISCARD = reverse("admin:lightbus_django_discard_failures")
 LIST = reverse("admin:lightbus_django_failedevent_changelist")
 CAUSE = {
     "database": "default",
-    "consumer_group": GROUP,
-    "exception": "shop.errors.NoSuchArticle",
+    "group": GROUP,
+    "type": "shop.errors.NoSuchArticle",
     "place": "shop/listeners.py:12",
 }
 FIELDS = {b"id": b"1", b"api_name": b"shop", b"event_name": b"order_placed", b"version": b"1", b":number": b"1"}
@@ -43,7 +44,7 @@ def fail(count=1, using="default", **values):
     values = {
         "event_name": "shop.order_placed",
         "consumer_group": GROUP,
-        "exception": CAUSE["exception"],
+        "exception": CAUSE["type"],
         "place": CAUSE["place"],
         "stream_id": "1-0",
         "fields": dump_fields(FIELDS),
@@ -72,7 +73,7 @@ def test_shows_groups_by_cause_the_largest_first(admin_client, listener):
     fail(1234, first_failed_at=timezone.now() - timedelta(hours=3), failed_at=timezone.now() - timedelta(minutes=5))
     fail(1, next_attempt_at=timezone.now())
     text = shown(admin_client)
-    assert text.index("shop.errors.NoSuchArticle") < text.index("builtins.KeyError")
+    assert text.index("<strong>shop.errors.NoSuchArticle") < text.index("<strong>builtins.KeyError")
     assert ">1,235</a>" in text
     assert 'data-label="Dead letters">1,234<' in text
     assert ">3 h ago</time>" in text
@@ -147,7 +148,7 @@ def test_a_group_without_a_listener_is_not_retried(admin_client, listener):
     text = shown(admin_client)
     assert "this service has no listener for the consumer group price-monitor-gone" in text
     assert "Retry" not in text.partition("</thead>")[2].replace("A retry", "")
-    assert "3 events were not retried" in post(admin_client, consumer_group="price-monitor-gone")
+    assert "3 events were not retried" in post(admin_client, group="price-monitor-gone")
 
 
 def test_what_to_consider_before_a_retry(admin_client, listeners):
@@ -216,3 +217,81 @@ def test_permissions(client, django_user_model, listener):
     user.user_permissions.add(Permission.objects.get(codename="discard_failedevent"))
     assert "Discard all" in shown(client)
     assert "3 events discarded" in post(client, DISCARD)
+
+
+class TestOutcome:
+    def test_is_shown_after_a_retry_and_survives_a_reload(self, admin_client, listener):
+        fail(42)
+        post(admin_client)
+        assert "<strong>42 retried:</strong> 0 done, 42 still to come" in shown(admin_client)
+        pks = list(FailedEvent.objects.values_list("pk", flat=True))
+        FailedEvent.objects.filter(pk__in=pks[:40]).delete()
+        FailedEvent.objects.filter(pk__in=pks[40:]).update(failed_at=timezone.now())
+        for _ in range(2):
+            text = shown(admin_client)
+            assert '40 done, <span class="lightbus-act">2 failed again</span> <span' in text
+            assert "(by admin, <time" in text
+
+    def test_the_fragment_has_nothing_else(self, admin_client, listener):
+        fail(2)
+        assert "retried" not in shown(admin_client, fragment="1")
+        post(admin_client)
+        text = shown(admin_client, fragment="1")
+        assert text.startswith("<section")
+        assert "2 still to come" in text
+        assert "data-settled" not in text
+        assert "refresh.js" in shown(admin_client)
+        FailedEvent.objects.all().delete()
+        assert "data-settled" in shown(admin_client, fragment="1")
+        assert "refresh.js" not in shown(admin_client)
+
+    def test_of_several_databases(self, admin_client, listeners):
+        listens_to("shop.order_placed", listener_name="book", using="other")(lambda event, number: None)
+        fail(3, using="other")
+        post(admin_client, database="other")
+        assert "<strong>3 retried:</strong> 0 done, 3 still to come" in shown(admin_client)
+
+    def test_names_are_escaped(self, admin_client, listener):
+        FailedEvent.objects.filter(pk=fail()[0].pk).request_retry(new_retry_request("default", "<i>eva"))
+        assert "by &lt;i&gt;eva, <time" in shown(admin_client)
+
+    def test_takes_as_many_queries_for_five_as_for_one(self, admin_client, listener, django_assert_max_num_queries):
+        fail(1)
+        post(admin_client)
+        with django_assert_max_num_queries(20) as queries:
+            shown(admin_client, fragment="1")
+        count = len(queries)  # other requests forget them
+        for number in range(5):
+            fail(1, place=f"{number}.py")
+            post(admin_client, place=f"{number}.py")
+        with django_assert_max_num_queries(count):
+            assert shown(admin_client, fragment="1").count("<li>") == 5
+
+
+class TestCsrf:
+    @pytest.mark.parametrize("url", [FAILURES, DISCARD])
+    def test_is_required(self, url, admin_user, listener):
+        fail(2)
+        client = Client(enforce_csrf_checks=True)
+        client.force_login(admin_user)
+        assert client.post(url, CAUSE).status_code == 403
+        assert FailedEvent.objects.filter(next_attempt_at=None).count() == 2
+
+
+def test_looking_changes_nothing(admin_client, listener):
+    fail(2)
+    before = list(FailedEvent.objects.values())
+    for url in (FAILURES, DISCARD):
+        admin_client.get(url, {**CAUSE, "all": "1", "reason": "x", "confirmed": "1"})
+    assert list(FailedEvent.objects.values()) == before
+    assert not RetryRequest.objects.exists()
+
+
+def test_what_fails_after_the_page_was_shown_is_not_acted_upon(admin_client, listener):
+    shown_last = fail(2)[-1].pk or FailedEvent.objects.latest("pk").pk
+    fail(1)
+    assert f'name="last" value="{shown_last + 1}"' in shown(admin_client)
+    assert post(admin_client, last=shown_last) == "2 events are due for a retry."
+    assert "Discard 2 failed events?" in shown(admin_client, DISCARD, **CAUSE, last=shown_last)
+    assert post(admin_client, DISCARD, last=shown_last) == "2 events discarded."
+    assert FailedEvent.objects.count() == 1

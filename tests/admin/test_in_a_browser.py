@@ -96,8 +96,9 @@ def test_failed_events_are_seen_retried_and_discarded(browser, wait_for, shoot, 
     browser.find_element(By.CSS_SELECTOR, "#result_list tbody .action-select").click()
     Select(browser.find_element(By.NAME, "action")).select_by_visible_text("Retry now")
     browser.find_element(By.CSS_SELECTOR, ".actions button").click()
-    wait_for("1 event is due for a retry.")
-    assert FailedEvent.objects.filter(attempts=0).count() == 1
+    wait_for("this service has no listener for the consumer group billing-write-invoice")
+    browser.find_element(By.LINK_TEXT, "No, take me back").click()
+    wait_for("Select failed event")
 
     browser.find_element(By.ID, "action-toggle").click()
     Select(browser.find_element(By.NAME, "action")).select_by_visible_text("Discard")
@@ -112,3 +113,31 @@ def test_failed_events_are_seen_retried_and_discarded(browser, wait_for, shoot, 
         browser.find_element(By.CSS_SELECTOR, "#result_list tbody th a").click()
         shoot(f"{model}-one")
         assert browser.title != "broken into"
+
+
+def test_all_of_a_page_are_selected_but_not_more_than_can_be_counted(
+    logged_in, live_server, wait_for, shoot, rows, monkeypatch
+):
+    monkeypatch.setattr("lightbus_django.admin.base.COUNT_LIMIT", 2)
+    monkeypatch.setattr("lightbus_django.admin.base.EventAdmin.list_per_page", 1)
+    logged_in.get(f"{live_server.url}/admin/lightbus_django/failedevent/")
+    wait_for("more than 2 failed events")
+    assert "To select more than a page" not in logged_in.find_element(By.ID, "content").text
+    logged_in.find_element(By.ID, "action-toggle").click()
+    wait_for("1 of 1 selected")
+    wait_for("To select more than a page, filter the list to 2 or fewer.")
+    shoot("more-than-can-be-selected")
+    Select(logged_in.find_element(By.NAME, "action")).select_by_visible_text("Discard")
+    logged_in.find_element(By.CSS_SELECTOR, ".actions button").click()
+    wait_for("1 event discarded.")
+
+
+def test_all_of_all_pages_are_selected(logged_in, live_server, wait_for, rows, monkeypatch):
+    monkeypatch.setattr("lightbus_django.admin.base.EventAdmin.list_per_page", 2)
+    logged_in.get(f"{live_server.url}/admin/lightbus_django/failedevent/")
+    logged_in.find_element(By.ID, "action-toggle").click()
+    logged_in.find_element(By.LINK_TEXT, "Select all 3 failed events").click()
+    wait_for("All 3 selected")
+    Select(logged_in.find_element(By.NAME, "action")).select_by_visible_text("Discard")
+    logged_in.find_element(By.CSS_SELECTOR, ".actions button").click()
+    wait_for("3 events discarded.")

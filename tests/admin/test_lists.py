@@ -144,6 +144,54 @@ def test_the_paginator_says_more_than(rows, text, admin_client, monkeypatch):
     assert ("?p=2" in found) == (rows > 2)
 
 
+def limit(monkeypatch, count):
+    monkeypatch.setattr("lightbus_django.admin.base.COUNT_LIMIT", count)
+    monkeypatch.setattr("lightbus_django.admin.base.EventAdmin.list_per_page", 2)
+
+
+@pytest.mark.parametrize(("rows", "result"), [(3, "3 results"), (4, "More than 3 results")])
+def test_a_search_says_more_than(rows, result, admin_client, monkeypatch, settings):
+    settings.USE_THOUSAND_SEPARATOR = True
+    limit(monkeypatch, 3)
+    for number in range(rows):
+        failed(event_id=f"{EVENT_ID[:-1]}{number}")
+    for search in ({"consumer_group": "billing-book"}, {"state": "dead"}):
+        text = " ".join(page(admin_client, LISTS[FailedEvent], **search).split())
+        assert re.findall(r"(?:More than )?\d+ results?", text) == [result]
+        assert text.count('(<a href="?">Show all</a>)') == 1
+
+
+@pytest.mark.parametrize(("rows", "can_select_all"), [(3, True), (4, False)])
+def test_all_are_selected_only_if_it_is_known_how_many_they_are(rows, can_select_all, admin_client, monkeypatch):
+    limit(monkeypatch, 3)
+    for _ in range(rows):
+        failed()
+    text = page(admin_client, LISTS[FailedEvent])
+    assert ("Select all 3 failed events" in text) == can_select_all
+    assert ("All 3 selected" in text) == can_select_all
+    assert ("To select more than a page, filter the list to 3 or fewer." in text) == (not can_select_all)
+
+
+@pytest.mark.parametrize(
+    ("said", "is_done"), [("2", False), ("3", True), ("5", True), ("nonsense", True), (None, True)]
+)
+def test_an_action_on_all_is_on_no_more_than_the_page_said(said, is_done, admin_client):
+    events = [failed(event_id=str(number), next_attempt_at=None) for number in range(3)]
+    data = {"action": "discard", "select_across": "1", "_selected_action": [events[0].pk]}
+    if said is not None:
+        data["result_count"] = said
+    text = admin_client.post(LISTS[FailedEvent], data, follow=True).content.decode()
+    assert ("3 events discarded." in text) == is_done
+    assert ("Meanwhile, 3 events are selected and not 2; nothing was changed." in text) == (not is_done)
+    assert FailedEvent.objects.count() == (0 if is_done else 3)
+
+
+def test_the_list_says_how_many_there_are_to_an_action(admin_client):
+    for _ in range(3):
+        failed()
+    assert '<input type="hidden" name="result_count" value="3">' in page(admin_client, LISTS[FailedEvent])
+
+
 def test_error_and_history_come_first_and_frames_of_libraries_are_folded(admin_client):
     history = [
         {"at": "2026-03-01T12:00:00.000+00:00", "process": "web1", "seconds": 0.25, "error": "ValueError: <b>"},
@@ -192,5 +240,6 @@ def test_a_search_for_a_short_text_shows_the_latest_ids(model, admin_client, mon
         values = {"id": event_id} if model is OutboxEvent else {"event_id": event_id}
         failed(**values) if model is FailedEvent else baker.make(model, **values)
     text = page(admin_client, LISTS[model], q="01a2")
-    assert {cell[-1] for cell in cells(text, "event_link")} == {"2", "3", "4", "5"}
+    # Of the ids from the fourth latest on, the list shows the latest rows.
+    assert [cell[-1] for cell in cells(text, "event_link")] == list("543" if model is OutboxEvent else "425")
     assert "more than 3" in text

@@ -77,6 +77,10 @@ def test_a_list_fits_on_every_screen(model, logged_in, live_server, look, rows):
 
 def test_the_page_of_a_failed_event(logged_in, look, rows):
     look(reverse("admin:lightbus_django_failedevent_change", args=[FailedEvent.objects.latest("pk").pk]), "failed")
+    assert logged_in.execute_script(
+        "const right = document.querySelector('#content').getBoundingClientRect().right;"
+        "return [...document.querySelectorAll('.readonly')].every(e => e.getBoundingClientRect().right <= right)"
+    )
     summary = logged_in.find_element("css selector", ".field-folded_traceback summary")
     assert "obj.save()" not in logged_in.find_element("tag name", "body").text
     summary.send_keys("\n")

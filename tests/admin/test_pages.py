@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission
+from django.db import connection
 from django.urls import reverse
 from django.utils import timezone
 from model_bakery import baker
@@ -57,13 +58,30 @@ def test_a_list_takes_as_many_queries_for_many_rows_as_for_one(model, admin_clie
         page(admin_client, LISTS[model])
 
 
-def test_nothing_counts_all_rows(admin_client, django_assert_max_num_queries):
-    baker.make(ProcessedEvent, _quantity=3)
+def test_rows_are_looked_for_once_and_never_all_of_them(admin_client, django_assert_max_num_queries):
+    baker.make(ProcessedEvent, consumer_group="billing-book", _quantity=3)
     with django_assert_max_num_queries(12) as queries:
-        page(admin_client, LISTS[ProcessedEvent])
-    counts = [query["sql"] for query in queries if "COUNT(" in query["sql"].upper()]
-    assert counts
-    assert all("LIMIT" in sql for sql in counts)
+        page(admin_client, LISTS[ProcessedEvent], consumer_group="billing-book")
+    of_rows = [
+        query["sql"]
+        for query in queries
+        if f"FROM {connection.ops.quote_name(ProcessedEvent._meta.db_table)}" in query["sql"]
+    ]
+    by_key, others = [sql for sql in of_rows if " IN (" in sql], [sql for sql in of_rows if " IN (" not in sql]
+    assert len(by_key) == 1
+    assert len([sql for sql in others if "billing-book" in sql]) == 1
+    assert all("LIMIT" in sql for sql in others)
+    assert not any("COUNT(" in sql or "EXISTS" in sql for sql in others)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_pages_are_in_order_and_complete(number, admin_client, monkeypatch):
+    monkeypatch.setattr("lightbus_django.admin.base.EventAdmin.list_per_page", 2)
+    for name in ("a", "b", "c", "d", "e"):
+        failed(event_id=name)
+    shown = re.findall(r'title="([a-e])"', page(admin_client, LISTS[FailedEvent], p=number))
+    assert shown == [["e", "d"], ["c", "b"], ["a"]][number - 1]
+    assert re.findall(r'title="([a-e])"', page(admin_client, LISTS[FailedEvent], all="")) == ["e", "d", "c", "b", "a"]
 
 
 def test_filters_by_listener_event_and_date(admin_client):
@@ -142,12 +160,6 @@ def act(client, action, *events):
     return client.post(
         LISTS[FailedEvent], {"action": action, "_selected_action": [event.pk for event in events]}, follow=True
     )
-
-
-def test_retry_now_makes_events_due(admin_client):
-    events = [failed(event_id=str(number), attempts=5, next_attempt_at=None) for number in range(2)]
-    assert b"2 events are due for a retry." in act(admin_client, "retry", *events).content
-    assert FailedEvent.objects.due(timezone.now()).filter(attempts=0).count() == 2
 
 
 def test_discard_removes_them_and_counts_them_as_processed(admin_client):

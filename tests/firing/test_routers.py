@@ -1,5 +1,7 @@
 """Database routers: with a read replica, writes go to the primary, and so do the reads that they depend on."""
 
+import json
+
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connections, transaction
@@ -17,8 +19,10 @@ from lightbus_django import (
     on_commit_many,
 )
 from lightbus_django.events.codec import dump_fields
-from lightbus_django.firing.databases import may_have_outbox
+from lightbus_django.firing.databases import _PLACE, databases_with_tables, distinct_databases, may_have_outbox
 from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent
+from lightbus_django.operating.status import read_status
+from lightbus_django.operating.story import tell
 from tests.conftest import drain
 
 KEY = "shop.*:stream"
@@ -108,11 +112,14 @@ def test_where_they_are_may_be_told():
 
 
 @pytest.mark.parametrize("action", ["retry", "discard"])
-def test_the_admin_acts_on_the_primary(action, replica, admin_client):
+def test_the_admin_acts_on_the_primary(action, replica, listeners, admin_client):
+    @listens_to("shop.order_placed", listener_name="book")
+    def book(event, **payload): ...
+
     failed(next_attempt_at=None)
     url = reverse("admin:lightbus_django_failedevent_changelist")
     assert b"shop.order_placed" in admin_client.get(url).content
-    admin_client.post(url, {"action": action, "_selected_action": [1]})
+    admin_client.post(url, {"action": action, "_selected_action": [1], "confirmed": "1"})
     rows = FailedEvent.objects.using("default").filter(next_attempt_at=None)
     assert not rows.exists()
 
@@ -243,3 +250,49 @@ def test_the_primary_may_have_another_name(command, settings, r, capsys):
     call_command(*command)
     out = capsys.readouterr().out
     assert "1 processed events" in out or "1 events published again" in out
+
+
+class TestAnotherNameOfADatabase:
+    @pytest.fixture(autouse=True)
+    def another_name(self, monkeypatch):
+        """ "other" is another name of "default", as in tests with a mirror."""
+        connections["other"].close()
+        for key in _PLACE:
+            monkeypatch.setitem(connections["other"].settings_dict, key, connections["default"].settings_dict[key])
+        yield
+        connections["other"].close()
+
+    def test_is_looked_at_once(self, r, listeners, consume, housekeeping, capsys):
+        @listens_to("shop.order_placed")
+        def record(event, number): ...
+
+        consumer = consume()
+        event = on_commit("shop.order_placed", number=1)
+        drain(consumer)
+        assert list(databases_with_tables()) == ["default"]
+        assert [jobs.alias for jobs in housekeeping(consumer).databases] == ["default"]
+        assert [outbox.database for outbox in read_status().outboxes] == ["default"]
+        assert [outcome.database for outcome in tell(event.id).outcomes] == ["default"]
+        call_command("lightbus_verify", "--since", "1h", "--json")
+        (found,) = json.loads(capsys.readouterr().out)
+        assert (found["fired"], found["handled"]) == (1, 1)
+
+    def test_and_as_its_own_if_a_listener_names_it(self, r, listeners, consume, housekeeping, capsys):
+        @listens_to("shop.order_placed", using="other")
+        def record(event, number): ...
+
+        consumer = consume()
+        event = on_commit("shop.order_placed", number=1)
+        drain(consumer)
+        assert list(distinct_databases()) == ["default", "other"]
+        assert [jobs.alias for jobs in housekeeping(consumer).databases] == ["default", "other"]
+        (outcome,) = tell(event.id).outcomes
+        assert (outcome.state, outcome.database) == ("handled", "other")
+        call_command("lightbus_verify", "--since", "1h", "--json")
+        (found,) = json.loads(capsys.readouterr().out)
+        assert (found["fired"], found["handled"]) == (1, 1)
+
+    @pytest.mark.parametrize(("key", "value"), [("USER", "x"), ("OPTIONS", {"options": "-c search_path=a"})])
+    def test_but_not_if_it_may_lead_to_other_tables(self, key, value, monkeypatch):
+        monkeypatch.setitem(connections["other"].settings_dict, key, value)
+        assert list(distinct_databases()) == ["default", "other"]

@@ -25,7 +25,7 @@ def test_the_story_of_an_event(manage, effects, tmp_path):
     started = tmp_path / "started"
     handled = on_commit("shop.parcel_delivered", number=1)
     failing = on_commit("shop.parcel_delivered", number=2, fails=True)
-    in_hand = on_commit("shop.parcel_delivered", number=3, sleep=5, once=str(started))
+    in_hand = on_commit("shop.parcel_delivered", number=3, sleep=12, once=str(started))
     waiting = on_commit("shop.parcel_delivered", number=4)
     assert outcome_of(handled).state == WAITING
 

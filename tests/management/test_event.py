@@ -55,11 +55,26 @@ def test_several_with_these_first_characters(message, event):
     other = on_commit("shop.order_placed", number=8)
     prefix = message.id[:6]
     assert event(prefix).splitlines() == [
-        f"Several events have ids that begin with {prefix!r}; the latest are:",
+        f"Events whose ids begin with {prefix!r}, the latest first:",
         other.id,
         message.id,
     ]
-    assert json.loads(event(prefix, "--json")) == {"ids": [other.id, message.id]}
+    assert json.loads(event(prefix, "--json")) == {"ids": [other.id, message.id], "gaps": []}
+
+
+def test_one_that_is_in_its_stream_only(record, event):
+    message = fire("shop.order_placed", number=1)
+    assert event(message.id[:13]).startswith(f"shop.order_placed {message.id}\n")
+
+
+def test_what_was_not_searched_is_said(message, lightbus, capsys):
+    lightbus(URL="redis://127.0.0.1:1", REDIS_TIMEOUT=1)
+    call_command("lightbus_event", message.id[:13])
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[1:] == [message.id]
+    assert captured.err.startswith("The streams were not searched: Redis at")
+    with pytest.raises(CommandError, match=r"No record mentions an event.*\nThe streams were not searched"):
+        call_command("lightbus_event", "0000")
 
 
 @pytest.mark.parametrize("text", ["0000", "nonsense", pytest.param(str(uuid7()), id="complete")])

@@ -2,11 +2,14 @@
 
 import io
 import json
+import threading
+from contextlib import closing
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import connections
 
-from lightbus_django import fire
+from lightbus_django import fire, listens_to
 from lightbus_django.management.commands import lightbus_failed
 from lightbus_django.models import FailedEvent, ProcessedEvent
 from tests.conftest import drain
@@ -61,16 +64,20 @@ class TestList:
         assert failed("list", "--each", "--limit", "1").count(GROUP) == 1
 
     def test_filters(self, ids, failed):
+        listens_to("shop.order_placed", listener_name="other")(lambda event: None)
         for options, count in (
             ((), 3),
             (("--dead",), 1),
             (("--exception", "ValueError"), 2),
             (("--listener", "record"), 3),
             (("--listener", "other"), 0),
+            (("--listener", "price-monitor-other"), 0),
             (("--event", "shop.order_placed"), 3),
             (("--event", "shop.other"), 0),
             (("--since", "1h"), 3),
             (("--since", "2099-01-01T00:00"), 0),
+            (("--until", "2099-01-01T00:00"), 3),
+            (("--until", "1h"), 0),
         ):
             assert len(json.loads(failed("list", "--each", "--json", *options))) == count, options
 
@@ -171,3 +178,56 @@ class TestExport:
     def test_one_only(self, ids, failed):
         with pytest.raises(CommandError, match=r"There are several, use the whole id and --listener: .* of " + GROUP):
             failed("export", ids[0][:6])
+
+
+class TestWait:
+    @pytest.fixture
+    def worker(self, ids, consume):
+        """Retry in the background what is due, until the test ends."""
+        consumer, is_over = consume(), threading.Event()
+
+        def work():
+            with closing(connections["default"]):
+                while not is_over.wait(0.05):
+                    consumer.retries_due.set()
+                    drain(consumer)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        yield
+        is_over.set()
+        thread.join(30)
+
+    def mend(self, *ids):
+        for event in FailedEvent.objects.filter(event_id__in=ids):
+            FailedEvent.objects.filter(pk=event.pk).update(fields=event.fields.replace("broken", "mended"))
+
+    def test_all_are_done(self, ids, failed, worker):
+        self.mend(*ids[:2])
+        assert failed("retry", *ids[:2], "--no-input", "--wait", "30").splitlines() == [
+            "2 events are due now; lightbus_listen retries them.",
+            "2 retried: 2 done, 0 failed again",
+        ]
+
+    def test_some_fail_again(self, ids, failed, worker, capsys):
+        self.mend(ids[0])
+        with pytest.raises(CommandError, match="2 retried: 1 done, 1 failed again"):
+            failed("retry", *ids[:2], "--no-input", "--wait", "30")
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match="1"):
+            failed("retry", ids[1], "--no-input", "--wait", "30", "--json")
+        assert json.loads(capsys.readouterr().out) == {
+            "retried": 1,
+            "refused_groups": [],
+            "done": 0,
+            "failed_again": 1,
+            "to_come": 0,
+            "withdrawn": 0,
+        }
+
+    def test_nobody_retries_them(self, ids, failed):
+        with pytest.raises(CommandError, match="2 retried: 0 done, 0 failed again, 2 still to come"):
+            failed("retry", *ids[:2], "--no-input", "--wait", "0.1")
+
+    def test_nothing_to_wait_for(self, ids, failed):
+        assert "0 retried: 0 done" in failed("retry", "--exception", "NoSuchError", "--no-input", "--wait")

@@ -94,7 +94,7 @@ class TestTables:
 def test_json(service, status):
     found = json.loads(status("--json"))
     assert found["service_name"] == "price-monitor"
-    assert [process["name"] for process in found["processes"]] == ["worker"]
+    assert [(process["name"], len(process["minutes"])) for process in found["processes"]] == [("worker", 60)]
     (listener,) = found["listeners"]
     assert (listener["name"], listener["waiting"], listener["problems"]) == ("record", 2, [])
     assert [outbox["unpublished"] for outbox in found["outboxes"]] == [1, 0]
@@ -105,7 +105,7 @@ def test_json(service, status):
 class TestCheck:
     def test_passes_if_all_is_well(self, service, status):
         assert status("--check") == "ok\n"
-        assert json.loads(status("--check", "--json")) == {"ok": True, "reasons": []}
+        assert json.loads(status("--check", "--json")) == {"ok": True, "reasons": [], "paused": []}
 
     @pytest.mark.parametrize("options", [["--max-waiting", "1"], ["--max-age", "0"]])
     def test_fails_and_says_why(self, service, status, options):
@@ -118,6 +118,7 @@ class TestCheck:
         assert json.loads(capsys.readouterr().out) == {
             "ok": False,
             "reasons": ["listener record: 2 events are waiting"],
+            "paused": [],
         }
 
     def test_of_a_process_looks_at_nothing_else(self, service, status, django_assert_num_queries):

@@ -1,5 +1,6 @@
 """The state of a service: processes, listeners, outboxes and streams, and what needs attention."""
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -7,6 +8,7 @@ from django.db import OperationalError
 from django.utils import timezone
 
 from lightbus_django import fire, listens_to, on_commit
+from lightbus_django.bus import figures
 from lightbus_django.bus.heartbeats import ListenerSign
 from lightbus_django.models import ConsumerGroup, FailedEvent, OutboxEvent
 from lightbus_django.operating import status as status_module
@@ -119,12 +121,37 @@ class TestListeners:
         found = listener()
         assert sum(found.minutes) == 5
         assert 0 < found.p50 <= found.p95 < 10
-        assert listener(later(minutes=2)).per_minute == 1
+        assert (len(found.minutes_failed), sum(found.minutes_failed)) == (60, 0)
+        assert sorted({*found.minutes_p95} - {None}) == [found.p95]
+        status = later(minutes=2)
+        assert status.listeners[0].per_minute == 1
+        assert status.minutes_p50 == status.listeners[0].minutes_p50
+        (process,) = status.processes
+        assert (process.name, process.per_minute, sum(process.minutes)) == ("worker", 1, 5)
+
+    def test_failed_attempts_and_latencies_of_all_listeners_together(self, record, redis_client):
+        @listens_to("shop.order_placed", listener_name="slow")
+        def slow(event): ...
+
+        at = datetime.now(UTC)
+        for group, seconds in ((GROUP, 0.1), ("price-monitor-slow", 100)):
+            counts = Counter({figures.HANDLED: 10, figures.FAILED: 2, figures.bucket(seconds * 1000): 10})
+            figures.add(redis_client, {group: counts}, at)
+        status = read_status(at)
+        assert [each.minutes_failed[-1] for each in status.listeners] == [2, 2]
+        assert status.minutes_p50[-1] == pytest.approx(0.1, rel=0.1)
+        assert status.minutes_p95[-1] == pytest.approx(100, rel=0.1)
+        assert status.minutes_p50[:-1] == [None] * 59
 
 
 class TestProcesses:
     def problems(self):
         return [problem for process in read_status().processes for problem in process.problems]
+
+    def test_one_that_has_handled_nothing_has_figures_of_zero(self, record, beat):
+        beat()
+        (process,) = read_status().processes
+        assert (process.per_minute, process.minutes) == (0, [0] * 60)
 
     def test_an_idle_one_is_healthy(self, record, beat):
         beat(started=90, version="1.2", code_version="abc", timeout=1.0)
@@ -143,6 +170,7 @@ class TestProcesses:
         beat(listeners=[sign])
         (process,) = read_status().processes
         assert process.in_hand == [f"{GROUP}: running the handler of e-1 for 50 s"]
+        assert process.events_in_hand == ["e-1"]
         assert process.problems == []
         sign.doing_for = 61
         beat(listeners=[sign])
@@ -255,6 +283,7 @@ class TestServersThatDoNotAnswer:
         status = read_status()
         assert len(status.problems) == 1
         assert "Redis at redis://127.0.0.1:1/0 is not available" in status.problems[0]
+        assert (status.is_redis_known, status.unknown_databases) == (False, [])
         assert listener(status).waiting is None
         assert listener(status).problems == []
         assert [outbox.database for outbox in status.outboxes] == ["default", "other"]
@@ -269,4 +298,5 @@ class TestServersThatDoNotAnswer:
         monkeypatch.setattr(status_module, "has_outbox", away)
         status = read_status()
         assert any("server closed the connection" in problem for problem in status.problems)
+        assert (status.is_redis_known, status.unknown_databases) == (True, ["default", "other"])
         assert listener(status).processes == ["worker"]

@@ -131,6 +131,36 @@ class TestCounts:
         assert verify(hours=-1) == {}
         assert verify(until=datetime.now(UTC) - timedelta(minutes=1)) == {}
 
+    def test_a_row_that_a_replica_has_as_well_counts_once(self, record, consume, housekeeping):
+        consumer = consume()
+        for number in range(3):
+            on_commit("shop.order_placed", number=number)
+        housekeeping(consumer).relay()
+        OutboxEvent.objects.using("other").bulk_create(OutboxEvent.objects.all()[:2])
+        drain(consumer)
+        assert verify() == {"fired": 3, "published": 3, "handled": 3}
+
+    def test_of_two_databases(self, listeners, consume, housekeeping):
+        @listens_to("shop.order_placed", using="other", start="beginning")
+        def there(event, number, broken=""):
+            if broken:
+                raise ValueError
+
+        consumer = consume()
+        on_commit("shop.order_placed", number=1)
+        on_commit.using("other")("shop.order_placed", number=2)
+        on_commit.using("other")("shop.order_placed", number=3, broken="x")
+        housekeeping(consumer).relay()
+        assert verify() == {"fired": 3, "published": 3, "waiting": 3}
+        drain(consumer)
+        assert verify() == {"fired": 3, "published": 3, "handled": 2, "failed": 1}
+        ProcessedEvent.objects.using("other").exclude(
+            event_id__in=FailedEvent.objects.using("other").values("event_id")
+        ).delete()
+        assert verify(replay=True) == {"fired": 3, "published": 3, "failed": 1, "missing": 2, "replayed": 2}
+        assert FailedEvent.objects.using("other").count() == 3
+        assert not FailedEvent.objects.exists()
+
     def test_a_row_that_is_not_marked_yet(self, record, consume):
         consumer = consume()
         on_commit("shop.order_placed", number=1)
@@ -181,6 +211,21 @@ class TestMissing:
         assert verify() == {"fired": 1, "published": 1, "missing": 1}
         drain(consume())
         assert verify() == {"fired": 1, "published": 1, "missing": 1}
+
+    def test_what_redis_lost_and_was_published_again(self, r, record, consume, housekeeping):
+        consumer = consume()
+        for number in range(2):
+            on_commit("shop.order_placed", number=number)
+        housekeeping(consumer).relay()
+        r.flushdb()
+        assert verify() == {"fired": 2, "published": 2, "missing": 2}
+        consumer = consume()
+        OutboxEvent.objects.publish_again()
+        assert verify() == {"fired": 2, "waiting": 2}
+        housekeeping(consumer).relay()
+        assert verify() == {"fired": 2, "published": 2, "waiting": 2}
+        drain(consumer)
+        assert verify() == {"fired": 2, "published": 2, "handled": 2}
 
     def test_is_not_what_cannot_be_proved(self, record, consume, send, lightbus):
         consumer = consume()

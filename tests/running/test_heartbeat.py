@@ -108,6 +108,19 @@ def test_figures_are_added_while_it_runs_and_as_it_ends(r, redis_client, record,
     eventually(lambda: handled() == 2)
 
 
+def test_a_process_goes_on_with_its_figures_after_a_restart(r, redis_client, record, run):
+    def handled():
+        return {name: sum(counts) for name, counts in figures.read_processes(redis_client, "price-monitor").items()}
+
+    for number in (1, 2):
+        worker = run()
+        eventually(lambda worker=worker: worker.consumers[0].has_joined)
+        fire("shop.order_placed", number=number)
+        eventually(lambda number=number: handled() == {"worker": number})
+        worker.stop()
+        eventually(lambda: not heartbeats.read(redis_client))
+
+
 def test_it_ends_with_the_worker(r, redis_client, record, run):
     worker = run()
     seen(redis_client)

@@ -1,12 +1,9 @@
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import Error as DatabaseError
 
-from lightbus_django.database.errors import one_line
-from lightbus_django.exceptions import LightbusError
-from lightbus_django.management.output import console, table, write_json
-from lightbus_django.operating.event_ids import find_ids
+from lightbus_django.management.output import console, reporting_errors, table, write_json
+from lightbus_django.operating.event_ids import FOUND, FoundIds, find_ids
 from lightbus_django.operating.outcomes import Story
 from lightbus_django.operating.story import tell
 
@@ -20,32 +17,34 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true", help="print JSON, with the payload")
 
     def handle(self, **options: Any) -> None:
-        try:
+        with reporting_errors(self.stdout, as_json=options["json"]):
             story = tell(options["id"])
             if story is None:
-                ids = find_ids(options["id"])
-                if len(ids) != 1:
-                    self.show_ids(options["id"], ids, as_json=options["json"])
+                found = find_ids(options["id"])
+                if len(found.ids) != 1 or found.gaps:
+                    self.show_ids(options["id"], found, as_json=options["json"])
                     return
-                story = tell(ids[0])
-        except (LightbusError, DatabaseError) as error:
-            raise CommandError(one_line(error)) from error
-        if story is None:
-            raise CommandError(f"No record mentions the event {options['id']!r}.")
+                story = tell(found.ids[0])
+            if story is None:
+                raise CommandError(f"No record mentions the event {options['id']!r}.")
         if options["json"]:
             write_json(self.stdout, story)
         else:
             self.show(story, with_payload=options["payload"])
 
-    def show_ids(self, text: str, ids: list[str], *, as_json: bool) -> None:
-        if not ids:
-            raise CommandError(f"No record mentions an event whose id begins with {text!r}.")
+    def show_ids(self, text: str, found: FoundIds, *, as_json: bool) -> None:
+        if not found.ids:
+            problem = f"No record mentions an event whose id begins with {text!r}."
+            raise CommandError("\n".join([problem, *found.gaps]))
         if as_json:
-            write_json(self.stdout, {"ids": ids})
+            write_json(self.stdout, found._asdict())
             return
-        self.stdout.write(f"Several events have ids that begin with {text!r}; the latest are:")
-        for event_id in ids:
+        number = f"The latest {FOUND} events" if len(found.ids) == FOUND else "Events"
+        self.stdout.write(f"{number} whose ids begin with {text!r}, the latest first:")
+        for event_id in found.ids:
             self.stdout.write(event_id)
+        for gap in found.gaps:
+            self.stderr.write(gap)
 
     def show(self, story: Story, *, with_payload: bool) -> None:
         self.stdout.write(f"{story.name} {story.id}")

@@ -1,18 +1,39 @@
+import sys
+import time
 from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import Error as DatabaseError
 from django.db import router
 
-from lightbus_django.database.errors import one_line
-from lightbus_django.exceptions import LightbusError
-from lightbus_django.management.output import console, current_user, database, point_in_time, table, write_json
-from lightbus_django.models import FailedEvent, FailedEventQuerySet
+from lightbus_django.conf import format_name, get_settings
+from lightbus_django.listening.registry import registry
+from lightbus_django.management.output import (
+    check_tables,
+    confirm,
+    console,
+    current_user,
+    database,
+    point_in_time,
+    positive,
+    reporting_errors,
+    table,
+    write_json,
+)
+from lightbus_django.models import FailedEvent, FailedEventQuerySet, new_retry_request
 from lightbus_django.operating import failures
+from lightbus_django.operating.retrying import RetryOutcome, read_outcomes
 
 LIMIT = 50
 """How many events `list` shows by default."""
+
+FILTERS = "listener", "event", "exception", "since", "until", "dead", "limit"
+
+WAIT = 60.0
+"""Seconds that `retry --wait` waits by default."""
+
+POLL = 0.5
+"""Seconds between two looks at the outcome."""
 
 CHUNK = 1000
 """How many events are retried or discarded in one transaction."""
@@ -29,6 +50,14 @@ class Command(BaseCommand):
         retry = self.add_action(actions, "retry", "retry events now, with all their attempts ahead of them")
         discard = self.add_action(actions, "discard", "discard events: they count as processed, and are not retried")
         discard.add_argument("--reason", default="", help="why, for the records")
+        retry.add_argument(
+            "--wait",
+            type=float,
+            nargs="?",
+            const=WAIT,
+            metavar="SECONDS",
+            help=f"wait for the outcome ({WAIT:.0f}); exit with 1 if not all are done",
+        )
         for action in (retry, discard):
             action.add_argument("id", nargs="*", help="ids of events, or their beginnings")
             action.add_argument("--all", action="store_true", help="without ids and filters: all of them")
@@ -47,16 +76,16 @@ class Command(BaseCommand):
         action.add_argument("--event", metavar="NAME", help="only this event")
         action.add_argument("--exception", metavar="TYPE", help="only this type of error, with or without its module")
         action.add_argument("--since", metavar="TIME", help="only what failed since then, or in the last 12h, 7d")
+        action.add_argument("--until", metavar="TIME", help="only what failed last before then")
         action.add_argument("--dead", action="store_true", help="only dead letters")
-        action.add_argument("--limit", type=int, metavar="N", help="at most so many events")
+        action.add_argument("--limit", type=positive, metavar="N", help="at most so many events")
         action.add_argument("--json", action="store_true", help="print JSON")
         return action
 
     def handle(self, **options: Any) -> None:
-        try:
+        with reporting_errors(self.stdout, as_json=options.get("json", False)):
+            check_tables(options["database"])
             getattr(self, f"handle_{options['action']}")(options)
-        except (LightbusError, DatabaseError) as error:
-            raise CommandError(one_line(error)) from error
 
     # --- Actions ------------------------------------------------------------------------------
 
@@ -84,7 +113,9 @@ class Command(BaseCommand):
         self.print(rows, "No failed events.")
 
     def list_each(self, events: FailedEventQuerySet, options: dict[str, Any]) -> None:
-        latest = events.defer("fields", "traceback", "history").order_by("-pk")[: options["limit"] or LIMIT]
+        latest = events.defer("fields", "traceback", "history", "original_fields").order_by("-pk")[
+            : options["limit"] or LIMIT
+        ]
         if options["json"]:
             names = "event_id", "event_name", "consumer_group", "attempts", "exception", "place", "error"
             found = [{name: getattr(event, name) for name in names} for event in latest]
@@ -112,9 +143,37 @@ class Command(BaseCommand):
         refused = self.refused_groups(events, options["database"])
         for group in refused:
             self.stderr.write(f"Not retried: this service has no listener for the consumer group {group}.")
-        count = self.in_chunks(events.exclude(consumer_group__in=refused), lambda chunk: chunk.retry_now())
+        request = new_retry_request(options["database"], f"{current_user()} (lightbus_failed)")
+        chosen = events.exclude(consumer_group__in=refused)
+        count = self.in_chunks(chosen, lambda chunk: chunk.request_retry(request))
         text = f"{count} events are due now; lightbus_listen retries them."
-        self.report(options, text, retried=count, refused_groups=refused)
+        if options["wait"] is None:
+            self.report(options, text, retried=count, refused_groups=refused)
+            return
+        if not options["json"]:
+            self.stdout.write(text)
+        outcome = self.wait_for(options["database"], request.pk, options["wait"])
+        names = "done", "failed_again", "to_come", "withdrawn"
+        numbers = {name: getattr(outcome, name) for name in names}
+        if options["json"]:
+            write_json(self.stdout, {"retried": count, "refused_groups": refused, **numbers})
+        is_done = not (outcome.failed_again or outcome.to_come)
+        if not options["json"]:
+            if not is_done:
+                raise CommandError(outcome.text)
+            self.stdout.write(outcome.text)
+        elif not is_done:
+            sys.exit(1)  # an error would be written as JSON, too
+
+    def wait_for(self, using: str, key: int, seconds: float) -> RetryOutcome:
+        """Return the outcome of a request once it is settled, or after some seconds."""
+        end = time.monotonic() + seconds
+        while True:
+            (outcome,) = read_outcomes(using, [key])
+            left = end - time.monotonic()
+            if outcome.is_settled or left <= 0:
+                return outcome
+            time.sleep(min(POLL, left))
 
     def handle_discard(self, options: dict[str, Any]) -> None:
         by = f"{current_user()} (lightbus_failed)"
@@ -139,14 +198,24 @@ class Command(BaseCommand):
     # --- Which events -------------------------------------------------------------------------
 
     def select(self, options: dict[str, Any]) -> FailedEventQuerySet:
+        name, using = options["listener"], options["database"]
+        if name and not self.is_known(name, using):
+            known = ", ".join(sorted(each.listener_name for each in registry)) or "none"
+            raise CommandError(f"No listener and no failed event has the name or group {name!r}; known: {known}.")
         return failures.select(
-            options["database"],
-            listener=options["listener"],
+            using,
+            listener=name,
             event_name=options["event"],
             exception=options["exception"],
             since=options["since"] and point_in_time(options["since"]),
+            until=options["until"] and point_in_time(options["until"]),
             dead=True if options["dead"] else None,
         )
+
+    def is_known(self, name: str, using: str) -> bool:
+        service_name = format_name(get_settings().service_name)
+        names = {text for each in registry for text in (each.listener_name, each.group(service_name))}
+        return name in names or failures.select(using, listener=name).exists()
 
     def find(self, options: dict[str, Any]) -> FailedEventQuerySet:
         """Return the failed events with an id, one for each listener."""
@@ -159,7 +228,7 @@ class Command(BaseCommand):
     def chosen(self, options: dict[str, Any], verb: str) -> FailedEventQuerySet:
         """Return the events to change, after a confirmation."""
         events = self.select(options)
-        has_filter = any(options[name] for name in ("listener", "event", "exception", "since", "dead", "limit"))
+        has_filter = any(options[name] for name in FILTERS)
         if options["id"]:
             for text in options["id"]:
                 self.find({**options, "id": text})
@@ -170,13 +239,8 @@ class Command(BaseCommand):
             keys = list(events.order_by("pk").values_list("pk", flat=True)[: options["limit"]])
             events = FailedEvent.objects.using(options["database"]).filter(pk__in=keys)
         count = events.count()
-        if count and not options["no_input"]:
-            try:
-                answer = input(f"{verb} {count} failed events? [y/N] ")
-            except EOFError:
-                raise CommandError("Can't ask for confirmation without a terminal; use --no-input.") from None
-            if answer != "y":
-                raise CommandError("Cancelled; nothing was changed.")
+        if count and not options["no_input"] and not confirm(f"{verb} {count} failed events?"):
+            raise CommandError("Cancelled; nothing was changed.")
         return events
 
     def keys(self, events: FailedEventQuerySet, text: str) -> list[int]:
@@ -201,5 +265,5 @@ class Command(BaseCommand):
             self.stdout.write(empty)
 
 
-def _time(time: Any) -> str:
-    return f"{time.astimezone():%Y-%m-%d %H:%M:%S}"
+def _time(moment: Any) -> str:
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"

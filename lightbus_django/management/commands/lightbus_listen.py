@@ -13,6 +13,7 @@ from lightbus_django.database.errors import one_line
 from lightbus_django.exceptions import LightbusError
 from lightbus_django.listening.listener import Listener
 from lightbus_django.listening.registry import registry
+from lightbus_django.management.output import positive, seconds
 from lightbus_django.running.advice import advice
 from lightbus_django.running.child_process import stop_with_parent
 from lightbus_django.running.greenlets import check_threads
@@ -23,18 +24,6 @@ from lightbus_django.running.worker import Worker
 logger = logging.getLogger("lightbus_django")
 
 FLAGS = ("burst", "leave", "traceback", "no_color", "force_color", "skip_checks")
-
-
-def positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number
-
-
-def seconds(text: str) -> float:
-    if (number := float(text)) < 0:
-        raise argparse.ArgumentTypeError("must be 0 or more")
-    return number
 
 
 def port(text: str) -> int:

@@ -1,11 +1,8 @@
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import Error as DatabaseError
+from django.core.management.base import BaseCommand, CommandParser
 
-from lightbus_django.database.errors import one_line
-from lightbus_django.exceptions import LightbusError
-from lightbus_django.management.output import current_user
+from lightbus_django.management.output import current_user, reporting_errors
 from lightbus_django.operating.pausing import pause
 
 
@@ -20,9 +17,7 @@ class Command(BaseCommand):
         parser.add_argument("--by", default="", help="who asks for it, for others to see (the user of this shell)")
 
     def handle(self, **options: Any) -> None:
-        try:
+        with reporting_errors(self.stdout):
             for name in options["listener"]:
                 has_paused = pause(name, options["by"] or f"{current_user()} (lightbus_pause)")
                 self.stdout.write(f"{name} rests within seconds." if has_paused else f"{name} is paused already.")
-        except (LightbusError, DatabaseError) as error:
-            raise CommandError(one_line(error)) from error

@@ -1,13 +1,12 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import BaseCommand, CommandParser
 from django.db import router
 
 from lightbus_django.bus.client import get_client
 from lightbus_django.conf import get_settings
-from lightbus_django.exceptions import LightbusError
-from lightbus_django.management.output import database, progress
+from lightbus_django.management.output import check_tables, database, progress, reporting_errors
 from lightbus_django.models import OutboxEvent
 from lightbus_django.running.pruning import cutoffs_at, prune
 
@@ -20,13 +19,11 @@ class Command(BaseCommand):
         parser.add_argument("--database", type=database, default=alias, help=f"alias of the database ({alias})")
 
     def handle(self, **options: Any) -> None:
-        try:
+        deleted = {"dead letters": 0, "processed events": 0, "published events": 0}
+        with reporting_errors(self.stdout), progress(self.stderr, "pruning") as advance:
+            check_tables(options["database"])
             settings = get_settings()
             cutoffs = cutoffs_at(datetime.now(UTC), settings, get_client(settings.url, settings.redis_timeout))
-        except LightbusError as error:
-            raise CommandError(str(error)) from error
-        deleted = {"dead letters": 0, "processed events": 0, "published events": 0}
-        with progress(self.stderr, "pruning") as advance:
             for what, count in prune(options["database"], cutoffs):
                 deleted[what] += count
                 advance(count)

@@ -3,13 +3,13 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import router
 from django.db.models import Count
-from django.utils import timezone
 
 from lightbus_django.bus.client import get_client
 from lightbus_django.conf import get_settings
+from lightbus_django.events.times import as_stored
 from lightbus_django.exceptions import LightbusError
 from lightbus_django.firing.relay import republish
-from lightbus_django.management.output import database, point_in_time, progress
+from lightbus_django.management.output import add_span, check_tables, database, progress, reporting_errors, span
 from lightbus_django.models import OutboxEvent
 
 
@@ -20,22 +20,19 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument(
-            "--since",
-            required=True,
-            metavar="TIME",
-            help="only events first published at or after this time: 2026-03-01T12:00, in settings.TIME_ZONE, or a "
-            "duration before now, such as 90m, 12h or 7d",
-        )
-        parser.add_argument("--until", metavar="TIME", help="only events first published before this time")
+        add_span(parser, "events first published")
         parser.add_argument("--event", action="append", metavar="NAME", help="only this event; repeatable")
         alias = router.db_for_write(OutboxEvent)
         parser.add_argument("--database", type=database, default=alias, help=f"alias of the database ({alias})")
         parser.add_argument("--dry-run", action="store_true", help="only show how many events would be published")
 
     def handle(self, **options: Any) -> None:
-        until = point_in_time(options["until"]) if options["until"] else timezone.now()
-        since = point_in_time(options["since"])
+        with reporting_errors(self.stdout):
+            check_tables(options["database"])
+            self.republish(options)
+
+    def republish(self, options: dict[str, Any]) -> None:
+        since, until = map(as_stored, span(options))
         rows = OutboxEvent.objects.using(options["database"]).published(since, until)
         if options["event"]:
             rows = rows.filter(event_name__in=options["event"])

@@ -1,10 +1,8 @@
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import Error as DatabaseError
+from django.core.management.base import BaseCommand, CommandParser
 
-from lightbus_django.database.errors import one_line
-from lightbus_django.exceptions import LightbusError
+from lightbus_django.management.output import reporting_errors
 from lightbus_django.operating.pausing import resume
 
 
@@ -15,8 +13,6 @@ class Command(BaseCommand):
         parser.add_argument("listener", nargs="+", help="name of a listener, or of its consumer group")
 
     def handle(self, **options: Any) -> None:
-        try:
+        with reporting_errors(self.stdout):
             for name in options["listener"]:
                 self.stdout.write(f"{name} goes on." if resume(name) else f"{name} is not paused.")
-        except (LightbusError, DatabaseError) as error:
-            raise CommandError(one_line(error)) from error

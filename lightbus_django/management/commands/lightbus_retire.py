@@ -3,15 +3,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import Error as DatabaseError
 
 from lightbus_django.bus import streams
 from lightbus_django.bus.client import get_client
 from lightbus_django.conf import format_name, get_settings
-from lightbus_django.database.errors import one_line
-from lightbus_django.exceptions import LightbusError
 from lightbus_django.firing.databases import databases_with_tables
-from lightbus_django.management.output import console, table
+from lightbus_django.management.output import confirm, console, reporting_errors, seconds, table
 from lightbus_django.operating.durations import duration
 from lightbus_django.operating.pausing import find_listener
 from lightbus_django.operating.renaming import move_records
@@ -35,7 +32,7 @@ class Command(BaseCommand):
         parser.add_argument("--stream", action="append", metavar="KEY", help="only in this stream; repeatable")
         parser.add_argument(
             "--idle",
-            type=float,
+            type=seconds,
             metavar="SECONDS",
             help="how long the group must not have been read (GROUP_STALE_AFTER); at least 120",
         )
@@ -47,7 +44,7 @@ class Command(BaseCommand):
         parser.add_argument("--no-input", action="store_true", help="don't ask for confirmation")
 
     def handle(self, **options: Any) -> None:
-        try:
+        with reporting_errors(self.stdout):
             settings = get_settings()
             self.idle = settings.group_stale_after if options["idle"] is None else options["idle"]
             self.idle = max(self.idle, streams.RETIRE_AFTER)
@@ -63,8 +60,6 @@ class Command(BaseCommand):
                 return
             for name in options["group"]:
                 self.retire(name, [group for group in groups if group.name == name], options)
-        except (LightbusError, DatabaseError) as error:
-            raise CommandError(one_line(error)) from error
 
     def retire(self, name: str, groups: list[streams.Group], options: dict[str, Any]) -> None:
         aliases = list(databases_with_tables())
@@ -79,7 +74,7 @@ class Command(BaseCommand):
                 raise CommandError(self.in_use(f"{name!r} of {group.stream}"))
         if not groups and seen and (datetime.now(UTC) - max(seen)).total_seconds() < self.idle:
             raise CommandError(self.in_use(repr(name)))
-        if not options["no_input"] and not self.confirm(name, retrying):
+        if not options["no_input"] and not self.confirm_end(name, retrying):
             raise CommandError("Cancelled; nothing was destroyed.")
         for group in groups:
             if not streams.retire(self.client, group.stream, name, idle=self.idle):
@@ -100,7 +95,7 @@ class Command(BaseCommand):
             if group.name in (old, new) and group.idle is not None and group.idle < self.idle:
                 raise CommandError(self.in_use(f"{group.name!r} of {group.stream}"))
         question = f"Give the place of {old!r}, its keys and its failed events to {new!r}?"
-        if not options["no_input"] and not self.ask(question):
+        if not options["no_input"] and not confirm(question):
             raise CommandError("Cancelled; nothing was moved.")
         count = sum(move_records(old, new, listener))
         self.stdout.write(f"Moved {count} keys and failed events from {old!r} to {new!r}.")
@@ -117,15 +112,9 @@ class Command(BaseCommand):
             f"{duration(streams.RETIRE_AFTER)}."
         )
 
-    def confirm(self, name: str, retrying: int) -> bool:
+    def confirm_end(self, name: str, retrying: int) -> bool:
         rest = f" {retrying} failed events won't be retried any more." if retrying else ""
-        return self.ask(f"Destroy the group {name!r}? It loses its unhandled events.{rest}")
-
-    def ask(self, question: str) -> bool:
-        try:
-            return input(f"{question} [y/N] ") == "y"
-        except EOFError:
-            raise CommandError("Can't ask for confirmation without a terminal; use --no-input.") from None
+        return confirm(f"Destroy the group {name!r}? It loses its unhandled events.{rest}")
 
     def show(self, groups: Iterable[streams.Group]) -> None:
         rows = table("stream", "group", "unread for", "unread", "pending")

@@ -6,11 +6,12 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 
 from lightbus_django.conf import format_name
+from lightbus_django.database.errors import one_line
 from lightbus_django.exceptions import LightbusError
-from lightbus_django.management.output import console, table, write_json
+from lightbus_django.management.output import console, natural, reporting_errors, seconds, table, write_json
 from lightbus_django.operating.durations import duration
 from lightbus_django.operating.health_check import check_process, find_reasons
-from lightbus_django.operating.report import ListenerStatus, Status
+from lightbus_django.operating.report import ListenerStatus, Process, Status
 from lightbus_django.operating.status import read_processes, read_status
 
 WATCH_INTERVAL = 2.0
@@ -28,13 +29,13 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--max-age",
-            type=float,
+            type=seconds,
             default=60.0,
             metavar="SECONDS",
             help="with --check: how old the oldest event of a listener may be (60)",
         )
-        parser.add_argument("--max-waiting", type=int, metavar="N", help="with --check: how many events may wait")
-        parser.add_argument("--max-dead", type=int, metavar="N", help="with --check: how many dead letters are allowed")
+        parser.add_argument("--max-waiting", type=natural, metavar="N", help="with --check: how many events may wait")
+        parser.add_argument("--max-dead", type=natural, metavar="N", help="with --check: how many may be dead letters")
         parser.add_argument(
             "--process",
             action="append",
@@ -43,32 +44,43 @@ class Command(BaseCommand):
         )
 
     def handle(self, **options: Any) -> None:
-        try:
-            if options["check"]:
-                self.check_health(options)
-            elif options["json"]:
+        if options["watch"] and (options["check"] or options["json"]):
+            raise CommandError("--watch is for people; leave out --check and --json.")
+        if not options["check"] and any(options[name] is not None for name in ("process", "max_waiting", "max_dead")):
+            raise CommandError("--process, --max-waiting and --max-dead go with --check.")
+        if options["check"]:
+            self.check_health(options)
+            return
+        with reporting_errors(self.stdout, as_json=options["json"]):
+            if options["json"]:
                 write_json(self.stdout, read_status())
             elif options["watch"]:
                 self.watch()
             else:
                 console(self.stdout).print(render(read_status()))
-        except LightbusError as error:
-            raise CommandError(str(error)) from error
 
     def check_health(self, options: dict[str, Any]) -> None:
+        """Print what is not well. A Redis that can't be asked about a process is a reason too."""
+        processes: list[Process] = []
         if options["process"]:
             names = [format_name(name) for name in options["process"]]
-            processes = read_processes()
-            reasons = [reason for name in names for reason in check_process(name, processes)]
+            try:
+                processes = [process for process in read_processes() if process.name in names]
+                reasons = [reason for name in names for reason in check_process(name, processes)]
+            except LightbusError as error:
+                reasons = [one_line(error)]
         else:
             limits = {name: options[name] for name in ("max_age", "max_waiting", "max_dead")}
-            reasons = list(find_reasons(read_status(), **limits))
+            status = read_status()
+            processes = status.processes
+            reasons = list(find_reasons(status, **limits))
+        paused = sorted({group for process in processes for group in process.paused})
         if options["json"]:
-            write_json(self.stdout, {"ok": not reasons, "reasons": reasons})
+            write_json(self.stdout, {"ok": not reasons, "reasons": reasons, "paused": paused})
         if reasons:
             raise CommandError("\n".join(reasons))
         if not options["json"]:
-            self.stdout.write("ok")
+            self.stdout.write(f"ok, paused: {', '.join(paused)}" if paused else "ok")
 
     def watch(self) -> None:
         with Live(render(read_status()), console=console(self.stdout), auto_refresh=False) as live:

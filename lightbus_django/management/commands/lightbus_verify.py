@@ -1,14 +1,11 @@
-from datetime import UTC, datetime
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import Error as DatabaseError
 
 from lightbus_django.database.errors import one_line
-from lightbus_django.events.times import as_aware
-from lightbus_django.exceptions import LightbusError
+from lightbus_django.exceptions import BusError, DatabaseUnavailable
 from lightbus_django.listening.registry import registry
-from lightbus_django.management.output import console, point_in_time, progress, table, write_json
+from lightbus_django.management.output import add_span, console, progress, reporting_errors, span, table, write_json
 from lightbus_django.operating.pausing import find_listener
 from lightbus_django.operating.verification import Verification, Verified
 
@@ -25,28 +22,21 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument(
-            "--since",
-            required=True,
-            metavar="TIME",
-            help="events fired at or after this time: 2026-03-01T12:00, in settings.TIME_ZONE, or how long ago, such "
-            "as 90m, 12h or 7d",
-        )
-        parser.add_argument("--until", metavar="TIME", help="only events fired before this time")
+        add_span(parser, "events fired")
         parser.add_argument("--listener", action="append", metavar="NAME", help="only this listener; repeatable")
         parser.add_argument("--replay", action="store_true", help="hand missing events to their listener alone")
         parser.add_argument("--json", action="store_true", help="print JSON, with up to 1000 ids for each listener")
 
     def handle(self, **options: Any) -> None:
-        since = as_aware(point_in_time(options["since"])).astimezone(UTC)
-        until = as_aware(point_in_time(options["until"])).astimezone(UTC) if options["until"] else datetime.now(UTC)
-        try:
+        with reporting_errors(self.stdout, as_json=options["json"]):
+            since, until = span(options)
             listeners = [find_listener(name) for name in options["listener"] or ()] or list(registry)
-            verification = Verification(listeners, since=since, until=until, replay=options["replay"])
-            with progress(self.stderr, "comparing") as advance:
-                results = verification.run(advance)
-        except (LightbusError, DatabaseError) as error:
-            raise CommandError(f"Incomplete, run it again: {one_line(error)}") from error
+            try:
+                verification = Verification(listeners, since=since, until=until, replay=options["replay"])
+                with progress(self.stderr, "comparing") as advance:
+                    results = verification.run(advance)
+            except (BusError, DatabaseUnavailable) as error:
+                raise CommandError(f"Incomplete, run it again: {one_line(error)}") from error
         if options["json"]:
             write_json(self.stdout, results)
         else:

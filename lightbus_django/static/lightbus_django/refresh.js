@@ -1,7 +1,7 @@
 'use strict';
-// Refreshes the Bus page. Without JavaScript, people reload it.
+// Refreshes the part of a page that changes, until it says that it is settled. Without JavaScript, people reload it.
 {
-    const part = document.getElementById('lightbus-bus');
+    const part = document.querySelector('[data-seconds]');
     const controls = document.querySelector('.lightbus-refresh');
     const isOn = controls.querySelector('input');
     const failed = controls.querySelector('.lightbus-refresh-failed');
@@ -27,12 +27,23 @@
         }
         const before = attention().replace(/\d+/g, '');
         const focused = part.contains(document.activeElement) ? document.activeElement.id : '';
+        const open = [...part.querySelectorAll('details[open]')].map((details) => details.id);
         part.innerHTML = text;
+        for (const id of open) {
+            const again = document.getElementById(id);
+            if (again !== null) {
+                again.open = true;
+            }
+        }
         if (focused) {
             const again = document.getElementById(focused);
             if (again !== null) {
                 again.focus({preventScroll: true});
             }
+        }
+        if (part.querySelector('[data-settled]') !== null) {
+            clearInterval(timer);
+            controls.hidden = true;
         }
         // A screen reader says what has changed, but not that a second has gone by.
         if (attention().replace(/\d+/g, '') !== before) {
@@ -56,5 +67,5 @@
     };
 
     controls.hidden = false;
-    setInterval(tick, 1000 * part.dataset.seconds);
+    const timer = setInterval(tick, 1000 * part.dataset.seconds);
 }

@@ -1,0 +1,76 @@
+"""The list action "Retry now": what it would do, then, once confirmed, doing it."""
+
+from typing import Any
+
+from django.contrib import messages
+from django.contrib.admin import AdminSite
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.db import router
+from django.db.models import Max
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.template.response import TemplateResponse
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+
+from lightbus_django.models import FailedEvent, FailedEventQuerySet
+
+from . import bulk
+from .links import failures_url
+
+
+class RetryConfirmation:
+    """One use of the action, in one admin site."""
+
+    def __init__(self, site: AdminSite, request: HttpRequest, selected: FailedEventQuerySet) -> None:
+        """Prepare it.
+
+        Args:
+            selected: the selected events; may be ordered, annotated, or from a replica.
+        """
+        self.site = site
+        self.request = request
+        self.using = router.db_for_write(FailedEvent)
+        self.selected = selected.using(self.using).order_by()
+
+    def respond(self) -> HttpResponse | None:
+        """Show what a retry would do; if that was confirmed, retry, and go to the page that shows what comes of it."""
+        if "confirmed" in self.request.POST:
+            bulk.retry(self._events(self.request.POST.get("last", "")), self.request.user).report(self.request)
+            return redirect(failures_url(self.site))
+        last = self.selected.aggregate(last=Max("pk"))["last"]
+        if last is None:
+            messages.warning(self.request, _("They are no failed events any more."))
+            return None
+        return self._show(bulk.preview(self._events(str(last))), last)
+
+    def _events(self, last: str) -> FailedEventQuerySet:
+        """Return the selected events, but none that has failed since the page was shown."""
+        return self.selected.filter(pk__lte=int(last)) if last.isdecimal() else self.selected
+
+    def _show(self, preview: bulk.Preview, last: int) -> HttpResponse:
+        count = f"{preview.retried:,}"
+        title = ngettext("Retry %s failed event?", "Retry %s failed events?", preview.retried) % count
+        if not preview.retried:
+            title = _("There is nothing to retry")
+        is_all = self.request.POST.get("select_across") == "1"
+        chosen = self.request.POST.getlist(ACTION_CHECKBOX_NAME)
+        context: dict[str, Any] = {
+            **self.site.each_context(self.request),
+            "opts": FailedEvent._meta,
+            "title": title,
+            "preview": preview,
+            "count": count,
+            "due": f"{preview.due:,}",
+            "limit": f"{bulk.LIMIT:,}",
+            "refused": [(f"{number:,}", text) for text, number in preview.refused.most_common(bulk.REASONS)],
+            "warnings": [(f"{number:,}", text) for text, number in preview.warnings.most_common(bulk.REASONS)],
+            "checkbox_name": ACTION_CHECKBOX_NAME,
+            # With "all across the pages", Django asks for one of them only.
+            "selected": chosen[:1] if is_all else chosen,
+            "select_across": "1" if is_all else "0",
+            "last": last,
+            "back_url": self.request.get_full_path(),
+        }
+        self.request.current_app = self.site.name
+        return TemplateResponse(self.request, "admin/lightbus_django/failures_retry.html", context)
