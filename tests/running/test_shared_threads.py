@@ -9,6 +9,7 @@ import pytest
 from django.db import connection
 
 from lightbus_django import fire, fire_many, listens_to
+from lightbus_django.bus.stream_watch import StreamWatch
 from lightbus_django.conf import get_settings
 from lightbus_django.listening.consumer import Consumer
 from lightbus_django.listening.registry import registry
@@ -77,6 +78,24 @@ def test_events_reach_all_listeners_without_waiting_for_the_clock(r, run):
             fire(f"api{api}.happened", number=number)
         eventually(lambda number=number: all(number in numbers for numbers in seen))
     assert seen == [list(range(20))] * 12
+
+
+def test_an_event_that_comes_just_before_its_stream_is_watched(r, run, monkeypatch):
+    add, late = StreamWatch.add, []
+
+    def fire_and_add(watch, streams):
+        if seen:
+            late.append(1000 + len(late))
+            fire("shop.order_placed", number=late[-1])
+        add(watch, streams)
+
+    monkeypatch.setattr(StreamWatch, "add", fire_and_add)
+    seen = listen("book", handler=lambda number: time.sleep(0.001))
+    listen("another", handler=lambda number: time.sleep(0.001))
+    run(1)
+    for number in range(100):  # while all are busy, the stream is not watched
+        fire("shop.order_placed", number=number)
+    eventually(lambda: late and {*range(100), *late} <= set(seen))
 
 
 def test_a_listener_has_one_thread_at_a_time_and_keeps_the_order(r, run):
