@@ -159,7 +159,7 @@ class Command(BaseCommand):
         numbers = {name: getattr(outcome, name) for name in names}
         if options["json"]:
             write_json(self.stdout, {"retried": count, "refused_groups": refused, **numbers})
-        is_done = not (outcome.failed_again or outcome.to_come)
+        is_done = outcome.done == count
         if not options["json"]:
             if not is_done:
                 raise CommandError(outcome.text)
