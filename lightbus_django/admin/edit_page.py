@@ -17,7 +17,7 @@ from django.utils.translation import gettext_lazy
 from lightbus_django.database.errors import one_line
 from lightbus_django.database.text import storable
 from lightbus_django.exceptions import InvalidPayload, LightbusError, UnreadableEvent
-from lightbus_django.firing.databases import databases_with_tables
+from lightbus_django.firing.databases import has_tables
 from lightbus_django.models import FailedEvent
 from lightbus_django.operating import editing, failures
 from lightbus_django.operating.editing import EventChanged
@@ -82,12 +82,12 @@ class EditPage:
         """Show the payload in a form; a POST saves it and makes the event due."""
         if not may_edit(self.site, request):
             raise PermissionDenied
-        if using not in databases_with_tables():
+        if not has_tables(using):
             raise Http404
         event = FailedEvent.objects.using(using).filter(pk=key).first()
         if event is None:
             messages.warning(request, _("This event is no failed event any more: it was handled or discarded."))
-            if request.method == "POST":  # nobody wants to lose what they have written
+            if request.method == "POST":  # so that the text isn't lost
                 return self._render(request, {"lost": request.POST.get("payload", "")}, status=409)
             return redirect(failures_url(self.site))
         try:

@@ -15,7 +15,7 @@ from django.utils.translation import ngettext
 
 from lightbus_django.database.errors import one_line
 from lightbus_django.exceptions import LightbusError
-from lightbus_django.firing.databases import databases_with_tables
+from lightbus_django.firing.databases import databases_with_tables, has_tables
 from lightbus_django.models import FailedEvent, FailedEventQuerySet
 from lightbus_django.operating import failures
 from lightbus_django.operating.failures import FailureGroup
@@ -42,7 +42,7 @@ class Cause(NamedTuple):
     def of(cls, data: QueryDict) -> "Cause":
         """Return the cause that a request names; raises Http404."""
         cause = cls(*(data.get(name, "") for name in cls._fields))
-        if cause.database not in databases_with_tables():
+        if not has_tables(cause.database):
             raise Http404
         return cause
 

@@ -5,7 +5,7 @@ from typing import Any
 from django.contrib import messages
 from django.contrib.admin import AdminSite
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
-from django.db import router
+from django.db import DatabaseError, router
 from django.db.models import Max
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
@@ -13,6 +13,7 @@ from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from lightbus_django.database.errors import one_line
 from lightbus_django.models import FailedEvent, FailedEventQuerySet
 
 from . import bulk
@@ -36,7 +37,10 @@ class RetryConfirmation:
     def respond(self) -> HttpResponse | None:
         """Show what a retry would do; if that was confirmed, retry, and go to the page that shows what comes of it."""
         if "confirmed" in self.request.POST:
-            bulk.retry(self._events(self.request.POST.get("last", "")), self.request.user).report(self.request)
+            try:
+                bulk.retry(self._events(self.request.POST.get("last", "")), self.request.user).report(self.request)
+            except DatabaseError as error:
+                messages.error(self.request, one_line(error))
             return redirect(failures_url(self.site))
         last = self.selected.aggregate(last=Max("pk"))["last"]
         if last is None:

@@ -71,3 +71,8 @@ def databases_with_tables() -> Iterator[str]:
         with transient_errors(alias):
             if has_outbox(alias):
                 yield alias
+
+
+def has_tables(alias: str) -> bool:
+    """Return whether a database has our tables; False for an unknown alias."""
+    return alias in connections and has_outbox(alias)

@@ -134,7 +134,7 @@ class Failures:
 
     def _claimed(self, failed: FailedEvent) -> QuerySet[FailedEvent]:
         """Return the row unless it was edited, or another process has claimed it since, which counts an attempt."""
-        return self.unedited(failed).filter(attempts=failed.attempts)
+        return self.unedited(failed).filter(attempts=failed.attempts, retry_request=failed.retry_request_id)
 
     def _claimed_until(self, now: datetime) -> datetime:
         return now + timedelta(seconds=max(self._settings.acknowledgement_timeout, self._settings.retry_backoff))

@@ -4,6 +4,9 @@ import logging
 from datetime import datetime, timedelta
 from functools import partial
 
+from django.db import transaction
+from django.db.models import QuerySet
+
 from lightbus_django.database.errors import transient_errors
 from lightbus_django.exceptions import DatabaseUnavailable, EventContended, UnreadableEvent
 from lightbus_django.models import FailedEvent
@@ -96,12 +99,13 @@ class Retries:
             with runner.no_transaction() as handling:
                 self._call_handler(failed)
             if handling.failure is None:
-                row.delete()
+                with transaction.atomic(using=runner.using):
+                    _lock_and_delete(row, failed)
             return handling.failure
         try:
             with runner.transaction([failed.event_id], is_retry=True) as handling:
                 # First, so that of two processes that make this attempt only one deletes the row.
-                if not row.delete()[0]:
+                if not _lock_and_delete(row, failed):
                     raise AlreadyHandled
                 handling.monitor = runner.keys.renew(failed, handling.processed_at)
                 self._call_handler(failed)
@@ -113,3 +117,11 @@ class Retries:
     def _call_handler(self, failed: FailedEvent) -> None:
         self._runner.activity.start(HANDLER)
         self._runner.call(self._runner.listener.call_one, failed.message())
+
+
+def _lock_and_delete(row: QuerySet[FailedEvent], failed: FailedEvent) -> bool:
+    """Delete a row in the transaction that is open; return False if it is not as it was.
+
+    It is locked first: with receivers of delete signals, Django reads the row and then deletes it by its primary key.
+    """
+    return bool(row.update(attempts=failed.attempts)) and bool(row.delete()[0])

@@ -82,17 +82,6 @@ class Migration(migrations.Migration):
                 verbose_name="content as fired",
             ),
         ),
-        migrations.AddField(
-            model_name="processedevent",
-            name="edited_by",
-            field=models.CharField(
-                blank=True,
-                db_default="",
-                help_text="Who edited the payload that this listener gets. Empty: it is as it was fired.",
-                max_length=150,
-                verbose_name="payload edited by",
-            ),
-        ),
         migrations.AlterField(
             model_name="failedevent",
             name="fields",

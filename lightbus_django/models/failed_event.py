@@ -39,7 +39,7 @@ class FailedEventQuerySet(models.QuerySet["FailedEvent"]):
     def request_retry(self, request: RetryRequest) -> int:
         """Make the events due now, and part of a request, which counts them; return how many.
 
-        This is one transaction. It leaves out events that are locked, because they are being retried at this moment.
+        This is one transaction. It leaves out events that are locked, because an idempotent listener is retrying them.
         """
         using = self._write_alias
         features = transaction.get_connection(using).features
@@ -183,7 +183,7 @@ class FailedEvent(models.Model):
         blank=True,
         help_text=_("What 'failed at' was at the time of the request. If they differ, it has failed again."),
     )
-    original_fields = models.TextField(  # noqa: DJ001 - a default for text is nothing that every database has
+    original_fields = models.TextField(  # noqa: DJ001 - MySQL has no default for text columns
         _("content as fired"),
         null=True,
         blank=True,

@@ -5,6 +5,7 @@ from datetime import datetime
 
 from lightbus_django.bus import heartbeats
 from lightbus_django.bus.backlog import Backlog
+from lightbus_django.bus.consumer_group import PLACEHOLDER
 from lightbus_django.bus.figures import Figures, Minute, per_minute, percentile
 from lightbus_django.bus.heartbeats import Heartbeat, ListenerSign
 from lightbus_django.events.times import as_aware
@@ -121,7 +122,8 @@ def assess_listener(
         since = duration(seconds_since(paused_at, now))
         problems.append(f"paused by {paused.paused_by} for {since}; lightbus_resume ends that")
     elif behind > LATE_AFTER:
-        problems.append(f"late: its oldest event was published {duration(behind)} ago")
+        pace = f"; it handles {done.per_minute:,.0f} a minute" if done else ""
+        problems.append(f"late: its oldest event was published {duration(behind)} ago{pace}")
     if dead:
         problems.append(f"{dead} dead letters: retry or discard them with lightbus_failed, or in the admin")
     return ListenerStatus(
@@ -159,7 +161,8 @@ def percentiles(minutes: Iterable[Minute], share: float) -> list[float | None]:
 
 def active_consumers(backlogs: Collection[Backlog]) -> set[str]:
     """Return the names of the consumers that were active lately."""
-    return {each.name for backlog in backlogs for each in backlog.consumers if each.idle < ACTIVE_WITHIN}
+    active = {each.name for backlog in backlogs for each in backlog.consumers if each.idle < ACTIVE_WITHIN}
+    return active - {PLACEHOLDER}
 
 
 def seconds_since(time: datetime, now: datetime) -> float:

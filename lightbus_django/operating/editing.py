@@ -111,7 +111,7 @@ def edit_and_retry(event: FailedEvent, fields: str, using: str, by: str) -> None
         by: who edits it.
 
     Raises:
-        EventChanged: it is not as it was, or is being retried at this moment. Nothing was changed.
+        EventChanged: it is not as it was, or an idempotent listener is retrying it. Nothing was changed.
     """
     with transaction.atomic(using=using):
         request = new_retry_request(using, by)  # a write, before anything is read: SQLite locks with the first one

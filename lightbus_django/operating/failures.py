@@ -35,7 +35,8 @@ class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
     first_at: datetime
     last_at: datetime
     sample_id: int
-    """The primary key of one of them."""
+    """The primary key of one of them, the latest."""
+    sample_event_id: str
     sample_error: str
 
 
@@ -97,9 +98,7 @@ def group_failures(events: FailedEventQuerySet) -> list[FailureGroup]:
         .order_by("-count", "consumer_group", "exception", "place")[:MAX_GROUPS]
     )
     found = list(rows)
-    errors = dict(
-        FailedEvent.objects.using(events.db).filter(pk__in=[row["sample"] for row in found]).values_list("pk", "error")
-    )
+    samples = FailedEvent.objects.using(events.db).only("event_id", "error").in_bulk([row["sample"] for row in found])
     return [
         FailureGroup(
             consumer_group=row["consumer_group"],
@@ -110,9 +109,11 @@ def group_failures(events: FailedEventQuerySet) -> list[FailureGroup]:
             first_at=as_aware(row["first"]),
             last_at=as_aware(row["last"]),
             sample_id=row["sample"],
-            sample_error=errors.get(row["sample"], "").partition("\n")[0],
+            sample_event_id=sample.event_id,
+            sample_error=sample.error.partition("\n")[0],
         )
         for row in found
+        if (sample := samples.get(row["sample"])) is not None  # handled in the meantime
     ]
 
 
@@ -151,6 +152,7 @@ def warnings(event: FailedEvent, using: str) -> Iterator[str]:
     listener = find_listener(event, using)
     if listener is not None and not listener.idempotent:
         yield "the listener is not idempotent: effects of earlier attempts stay, and are there twice after a success"
+        yield "nor does it lock an event: one that is being retried at this moment may be handled twice at a time"
     if event.may_have_effects:
         yield "the handler ended its transaction, so the failed attempt may have left effects"
 

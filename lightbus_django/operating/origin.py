@@ -48,5 +48,6 @@ def exact(time: datetime) -> str:
 
 
 def clock(time: datetime) -> str:
-    """Return the time of day in the server's time zone, which is that of the log."""
-    return f"{time.astimezone():%H:%M:%S}"
+    """Return the time of day in the server's time zone, which is that of the log; with the date if it is not today."""
+    local = time.astimezone()
+    return f"{local:%H:%M:%S}" if local.date() == datetime.now().astimezone().date() else exact(time)

@@ -37,6 +37,8 @@ def move_records(old: str, new: str, listener: Listener) -> Iterator[int]:
                     break
                 chunk = model._default_manager.using(using).filter(pk__in=keys)
                 doubles = list(chunk.filter(Exists(twice)).values_list("pk", flat=True))
+                if model is FailedEvent:
+                    FailedEvent.objects.using(using).filter(pk__in=doubles).leave_requests()
                 model._default_manager.using(using).filter(pk__in=doubles).delete()
                 chunk.update(consumer_group=after)
             yield len(keys)

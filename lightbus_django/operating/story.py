@@ -95,7 +95,7 @@ class _Outcomes:
         common |= {"at": as_aware(failed.failed_at), "failed_id": failed.pk}
         edited = f". This listener gets a payload that {failed.edited_by} edited" if failed.is_edited else ""
         if failed.next_attempt_at is None:
-            text = f"Dead letter since {exact(as_aware(failed.failed_at))}, after {failed.attempts} attempts: {error}"
+            text = f"Dead letter since {exact(as_aware(failed.failed_at))}, in attempt {failed.attempts}: {error}"
             return Outcome(state=outcomes.DEAD_LETTER, text=text + edited, **common)
         due = as_aware(failed.next_attempt_at)
         attempt = f"the next one is at {clock(due)}" if due > self.records.now else f"the next one is due: {clock(due)}"

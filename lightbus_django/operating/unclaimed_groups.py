@@ -23,6 +23,6 @@ def find_unclaimed_groups(recorded: Iterable[str], service_name: str) -> Iterato
     for group in sorted(set(recorded) - {listener.group(service_name) for listener in registry}):
         yield UnclaimedGroup(
             f"no listener of this service has the consumer group {group}, so its events wait",
-            f"if its listener was renamed, run manage.py lightbus_retire {group} --move-to LISTENER; if it was "
-            f"removed, run manage.py lightbus_retire {group}",
+            f"if its listener was renamed, stop the processes that run it, wait two minutes, and run manage.py "
+            f"lightbus_retire {group} --move-to LISTENER; if it was removed, run manage.py lightbus_retire {group}",
         )

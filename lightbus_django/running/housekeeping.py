@@ -12,7 +12,6 @@ from lightbus_django.bus.client import RedisClient
 from lightbus_django.conf import Settings
 from lightbus_django.database.errors import one_line
 from lightbus_django.exceptions import DatabaseUnavailable, LightbusError
-from lightbus_django.firing.databases import distinct_databases
 from lightbus_django.listening.consumer import Consumer
 from lightbus_django.models import OutboxEvent
 
@@ -138,7 +137,7 @@ class Housekeeping:
 
 def _aliases(inboxes: Collection[str]) -> Iterable[str]:
     """Yield the databases that may have our tables: `inboxes`, and those to which the router migrates them."""
-    for alias in distinct_databases():
+    for alias in connections:
         is_dummy = connections[alias].vendor == "unknown"  # DATABASES = {"default": {}, ...}
         if alias in inboxes or (not is_dummy and router.allow_migrate_model(alias, OutboxEvent)):
             yield alias

@@ -82,7 +82,6 @@ def prune(using: str, cutoffs: Cutoffs) -> Iterator[tuple[str, int]]:
     requests = RetryRequest.objects.using(using)
     for rows in _chunks(requests, "requested_at", until=cutoffs.failed):
         old = [key for key, requested_at in rows if requested_at < cutoffs.failed]
-        failed.filter(retry_request__in=old).update(retry_request=None)
         requests.filter(pk__in=old).delete()
 
     inbox = ProcessedEvent.objects.using(using)

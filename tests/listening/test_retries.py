@@ -1,9 +1,12 @@
 """Failed events are retried with a backoff, until they succeed or are dead letters."""
 
+import threading
+from contextlib import closing, suppress
 from datetime import timedelta
 
 import pytest
-from django.db import connection
+from django.db import DatabaseError, connection
+from django.db.models.signals import pre_delete
 from django.utils import timezone
 
 from lightbus_django import BusUnavailable, listens_to
@@ -12,7 +15,8 @@ from lightbus_django.events.codec import load_fields
 from lightbus_django.exceptions import DatabaseUnavailable
 from lightbus_django.listening.delivery import Delivery
 from lightbus_django.listening.failures import Failures
-from lightbus_django.models import FailedEvent, ProcessedEvent
+from lightbus_django.models import FailedEvent, ProcessedEvent, new_retry_request
+from lightbus_django.operating.editing import EventChanged, edit_and_retry, with_payload
 from tests.app.models import Effect
 from tests.listening.handling import deliver, effects, execute, inbox, of_postgresql
 
@@ -169,3 +173,59 @@ class TestRetry:
             assert box.confirm()
         finally:
             execute("RESET synchronous_commit")
+
+
+def test_a_stale_attempt_leaves_the_claim_of_another_process(consume, r):
+    @listens_to("shop.order_placed", idempotent=False)
+    def handler(event, number):
+        raise ValueError
+
+    one, other = inbox(), inbox()
+    one.handle([deliver(1)])
+    FailedEvent.objects.all().request_retry(new_retry_request("default", "ada"))
+    stale = one._retries._claim(timezone.now())
+    FailedEvent.objects.all().request_retry(new_retry_request("default", "ada"))
+    assert other._retries._claim(timezone.now())
+    claimed_until = FailedEvent.objects.get().next_attempt_at
+    one._retries._failures.record_retry(stale, ValueError("late"))
+    assert FailedEvent.objects.get().next_attempt_at == claimed_until
+
+
+@of_postgresql
+@pytest.mark.parametrize("idempotent", [True, False])
+def test_an_edit_is_not_lost_to_receivers_of_delete_signals(idempotent):
+    """With them, Django reads the row that it is to delete, and then deletes it by its primary key."""
+    got, saved = [], []
+
+    @listens_to("shop.order_placed", idempotent=idempotent)
+    def handler(event, number):
+        got.append(number)
+        if len(got) == 1:
+            raise ValueError
+
+    def edit():
+        with closing(connection), suppress(EventChanged):
+            event = FailedEvent.objects.get()
+            with connection.cursor() as cursor:
+                cursor.execute("SET lock_timeout = '100ms'")
+            with suppress(DatabaseError):
+                edit_and_retry(event, with_payload(event, {"number": 8}).fields, "default", "ada")
+                saved.append(8)
+
+    def receiver(**kwargs):
+        pre_delete.disconnect(receiver)
+        thread = threading.Thread(target=edit)
+        thread.start()
+        thread.join(30)
+
+    box = inbox()
+    box.handle([deliver(7)])
+    FailedEvent.objects.all().retry_now()
+    pre_delete.connect(receiver, weak=False)
+    try:
+        box.retry(timezone.now())
+    finally:
+        pre_delete.disconnect(receiver)
+    FailedEvent.objects.all().retry_now()
+    box.retry(timezone.now())
+    assert got == ([7, 7, 8] if saved else [7, 7])

@@ -166,7 +166,7 @@ def test_discard_says_who_and_why(ids, failed, monkeypatch):
     assert failed("discard", ids[0], "--reason", "a test", "--no-input") == "1 events discarded.\n"
     row = ProcessedEvent.objects.get(event_id=ids[0])
     assert (row.discarded, row.discarded_by, row.discard_reason) == (True, "ada (lightbus_failed)", "a test")
-    assert json.loads(failed("discard", "--all", "--no-input", "--json")) == {"discarded": 2}
+    assert json.loads(failed("discard", "--all", "--reason", "old", "--no-input", "--json")) == {"discarded": 2}
     assert not FailedEvent.objects.exists()
 
 

@@ -24,7 +24,7 @@ WITH_JSON = [
     ["lightbus_verify", "--since=1h"],
     ["lightbus_failed", "list"],
     ["lightbus_failed", "retry", "--all"],
-    ["lightbus_failed", "discard", "--all", "--no-input"],
+    ["lightbus_failed", "discard", "--all", "--reason=old", "--no-input"],
 ]
 OTHERS = [
     ["lightbus_failed", "show", "01a2"],

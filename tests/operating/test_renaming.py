@@ -10,7 +10,9 @@ from model_bakery import baker
 from lightbus_django import fire, listens_to
 from lightbus_django.bus import streams
 from lightbus_django.listening.registry import registry
-from lightbus_django.models import ConsumerGroup, FailedEvent, ProcessedEvent
+from lightbus_django.models import ConsumerGroup, FailedEvent, ProcessedEvent, new_retry_request
+from lightbus_django.operating.renaming import move_records
+from lightbus_django.operating.retrying import read_outcomes
 from tests.conftest import drain
 
 KEY = "shop.*:stream"
@@ -107,3 +109,18 @@ def test_what_can_not_be_moved_is_refused(handled, groups, listener, message):
     declare("store", handled)
     with pytest.raises(CommandError, match=message):
         call_command("lightbus_retire", *groups, "--move-to", listener, "--no-input")
+
+
+def test_failed_events_that_both_groups_have_are_not_counted_as_done(listeners):
+    @listens_to("shop.order_placed", listener_name="store")
+    def store(event): ...
+
+    (listener,) = listeners
+    new = listener.group("price-monitor")
+    for group in (OLD, new):
+        baker.make(FailedEvent, event_id="1", event_name="shop.order_placed", consumer_group=group)
+    request = new_retry_request("default", "ada")
+    FailedEvent.objects.filter(consumer_group=OLD).request_retry(request)
+    assert sum(move_records(OLD, new, listener)) == 1
+    (outcome,) = read_outcomes("default", [request.pk])
+    assert (outcome.done, outcome.withdrawn) == (0, 1)

@@ -71,7 +71,7 @@ class TestListeners:
         assert 50 <= found.seconds_behind < 60
         assert found.problems == []
         (problem,) = listener(later(minutes=3)).problems
-        assert problem == "late: its oldest event was published 3 min ago"
+        assert problem == "late: its oldest event was published 3 min ago; it handles 0 a minute"
 
     def test_events_in_hand(self, r, record, consume):
         consume()

@@ -181,7 +181,7 @@ class TestFailed:
         FailedEvent.objects.update(next_attempt_at=None, attempts=5)
         found = outcome(message)
         assert found.state == outcomes.DEAD_LETTER
-        assert re.fullmatch(r"Dead letter since \S+ \S+, after 5 attempts: ValueError: the reason", found.text)
+        assert re.fullmatch(r"Dead letter since \S+ \S+, in attempt 5: ValueError: the reason", found.text)
 
     def test_discarded_by_whom(self, message):
         FailedEvent.objects.discard("Ada", "a test order")

@@ -49,7 +49,7 @@ class Command(BaseCommand):
         self.add_action(actions, "show", "show one event with its payload, traceback and history", takes_id=True)
         retry = self.add_action(actions, "retry", "retry events now, with all their attempts ahead of them")
         discard = self.add_action(actions, "discard", "discard events: they count as processed, and are not retried")
-        discard.add_argument("--reason", default="", help="why, for the records")
+        discard.add_argument("--reason", required=True, help="why, for the records")
         retry.add_argument(
             "--wait",
             type=float,
@@ -121,6 +121,8 @@ class Command(BaseCommand):
             found = [{name: getattr(event, name) for name in names} for event in latest]
             write_json(self.stdout, found)
             return
+        if (count := events.count()) > len(latest):
+            self.stderr.write(f"The latest {len(latest)} of {count}; --limit N shows more.")
         rows = table("event id", "event", "group", "state", "attempts", "failed at", "error", right=("attempts",))
         for event in latest:
             state = "dead letter" if event.is_dead_letter else "retrying"
@@ -157,7 +159,7 @@ class Command(BaseCommand):
         numbers = {name: getattr(outcome, name) for name in names}
         if options["json"]:
             write_json(self.stdout, {"retried": count, "refused_groups": refused, **numbers})
-        is_done = not (outcome.failed_again or outcome.to_come)
+        is_done = outcome.done == count
         if not options["json"]:
             if not is_done:
                 raise CommandError(outcome.text)

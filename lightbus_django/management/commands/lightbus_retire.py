@@ -34,7 +34,7 @@ class Command(BaseCommand):
             "--idle",
             type=seconds,
             metavar="SECONDS",
-            help="how long the group must not have been read (GROUP_STALE_AFTER); at least 120",
+            help="how long the group must not have been read (GROUP_STALE_AFTER, 120 with --move-to); at least 120",
         )
         parser.add_argument(
             "--move-to",
@@ -46,8 +46,8 @@ class Command(BaseCommand):
     def handle(self, **options: Any) -> None:
         with reporting_errors(self.stdout):
             settings = get_settings()
-            self.idle = settings.group_stale_after if options["idle"] is None else options["idle"]
-            self.idle = max(self.idle, streams.RETIRE_AFTER)
+            default = streams.RETIRE_AFTER if options["move_to"] else settings.group_stale_after
+            self.idle = max(default if options["idle"] is None else options["idle"], streams.RETIRE_AFTER)
             self.client = get_client(settings.url, settings.redis_timeout)
             keys = options["stream"] or sorted(streams.find_streams(self.client))
             groups = [group for key in keys for group in streams.groups(self.client, key)]
@@ -91,9 +91,9 @@ class Command(BaseCommand):
         new = listener.group(format_name(get_settings().service_name))
         if old == new:
             raise CommandError(f"{old!r} is the group of this listener already.")
-        for group in groups:
-            if group.name in (old, new) and group.idle is not None and group.idle < self.idle:
-                raise CommandError(self.in_use(f"{group.name!r} of {group.stream}"))
+        either = (group for group in groups if group.name in (old, new))
+        if used := [each for each in either if each.idle is not None and each.idle < self.idle]:
+            raise CommandError(self.in_use(" and ".join(f"{each.name!r} of {each.stream}" for each in used)))
         question = f"Give the place of {old!r}, its keys and its failed events to {new!r}?"
         if not options["no_input"] and not confirm(question):
             raise CommandError("Cancelled; nothing was moved.")
@@ -107,8 +107,8 @@ class Command(BaseCommand):
 
     def in_use(self, what: str) -> str:
         return (
-            f"{what} is in use: one of its consumers was active within the last {duration(self.idle)}. Stop its "
-            f"processes and wait that long. --idle SECONDS sets a shorter time, at least "
+            f"{what} is in use: a consumer was active within the last {duration(self.idle)}. Stop all processes "
+            f"that run such a listener, and wait that long. --idle SECONDS sets another time, at least "
             f"{duration(streams.RETIRE_AFTER)}."
         )
 

@@ -45,9 +45,9 @@ class Command(BaseCommand):
 
     def handle(self, **options: Any) -> None:
         if options["watch"] and (options["check"] or options["json"]):
-            raise CommandError("--watch is for people; leave out --check and --json.")
+            raise CommandError("--watch is for people; leave out --check and --json.", returncode=2)
         if not options["check"] and any(options[name] is not None for name in ("process", "max_waiting", "max_dead")):
-            raise CommandError("--process, --max-waiting and --max-dead go with --check.")
+            raise CommandError("--process, --max-waiting and --max-dead go with --check.", returncode=2)
         if options["check"]:
             self.check_health(options)
             return

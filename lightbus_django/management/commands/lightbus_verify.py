@@ -41,6 +41,8 @@ class Command(BaseCommand):
             write_json(self.stdout, results)
         else:
             self.show(results)
+        for group in verification.unclaimed_groups:
+            self.stderr.write(f"Not compared: {group.problem}; {group.way_out}")
         missing = sum(result.missing for result in results)
         replayed = sum(result.replayed for result in results)
         if missing > replayed:
