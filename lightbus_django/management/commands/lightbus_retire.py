@@ -107,7 +107,7 @@ class Command(BaseCommand):
 
     def in_use(self, what: str) -> str:
         return (
-            f"{what} is in use: a consumer was active within the last {duration(self.idle)}. Stop all processes "
+            f"{what} is in use: one of its consumers was active within the last {duration(self.idle)}. Stop all processes "
             f"that run such a listener, and wait that long. --idle SECONDS sets another time, at least "
             f"{duration(streams.RETIRE_AFTER)}."
         )
