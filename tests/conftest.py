@@ -25,9 +25,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def lightbus_url() -> Iterator[str]:
-    """The Redis that LIGHTBUS_URL names, or an embedded Valkey."""
+    """The Redis that LIGHTBUS_URL names, or an embedded Valkey. Each worker of pytest-xdist has a database of its own."""
     if url := os.environ.get("LIGHTBUS_URL"):
-        yield url
+        address, _, database = url.rpartition("/")
+        worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        yield f"{address}/{(int(database) + worker) % 16}" if worker else url
     else:
         with embedded_server() as url:
             yield url
