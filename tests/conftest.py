@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def lightbus_url() -> Iterator[str]:
-    """The Redis that LIGHTBUS_URL names, or an embedded Valkey. Each worker of pytest-xdist has a database of its own."""
+    """The Redis that LIGHTBUS_URL names, with a database for each worker of pytest-xdist, or an embedded Valkey."""
     if url := os.environ.get("LIGHTBUS_URL"):
         address, _, database = url.rpartition("/")
         worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))

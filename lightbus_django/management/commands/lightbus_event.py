@@ -10,6 +10,7 @@ from lightbus_django.operating.story import tell
 
 class Command(BaseCommand):
     help = "Tell what happened to an event: where it was fired, who has handled it, who has not and why."
+    requires_system_checks = ("lightbus",)  # Django 6.1 looks at the database for others
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("id", help="id of an event, or its first characters")

@@ -41,6 +41,7 @@ CHUNK = 1000
 
 class Command(BaseCommand):
     help = "List failed events and their causes; retry, discard or export them."
+    requires_system_checks = ("lightbus",)  # Django 6.1 looks at the database for others
 
     def add_arguments(self, parser: CommandParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")

@@ -11,6 +11,7 @@ class Command(BaseCommand):
         "Let a listener rest in all processes of this service. Its events wait, and nothing is lost. lightbus_resume "
         "ends the pause."
     )
+    requires_system_checks = ("lightbus",)  # Django 6.1 looks at the database for others
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("listener", nargs="+", help="name of a listener, or of its consumer group")

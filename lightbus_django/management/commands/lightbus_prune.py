@@ -13,6 +13,7 @@ from lightbus_django.running.pruning import cutoffs_at, prune
 
 class Command(BaseCommand):
     help = "Delete rows that are older than INBOX_RETENTION, OUTBOX_RETENTION and FAILED_RETENTION allow."
+    requires_system_checks = ("lightbus",)  # Django 6.1 looks at the database for others
 
     def add_arguments(self, parser: CommandParser) -> None:
         alias = router.db_for_write(OutboxEvent)

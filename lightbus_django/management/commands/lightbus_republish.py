@@ -18,6 +18,7 @@ class Command(BaseCommand):
         "Publish events of the outbox again under the same ids, for instance after Redis has lost data. Listeners skip "
         "events that they have handled, except with idempotent=False."
     )
+    requires_system_checks = ("lightbus",)  # Django 6.1 looks at the database for others
 
     def add_arguments(self, parser: CommandParser) -> None:
         add_span(parser, "events first published")

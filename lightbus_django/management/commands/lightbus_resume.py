@@ -8,6 +8,7 @@ from lightbus_django.operating.pausing import resume
 
 class Command(BaseCommand):
     help = "End the pause of a listener. It goes on with the events that it had before."
+    requires_system_checks = ("lightbus",)  # Django 6.1 looks at the database for others
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("listener", nargs="+", help="name of a listener, or of its consumer group")

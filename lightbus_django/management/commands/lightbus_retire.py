@@ -26,6 +26,7 @@ class Command(BaseCommand):
         "kept for them, and their retries become dead letters. Without a name, list the groups, those unread for "
         "longest first, and failed events of groups without a listener."
     )
+    requires_system_checks = ("lightbus",)  # Django 6.1 looks at the database for others
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("group", nargs="*", help="name of a consumer group")
@@ -107,8 +108,8 @@ class Command(BaseCommand):
 
     def in_use(self, what: str) -> str:
         return (
-            f"{what} is in use: one of its consumers was active within the last {duration(self.idle)}. Stop all processes "
-            f"that run such a listener, and wait that long. --idle SECONDS sets another time, at least "
+            f"{what} is in use: one of its consumers was active within the last {duration(self.idle)}. Stop all "
+            f"processes that run such a listener, and wait that long. --idle SECONDS sets another time, at least "
             f"{duration(streams.RETIRE_AFTER)}."
         )
 

@@ -20,6 +20,7 @@ WATCH_INTERVAL = 2.0
 
 class Command(BaseCommand):
     help = "Show the processes, listeners, outboxes and streams of this service, and what needs attention."
+    requires_system_checks = ("lightbus",)  # Django 6.1 looks at the database for others
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--watch", action="store_true", help="show it again every two seconds, until Ctrl-C")

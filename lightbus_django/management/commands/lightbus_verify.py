@@ -20,6 +20,7 @@ class Command(BaseCommand):
         "Check that every event since a time has reached every listener of this service, from the records of outbox, "
         "streams, inbox and failures. Exits with 1 if an event is missing."
     )
+    requires_system_checks = ("lightbus",)  # Django 6.1 looks at the database for others
 
     def add_arguments(self, parser: CommandParser) -> None:
         add_span(parser, "events fired")
