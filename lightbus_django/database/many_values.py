@@ -17,5 +17,9 @@ def many(values: Iterable[Any], field: "Field[Any, Any]", using: str) -> RawSQL 
     found = list(values)
     if connections[using].vendor != "postgresql":
         return found
-    column_type = str(field.db_type(connections[using])).partition("(")[0]
-    return RawSQL(f"SELECT unnest(%s::{column_type}[])", [found])  # noqa: S611
+    return RawSQL(f"SELECT unnest(%s::{array_type(field, connections[using])})", [found])  # noqa: S611
+
+
+def array_type(field: "Field[Any, Any]", connection: Any) -> str:
+    """Return PostgreSQL's type for an array of a field's values, without their maximum length."""
+    return str(field.db_type(connection) or "text").partition("(")[0] + "[]"

@@ -5,6 +5,8 @@ from typing import Any
 
 from django.db.models import Expression, F, Field
 
+from .many_values import array_type
+
 LIMIT = 200
 """The maximum number of keys in one expression. Databases compare them one after the other."""
 
@@ -44,8 +46,8 @@ class ValuesByKey(Expression):
         """Take keys and values as an array each: psycopg takes longer over hundreds of parameters."""
         sql, parameters = compiler.compile(self._key)
         keys, values = self._prepared(connection)
-        key_type, value_type = (_type(field, connection) for field in (self._key.output_field, self.output_field))
-        value = f"(%s::{value_type}[])[array_position(%s::{key_type}[], {sql})]"
+        of_keys, of_values = (array_type(field, connection) for field in (self._key.output_field, self.output_field))
+        value = f"(%s::{of_values})[array_position(%s::{of_keys}, {sql})]"
         return f"COALESCE({value}, {self._empty})", (values, keys, *parameters)
 
     @property
@@ -55,8 +57,3 @@ class ValuesByKey(Expression):
     def _prepared(self, connection: Any) -> tuple[list[Any], list[Any]]:
         keys = [self._key.output_field.get_db_prep_value(key, connection) for key in self._values]
         return keys, [self.output_field.get_db_prep_value(value, connection) for value in self._values.values()]
-
-
-def _type(field: "Field[Any, Any]", connection: Any) -> str:
-    # Without the length, and a CharField without one has no type.
-    return str(field.db_type(connection) or "text").partition("(")[0]

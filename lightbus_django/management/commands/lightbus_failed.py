@@ -17,6 +17,7 @@ from lightbus_django.management.output import (
     point_in_time,
     positive,
     reporting_errors,
+    seconds,
     table,
     write_json,
 )
@@ -53,7 +54,7 @@ class Command(BaseCommand):
         discard.add_argument("--reason", required=True, help="why, for the records")
         retry.add_argument(
             "--wait",
-            type=float,
+            type=seconds,
             nargs="?",
             const=WAIT,
             metavar="SECONDS",
