@@ -18,6 +18,7 @@ from lightbus_django.running.housekeeping import Housekeeping
 from lightbus_django.testing import real_bus
 
 from .own_postgresql import OwnPostgreSQL, own_postgresql
+from .servers import Server, redis_server
 from .waiting import eventually as eventually
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,14 +26,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def lightbus_url() -> Iterator[str]:
-    """The Redis that LIGHTBUS_URL names, with a database for each worker of pytest-xdist, or an embedded Valkey."""
-    if url := os.environ.get("LIGHTBUS_URL"):
-        address, _, database = url.rpartition("/")
-        worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-        yield f"{address}/{(int(database) + worker) % 16}" if worker else url
-    else:
+    """The Redis that LIGHTBUS_URL names, or an embedded Valkey.
+
+    Tests close all connections of their server. So the first worker of pytest-xdist has the named one, and each other
+    worker starts one of its own.
+    """
+    url = os.environ.get("LIGHTBUS_URL")
+    if not url:
         with embedded_server() as url:
             yield url
+    elif os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0":
+        yield url
+    else:
+        with Server(binary=redis_server()) as server:
+            yield server.url
 
 
 @pytest.fixture(scope="session", autouse=True)
