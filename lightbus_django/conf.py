@@ -10,7 +10,6 @@ import string
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 import msgspec
 from django.conf import settings as django_settings
@@ -18,10 +17,9 @@ from django.core.signals import setting_changed
 from msgspec import Meta
 
 from .exceptions import ConfigurationError
+from .redis_url import SCHEMES, parse
 
 URL_HELP = "The URL of Redis is invalid: check the port, and that special characters are percent-encoded"
-
-SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 
 HELP = {
     "URL": "Use a URL such as 'redis://localhost:6379/0', or 'redis+sentinel://host:26379,host2:26379/mymaster/0'.",
@@ -39,7 +37,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=str.upper):
     service_name: Name
     process_name: Name = "{random4}"
     code_version: Annotated[str, Meta(max_length=100)] = ""
-    url: Annotated[str, Meta(pattern=r"^(rediss?(\+sentinel)?|unix)://")] = "redis://localhost:6379/0"
+    url: Annotated[str, Meta(pattern=f"^({'|'.join(map(re.escape, SCHEMES))})://")] = "redis://localhost:6379/0"
     stream_use: Literal["per_api", "per_event"] = "per_api"
     threads: Annotated[int, Meta(ge=1, le=1_000)] = 8
     batch_size: Annotated[int, Meta(ge=1, le=10_000)] = 100
@@ -163,20 +161,20 @@ def check_url(url: str) -> None:
             hint = ": Redis Cluster is not supported yet, use the address of a single Redis server"
         raise ConfigurationError(f"{scheme[0]} is not supported{hint}")
     try:
-        parts = urlsplit(url)
-        is_of_sentinels = parts.scheme.endswith("+sentinel")
-        hosts = parts.netloc.rpartition("@")[2]
-        for host in hosts.split(",") if is_of_sentinels else [hosts]:
-            urlsplit(f"redis://{host}").port  # noqa: B018
+        parsed = parse(url)
     except ValueError:
         raise ConfigurationError(URL_HELP) from None
-    if is_of_sentinels:
-        if not re.fullmatch(r"/[^/]+(/\d*)?", parts.path) or parts.path.strip("/").isdigit():
+    if parsed.names_sentinels:
+        service, database = parsed.sentinel_service
+        if not re.fullmatch(r"/[^/]+(/\d*)?", parsed.path) or (service.isdigit() and not database):
             raise ConfigurationError(
                 "after the hosts, the name of the master must follow, such as /mymaster or /mymaster/0"
             )
-    elif parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
-        raise ConfigurationError("after the host, only the number of a database may follow, such as /0")
+    elif parsed.scheme != "unix":
+        if len(parsed.hosts) > 1:
+            raise ConfigurationError("several hosts need redis+sentinel:// or, with TLS, rediss+sentinel://")
+        if not re.fullmatch(r"/?\d*", parsed.path):
+            raise ConfigurationError("after the host, only the number of a database may follow, such as /0")
 
 
 _ADJECTIVES = "brave bright calm clever eager gentle happy jolly kind lively proud quick quiet swift".split()

@@ -1,13 +1,14 @@
 """From the setting URL to redis-py's client: of one server, or of the master that Redis Sentinel names."""
 
 from typing import Any
-from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel
+
+from lightbus_django.redis_url import RedisUrl, parse
 
 SENTINEL_PORT = 26379
 
@@ -25,41 +26,26 @@ def connect(url: str, **options: Any) -> Any:
     Raises:
         ValueError, TypeError: the URL can't be read, or has unknown options.
     """
-    parts = urlsplit(url)
-    return _connect_by_sentinels(parts, options) if is_of_sentinels(parts) else redis.Redis.from_url(url, **options)
-
-
-def is_of_sentinels(parts: SplitResult) -> bool:
-    """Whether a URL names Sentinels."""
-    return parts.scheme in ("redis+sentinel", "rediss+sentinel")
-
-
-def sentinel_service(parts: SplitResult) -> tuple[str, str]:
-    """Return the name by which Sentinels know the master, and the number of the database, empty if it is not given."""
-    service, _, database = parts.path.removeprefix("/").partition("/")
-    return service, database
+    parsed = parse(url)
+    return _connect_by_sentinels(parsed, options) if parsed.names_sentinels else redis.Redis.from_url(url, **options)
 
 
 def describe(url: str, pool: Any) -> str:
     """Return the address in a URL, without user, password and options. `pool` is that of redis-py's client."""
     where = pool.connection_kwargs
-    parts = urlsplit(url)
+    parsed = parse(url)
     if "path" in where:
         return f"unix://{where['path']}"
-    if is_of_sentinels(parts):
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-    return f"{parts.scheme}://{where.get('host', 'localhost')}:{where.get('port', 6379)}/{where.get('db') or 0}"
+    if parsed.names_sentinels:
+        return parsed.address()
+    return f"{parsed.scheme}://{where.get('host', 'localhost')}:{where.get('port', 6379)}/{where.get('db') or 0}"
 
 
-def _connect_by_sentinels(parts: SplitResult, options: dict[str, Any]) -> Any:
+def _connect_by_sentinels(url: RedisUrl, options: dict[str, Any]) -> Any:
     """Return a client whose connections ask the Sentinels for the address of the master."""
-    user, at, hosts = parts.netloc.rpartition("@")
-    service, database = sentinel_service(parts)
-    scheme = parts.scheme.removesuffix("+sentinel")
+    service, database = url.sentinel_service
     read: Any = parse_url  # redis-py has no annotations here
-    of_hosts = [
-        read(urlunsplit((scheme, f"{user}{at}{host}", f"/{database}", parts.query, ""))) for host in hosts.split(",")
-    ]
+    of_hosts = [read(url.of_host(host, f"/{database}")) for host in url.hosts]
     addresses = [(each.pop("host", "localhost"), each.pop("port", SENTINEL_PORT)) for each in of_hosts]
     of_servers = of_hosts[0]
     if of_servers.pop("connection_class", None) is not None:

@@ -196,6 +196,7 @@ def test_it_is_asked_for_its_role_once() -> None:
         ("rediss-sentinel://host:26379/0", "for Redis Sentinel, use redis+sentinel://"),
         ("sentinel://host:26379", "for Redis Sentinel, use redis+sentinel://"),
         ("redis+cluster://host:7000", "Redis Cluster"),
+        ("redis://host,host2:6379/0", "several hosts need redis+sentinel://"),
         ("http://host:6379", "http:// is not supported"),
         ("valkey://host:6379/0", "valkey:// is not supported"),
         ("REDIS+SENTINEL://host", "use redis+sentinel://"),
