@@ -1,4 +1,4 @@
-"""`rediss://`: Redis over TLS, with a certificate authority of one's own."""
+"""`rediss://` and `rediss+sentinel://`: Redis over TLS, with a certificate authority of one's own."""
 
 import shutil
 import subprocess
@@ -13,7 +13,7 @@ from lightbus_django.conf import find_problems, get_settings
 from lightbus_django.listening.registry import registry
 from lightbus_django.running.worker import Worker
 from tests.app.models import Effect
-from tests.servers import Server, free_port, redis_server
+from tests.servers import Sentinel, Server, free_port, redis_server
 
 PASSWORD = "pa55-of-the-tests"
 
@@ -53,23 +53,35 @@ def authorities(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def address(authorities: tuple[Path, Path]) -> Iterator[str]:
-    """The URL of a server that has TLS, without an option that names the authority."""
+def tls(authorities: tuple[Path, Path]) -> list[str]:
+    """Lines of configuration with which a server has TLS, but for the port."""
     if not has_tls(redis_server()):
         pytest.skip("redis-server has no TLS")
     directory = authorities[0].parent
-    port = free_port()
-    server = Server(
-        f"tls-port {port}",
+    return [
         f"tls-cert-file {directory / 'server.pem'}",
         f"tls-key-file {directory / 'server.key'}",
         f"tls-ca-cert-file {authorities[0]}",
         "tls-auth-clients no",
-        binary=redis_server(),
-        password=PASSWORD,
-    )
-    with server:
+    ]
+
+
+@pytest.fixture(scope="module")
+def address(tls: list[str]) -> Iterator[str]:
+    """The URL of a server that has TLS, without an option that names the authority."""
+    port = free_port()
+    with Server(f"tls-port {port}", *tls, binary=redis_server(), password=PASSWORD):
         yield f"rediss://:{PASSWORD}@localhost:{port}/0"
+
+
+@pytest.fixture
+def guarded_address(address: str, tls: list[str]) -> Iterator[str]:
+    """The URL of a Sentinel that guards this server; between them all is TLS."""
+    port, of_server = free_port(), address.removesuffix("/0").rpartition(":")[2]
+    by_names = "sentinel resolve-hostnames yes", "sentinel announce-hostnames yes"
+    monitor = f"sentinel monitor mymaster localhost {of_server} 1", f"sentinel auth-pass mymaster {PASSWORD}"
+    with Sentinel(f"tls-port {port}", "tls-replication yes", *tls, *by_names, *monitor):
+        yield f"rediss+sentinel://:{PASSWORD}@localhost:{port}/mymaster/0"
 
 
 def has_tls(binary: str) -> bool:
@@ -79,14 +91,15 @@ def has_tls(binary: str) -> bool:
 
 
 @pytest.mark.django_db(transaction=True, databases=["default", "other"])
+@pytest.mark.parametrize("of", ["address", "guarded_address"])
 def test_the_url_names_the_authority(
-    address: str, authorities: tuple[Path, Path], listeners: object, lightbus: Callable[..., None]
+    of: str, request: pytest.FixtureRequest, authorities: tuple[Path, Path], listeners: object, lightbus: Callable[..., None]
 ) -> None:
     @listens_to("shop.order_placed", listener_name="book", start="beginning")
     def book(event: object, number: int) -> None:
         Effect.objects.create(number=number)
 
-    lightbus(URL=f"{address}?ssl_ca_certs={authorities[0]}")
+    lightbus(URL=f"{request.getfixturevalue(of)}?ssl_ca_certs={authorities[0]}")
     fire("shop.order_placed", number=1)
     worker = Worker(registry, service_name="shop", process_name="worker", settings=get_settings())
     worker.run_burst()
@@ -119,6 +132,15 @@ def test_another_name_than_the_certificates_is_refused(
     lightbus(URL=f"{address.replace('localhost', '127.0.0.1')}?ssl_ca_certs={authorities[0]}")
     with pytest.raises(BusUnavailable, match=r"127\.0\.0\.1"):
         fire("shop.order_placed", number=1)
+
+
+def test_a_sentinel_that_cannot_prove_its_name_is_not_spoken_to(
+    guarded_address: str, authorities: tuple[Path, Path], lightbus: Callable[..., None]
+) -> None:
+    lightbus(URL=f"{guarded_address}?ssl_ca_certs={authorities[1]}")
+    with pytest.raises(BusUnavailable, match="No master found for 'mymaster'") as caught:
+        fire("shop.order_placed", number=1)
+    assert PASSWORD not in str(caught.value)
 
 
 def test_an_address_is_shown_without_its_options_and_password() -> None:
