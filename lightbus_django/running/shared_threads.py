@@ -22,6 +22,9 @@ SLICE = 0.05
 REST = 0.01
 """Seconds for which a busy stream is not watched, because its listeners read it anyway."""
 
+GIVE_WAY = 0.001
+"""Seconds between a wake and the next watch, so that it delays neither the woken thread nor what that reads from Redis."""
+
 
 class SharedThreads:
     """A number of threads for more listeners than that, and a thread that watches their streams."""
@@ -104,7 +107,10 @@ class SharedThreads:
         if len(resting) == len(self._turns.streams):
             time.sleep(REST)
             return
-        for stream in self._watch.wait(REST if resting else BLOCK):
+        moved = self._watch.wait(REST if resting else BLOCK)
+        for stream in moved:
             if not self._turns.wake(stream):
                 self._watch.drop(stream)
                 resting.add(stream)
+        if moved:
+            time.sleep(GIVE_WAY)
