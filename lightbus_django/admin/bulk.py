@@ -31,7 +31,7 @@ class Preview(NamedTuple):
     retried: int
     """The number of events that would be retried."""
     due: int
-    """The number of those that are due already."""
+    """The number of those that are due already, or are being retried."""
     refused: Counter[str]
     """The numbers of events whose retry can't succeed, by the reason."""
     warnings: Counter[str]
@@ -63,7 +63,8 @@ class Retried(NamedTuple):
             )
             messages.error(request, text % {"count": f"{refused:,}", "reason": reason})
         if not self.due and not self.refused:
-            messages.warning(request, _("They are due for a retry already, or are no failed events any more."))
+            text = _("They are due already or being retried at this moment, or are no failed events any more.")
+            messages.warning(request, text)
         elif self.has_more:
             messages.warning(request, _("There are more: retry all again for the rest."))
 
@@ -113,8 +114,12 @@ def discard(events: FailedEventQuerySet, user: Any, reason: str) -> int:
 
 
 def _waiting(events: FailedEventQuerySet) -> FailedEventQuerySet:
-    """Return those events that are not due yet, with what a check needs; other columns may be large."""
-    waiting = events.exclude(next_attempt_at__lte=as_stored(datetime.now(UTC))).order_by("pk").defer(None)
+    """Return those events that are neither due yet nor being retried, with what a check needs.
+
+    Other columns may be large.
+    """
+    now = as_stored(datetime.now(UTC))
+    waiting = events.exclude(next_attempt_at__lte=now).unclaimed(now).order_by("pk").defer(None)
     return waiting.only("event_id", "event_name", "consumer_group", "fields", "stream_id", "attempts", "error")
 
 

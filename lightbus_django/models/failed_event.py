@@ -14,6 +14,7 @@ from lightbus_django.database.text import storable
 from lightbus_django.events.codec import decode, load_fields
 from lightbus_django.events.message import EventMessage
 from lightbus_django.events.names import MAX_NAME_LENGTH, MAX_STREAM_ID_LENGTH
+from lightbus_django.events.times import as_aware
 from lightbus_django.exceptions import TransactionEnded
 
 from .processed_event import KEY_LENGTH, ProcessedEvent
@@ -23,7 +24,11 @@ from .retry_request import RetryRequest
 class FailedEventQuerySet(models.QuerySet["FailedEvent"]):
     def due(self, now: datetime) -> "FailedEventQuerySet":
         """Return the events whose next attempt is due."""
-        return self.filter(next_attempt_at__lte=now)
+        return self.unclaimed(now).filter(next_attempt_at__lte=now)
+
+    def unclaimed(self, now: datetime) -> "FailedEventQuerySet":
+        """Return the events that no process is retrying."""
+        return self.filter(models.Q(claimed_until=None) | models.Q(claimed_until__lte=now))
 
     def groups_due(self, consumer_groups: Iterable[str], now: datetime) -> set[str]:
         """Return which of these consumer groups have retries due. The cost doesn't grow with the number of retries."""
@@ -33,26 +38,30 @@ class FailedEventQuerySet(models.QuerySet["FailedEvent"]):
         )
 
     def retry_now(self) -> int:
-        """Make the events due now, with all their attempts ahead of them; return how many."""
-        return self.update(attempts=0, next_attempt_at=timezone.now())
+        """Make the events due now, with all their attempts ahead of them; return how many.
+
+        It leaves out events that a process is retrying.
+        """
+        now = timezone.now()
+        return self.unclaimed(now).update(attempts=0, next_attempt_at=now)
 
     def request_retry(self, request: RetryRequest) -> int:
         """Make the events due now, and part of a request, which counts them; return how many.
 
-        This is one transaction. It leaves out events that are locked, because an idempotent listener is retrying them.
+        This is one transaction. It leaves out events that a process is retrying.
         """
-        using = self._write_alias
+        using, now = self._write_alias, timezone.now()
         features = transaction.get_connection(using).features
         requests = RetryRequest.objects.using(using).filter(pk=request.pk)
         with transaction.atomic(using=using):
             requests.update(total=models.F("total"))  # the lock of SQLite is only certain if a write comes first
-            rows = self.using(using).order_by("pk")
+            rows = self.using(using).unclaimed(now).order_by("pk")
             locked = rows.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
             events = FailedEvent.objects.using(using).filter(pk__in=list(locked.values_list("pk", flat=True)))
             events.leave_requests()
             count = events.update(
                 attempts=0,
-                next_attempt_at=timezone.now(),
+                next_attempt_at=now,
                 retry_request=request.pk,
                 failed_before_retry=models.F("failed_at"),
             )
@@ -118,7 +127,9 @@ class FailedEventQuerySet(models.QuerySet["FailedEvent"]):
             unchanged = self.using(using).filter(
                 pk=failed.pk, attempts=failed.attempts, next_attempt_at=failed.next_attempt_at
             )
-            if not unchanged.update(attempts=failed.attempts + 1, next_attempt_at=lease_until):
+            # Workers of earlier versions look at next_attempt_at only.
+            claim = {"next_attempt_at": lease_until, "claimed_until": lease_until}
+            if not unchanged.update(attempts=failed.attempts + 1, **claim):
                 return None  # the database can't lock rows, and another process was faster
         failed.attempts += 1
         return failed
@@ -190,6 +201,12 @@ class FailedEvent(models.Model):
         help_text=_("The entry as it was in the stream, if it was edited."),
     )
     edited_at = models.DateTimeField(_("edited at"), null=True, blank=True)
+    claimed_until = models.DateTimeField(
+        _("claimed until"),
+        null=True,
+        blank=True,
+        help_text=_("Until then, the process that is retrying it has it to itself."),
+    )
     edited_by = models.CharField(_("edited by"), max_length=150, db_default="", blank=True)
 
     objects = FailedEventQuerySet.as_manager()
@@ -218,6 +235,10 @@ class FailedEvent(models.Model):
     @property
     def is_dead_letter(self) -> bool:
         return self.next_attempt_at is None
+
+    def is_in_hand(self, now: datetime) -> bool:
+        """Whether a process is retrying it; `now` is aware."""
+        return self.claimed_until is not None and as_aware(self.claimed_until) > now
 
     @property
     def is_edited(self) -> bool:

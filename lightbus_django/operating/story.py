@@ -99,7 +99,9 @@ class _Outcomes:
             return Outcome(state=outcomes.DEAD_LETTER, text=text + edited, **common)
         due = as_aware(failed.next_attempt_at)
         attempt = f"the next one is at {clock(due)}" if due > self.records.now else f"the next one is due: {clock(due)}"
-        if group in self.records.paused:
+        if failed.is_in_hand(self.records.now):
+            attempt = "the last one is being made at this moment"
+        elif group in self.records.paused:
             attempt += f", but the listener was paused by {self.records.paused[group]}"
         elif listener is None:
             attempt += ", but this service has no listener for the group"

@@ -61,7 +61,7 @@ def test_says_what_would_happen_and_changes_nothing(admin_client, listeners):
     assert "<strong>1</strong>: this service has no listener for the consumer group price-monitor-gone" in text
     assert "<strong>4</strong>: the listener is not idempotent" in text
     assert "<strong>1</strong>: the handler ended its transaction" in text
-    assert "1 of the selected events is due already." in text
+    assert "1 of the selected events is due already, or being retried at this moment." in text
     assert list(FailedEvent.objects.values()) == before
     response = confirm(admin_client, text)
     assert response.url == FAILURES
@@ -102,6 +102,18 @@ def test_a_limited_number_is_looked_at(admin_client, monkeypatch):
     assert "3 events are looked at and retried at a time" in text
     assert "There are more" in messages(admin_client, confirm(admin_client, text))
     assert due().count() == 3
+
+
+def test_what_is_being_retried_is_left_out(admin_client):
+    soon = timezone.now() + timedelta(minutes=1)
+    fail(2, next_attempt_at=soon, claimed_until=soon)
+    fail(1)
+    text = preview(admin_client)
+    assert "Retry 1 event</button>" in text
+    assert "2 of the selected events are due already, or being retried at this moment." in text
+    confirm(admin_client, text)
+    assert due().count() == 1
+    assert "Being retried" in admin_client.get(LIST).content.decode()
 
 
 def test_nothing_can_be_retried(admin_client):

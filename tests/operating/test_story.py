@@ -169,6 +169,11 @@ class TestFailed:
         assert found.text == f"1 of 5 attempts made, the next one is at {at}. Last error: ValueError: the reason"
         assert "the next one is due: " in outcome(message, minutes=5).text
 
+    def test_being_retried(self, message):
+        FailedEvent.objects.update(attempts=2, claimed_until=timezone.now() + timedelta(minutes=1))
+        assert outcome(message).text.startswith("2 of 5 attempts made, the last one is being made at this moment. Last")
+        assert "being made" not in outcome(message, minutes=2).text
+
     def test_retrying_but_paused_or_without_a_listener(self, message, listeners):
         pause("record", "Ada")
         assert "but the listener was paused by Ada" in outcome(message).text
