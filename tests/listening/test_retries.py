@@ -237,13 +237,14 @@ class TestInHand:
 
     def retry(self, meanwhile):
         """Retry an event of a listener without keys, and do something while its handler runs; return the numbers."""
-        calls = []
+        calls, ends = [], []
 
         @listens_to("shop.order_placed", idempotent=False)
         def handler(event, number):
             calls.append(number)
             if len(calls) == 2:
-                meanwhile()
+                meanwhile()  # an AssertionError would be the handler's failure
+                ends.append(number)
             if len(calls) < 4:
                 raise ValueError
 
@@ -251,6 +252,7 @@ class TestInHand:
         box.handle([deliver(1)])
         FailedEvent.objects.all().retry_now()
         assert box.retry(timezone.now())
+        assert ends == [1]
         return calls
 
     def test_requests_leave_it_out_until_the_attempt_has_ended(self):
