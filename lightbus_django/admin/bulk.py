@@ -13,7 +13,7 @@ from django.utils.translation import ngettext
 
 from lightbus_django.events.times import as_stored
 from lightbus_django.models import FailedEvent, FailedEventQuerySet, new_retry_request
-from lightbus_django.operating.failures import obstacles, warnings
+from lightbus_django.operating.failures import find_listener, obstacles, warnings
 
 LIMIT = 10_000
 """Maximum number of events that are retried or discarded with one click."""
@@ -34,6 +34,8 @@ class Preview(NamedTuple):
     """The number of those that are due already, or are being retried."""
     refused: Counter[str]
     """The numbers of events whose retry can't succeed, by the reason."""
+    samples: dict[str, int]
+    """The primary key of the first of these, by the reason, if the event has a listener."""
     warnings: Counter[str]
     """The numbers of events that need thought, by what to consider."""
     has_more: bool
@@ -73,6 +75,7 @@ def preview(events: FailedEventQuerySet) -> Preview:
     """Look at what a retry of the events would do, LIMIT of those at most that are not due yet."""
     retried, seen = 0, 0
     refused: Counter[str] = Counter()
+    samples: dict[str, int] = {}
     to_consider: Counter[str] = Counter()
     for chunk in _chunks(_waiting(events)):
         seen += len(chunk)
@@ -80,11 +83,13 @@ def preview(events: FailedEventQuerySet) -> Preview:
             reason = next(obstacles(event, events.db), None)
             if reason is not None:
                 refused[reason] += 1
+                if reason not in samples and find_listener(event, events.db) is not None:
+                    samples[reason] = event.pk
                 continue
             retried += 1
             to_consider.update(warnings(event, events.db))
     due = events.order_by()[: LIMIT + 1].count() - seen if seen < LIMIT else 0
-    return Preview(retried, max(0, due), refused, to_consider, seen >= LIMIT)
+    return Preview(retried, max(0, due), refused, samples, to_consider, seen >= LIMIT)
 
 
 def retry(events: FailedEventQuerySet, user: Any) -> Retried:

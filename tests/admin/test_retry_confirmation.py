@@ -4,12 +4,14 @@ import re
 from datetime import timedelta
 
 import pytest
+from django.contrib.admin import site
 from django.contrib.auth.models import Permission
 from django.test import Client
 from django.utils import timezone
 
 from lightbus_django import listens_to
 from lightbus_django.admin import bulk
+from lightbus_django.admin.links import edit_url
 from lightbus_django.events.codec import dump_fields
 from lightbus_django.models import FailedEvent
 
@@ -121,6 +123,22 @@ def test_nothing_can_be_retried(admin_client):
     text = preview(admin_client)
     assert "There is nothing to retry" in text
     assert "confirmed" not in text
+
+
+def test_leads_to_the_page_where_the_payload_is_edited(admin_client, client, django_user_model):
+    wrong, other, _ = fail(3, fields=dump_fields({**FIELDS, b":number": b'"many"'}))
+    FailedEvent.objects.filter(pk=other.pk).update(fields=dump_fields({**FIELDS, b":number": b"[]"}))
+    text = preview(admin_client, keys=[wrong.pk])
+    link = f'<a href="{edit_url(site, "default", wrong.pk)}">Edit the payload and retry</a>'
+    assert "There is nothing to retry" in text
+    assert link in text
+    assert f'<a href="{edit_url(site, "default", wrong.pk)}">Edit the payload of the first one' in preview(admin_client)
+    user = django_user_model.objects.create_user("eva", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=["view_failedevent", "retry_failedevent"]))
+    client.force_login(user)
+    assert "Edit the payload" not in preview(client)
+    FailedEvent.objects.update(consumer_group="price-monitor-gone")
+    assert "Edit the payload" not in preview(admin_client)
 
 
 def test_nothing_is_there_any_more(admin_client):
