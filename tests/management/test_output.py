@@ -1,13 +1,17 @@
 """What all commands share: JSON with nothing beside it, errors that name the way out, and no password in them."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
+from model_bakery import baker
 
+from lightbus_django.management.base import BROKEN_PIPE
+from lightbus_django.models import FailedEvent
 from tests.conftest import ROOT, process_environment
 from tests.operating.conftest import record as record
 
@@ -116,6 +120,33 @@ def test_missing_tables_are_no_traceback(run, arguments, tmp_path):
 def test_wrong_arguments(record, arguments, problem):
     with pytest.raises(CommandError, match=problem):
         call_command(*arguments)
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="one database is enough")
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    ("arguments", "stream"),
+    [
+        (["lightbus_failed", "list"], "stdout"),  # a line
+        (["lightbus_failed", "list", "--json"], "stdout"),
+        (["lightbus_status"], "stdout"),  # a table
+        (["lightbus_failed", "list", "--each", "--limit=1"], "stderr"),
+    ],
+    ids=str,
+)
+def test_a_command_ends_quietly_when_its_reader_has_gone(lightbus_url, arguments, stream, unbuffered):
+    """As a program that SIGPIPE ends, in `manage.py lightbus_failed list | head`."""
+    baker.make(FailedEvent, _quantity=2)
+    reader, writer = os.pipe()
+    os.close(reader)
+    outputs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: writer}
+    command = [sys.executable, "manage.py", *arguments]
+    environment = {**process_environment(lightbus_url), "PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **outputs) as process:
+        os.close(writer)
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors or "") == (BROKEN_PIPE, "")
+    assert not output
 
 
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="one database is enough")

@@ -3,11 +3,12 @@ import time
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import router
 
 from lightbus_django.conf import format_name, get_settings
 from lightbus_django.listening.registry import registry
+from lightbus_django.management.base import LightbusCommand
 from lightbus_django.management.output import (
     check_tables,
     confirm,
@@ -40,9 +41,8 @@ CHUNK = 1000
 """How many events are retried or discarded in one transaction."""
 
 
-class Command(BaseCommand):
+class Command(LightbusCommand):
     help = "List failed events and their causes; retry, discard or export them."
-    requires_system_checks = ("lightbus",)  # Django 6.1 looks at the database for others
 
     def add_arguments(self, parser: CommandParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
