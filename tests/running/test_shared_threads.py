@@ -16,6 +16,8 @@ from lightbus_django.listening.registry import registry
 from lightbus_django.listening.state import State
 from lightbus_django.models import FailedEvent, ProcessedEvent
 from lightbus_django.operating.pausing import pause, resume
+from lightbus_django.running.health import Health
+from lightbus_django.running.turn import Turn
 from lightbus_django.running.worker import Worker
 from tests.app.models import Effect
 from tests.conftest import eventually
@@ -31,7 +33,7 @@ LONG = 3600.0
 @pytest.fixture(autouse=True)
 def no_clock(monkeypatch, lightbus):
     """Consumers have no steps that are due by time."""
-    monkeypatch.setattr("lightbus_django.listening.consumer.MAX_IDLE", LONG)
+    monkeypatch.setattr("lightbus_django.running.turn.MAX_IDLE", LONG)
     lightbus(RECLAIM_INTERVAL=LONG)
 
 
@@ -197,9 +199,10 @@ def test_before_a_thread_turns_to_another_listener_its_events_are_durable_and_ac
     (listener,) = registry
     settings = get_settings()
     consumer = Consumer(listener, service_name="shop", process_name="p", settings=settings, client=redis_client)
-    consumer.take_turn(0)
+    turn = Turn(consumer, Health(consumer.group, redis_client))
+    turn.take(0)
     fire_many(("shop.order_placed", {"number": number}) for number in range(50))
-    while consumer.take_turn(0):
+    while turn.take(0):
         assert not consumer.inbox._gate.unproven
         assert r.xpending("shop.*:stream", "shop-book")["pending"] == 0
     assert ProcessedEvent.objects.count() == 50
