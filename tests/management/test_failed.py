@@ -10,7 +10,7 @@ from django.core.management import CommandError, call_command
 from django.db import connections
 
 from lightbus_django import fire, listens_to
-from lightbus_django.management.commands import lightbus_failed
+from lightbus_django.management import selection
 from lightbus_django.models import FailedEvent, ProcessedEvent
 from tests.conftest import drain
 from tests.listening.streams import effects
@@ -121,7 +121,7 @@ class TestRetry:
         assert due() == set(ids[:2])
 
     def test_all_or_some_in_chunks(self, ids, failed, monkeypatch):
-        monkeypatch.setattr(lightbus_failed, "CHUNK", 1)
+        monkeypatch.setattr(selection, "CHUNK", 1)
         failed("retry", "--limit", "2", "--no-input")
         assert due() == set(ids[:2])
         failed("retry", "--all", "--no-input")
