@@ -88,6 +88,20 @@ def test_an_error_is_told_without_traceback_and_password(run, arguments, environ
     assert (code == 1) == ("CommandError: " in errors)
 
 
+def test_a_worker_waits_for_a_database_that_is_down_when_it_starts(manage):
+    process = manage("lightbus_listen", **NO_DATABASE)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "price-monitor-book: interrupted, retrying: database 'default'" in line:
+            break
+    process.terminate()
+    output = "".join(lines) + process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output
+    assert "Traceback" not in output
+    assert output.endswith("stopped\n")
+
+
 @pytest.mark.parametrize("arguments", [*WITH_JSON, *OTHERS], ids=" ".join)
 def test_missing_tables_are_no_traceback(run, arguments, tmp_path):
     url = f"sqlite:///{tmp_path}/empty.sqlite3"
