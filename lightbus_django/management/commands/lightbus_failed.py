@@ -5,6 +5,7 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 from django.db import router
+from django.utils import timezone
 
 from lightbus_django.management import selection
 from lightbus_django.management.base import LightbusCommand
@@ -136,6 +137,9 @@ class Command(LightbusCommand):
         request = new_retry_request(options["database"], f"{current_user()} (lightbus_failed)")
         chosen = events.exclude(consumer_group__in=refused)
         count = selection.in_chunks(chosen, lambda chunk: chunk.request_retry(request))
+        in_hand = chosen.filter(claimed_until__gt=timezone.now()).exclude(retry_request=request.pk)
+        if left_out := in_hand.count():
+            self.stderr.write(f"Left out, because they are being retried at this moment: {left_out}.")
         text = f"{count} events are due now; lightbus_listen retries them."
         if options["wait"] is None:
             self.report(options, text, retried=count, refused_groups=refused)
