@@ -41,6 +41,10 @@ class GroupMissing(BusError):
     """The stream or the consumer group no longer exists."""
 
 
+class NotAStream(BusError):
+    """The key of a stream holds something else."""
+
+
 class BusUnavailable(BusError):
     """Redis can't be reached, or can't serve requests at the moment."""
 

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,13 @@ from lightbus_django.listening.consumer import Consumer
 from lightbus_django.listening.listener import Listener
 from lightbus_django.listening.registry import Registry, registry
 from lightbus_django.running.housekeeping import Housekeeping
+from lightbus_django.running.worker import Worker
 from lightbus_django.testing import real_bus
 
 from .own_postgresql import OwnPostgreSQL, own_postgresql
 from .servers import Server, redis_server
 from .waiting import eventually as eventually
+from .workers import running_worker
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -132,6 +135,13 @@ def housekeeping(redis_client: RedisClient) -> Callable[..., Housekeeping]:
         return Housekeeping(consumers, service_name="price-monitor", settings=get_settings(), client=redis_client)
 
     return make
+
+
+@pytest.fixture
+def run_worker(listeners: Registry) -> Iterator[Callable[..., Worker]]:
+    """Run a worker in a thread, with the arguments of `running_worker`; it is stopped with the test."""
+    with ExitStack() as running:
+        yield lambda *args, **options: running.enter_context(running_worker(*args, **options))
 
 
 def drain(consumer: Consumer) -> None:

@@ -1,10 +1,10 @@
 """Neither logs nor errors tell passwords or payloads; what is stored of a failure tells no local variables."""
 
 import logging
-import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,8 +16,6 @@ from django.views.decorators.debug import sensitive_variables
 
 from lightbus_django import LightbusError, fire, listens_to, on_commit
 from lightbus_django.checks import check_settings
-from lightbus_django.conf import get_settings
-from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, OutboxEvent
 from lightbus_django.running.worker import Worker
 from tests.conftest import eventually
@@ -46,21 +44,8 @@ def tells_no_secret(caplog: pytest.LogCaptureFixture) -> Callable[..., None]:
 
 
 @pytest.fixture
-def run(listeners: object) -> Iterator[Callable[[], None]]:
-    """Run a worker in a thread; it ends with the test."""
-    running = []
-
-    def start() -> None:
-        worker = Worker(registry, service_name="shop", process_name="worker", settings=get_settings())
-        thread = threading.Thread(target=worker.run)
-        thread.start()
-        running.append((worker, thread))
-
-    yield start
-    for worker, thread in running:
-        worker.stop()
-        thread.join(40)
-        assert not thread.is_alive()
+def run(run_worker: Callable[..., Worker]) -> Callable[[], Worker]:
+    return partial(run_worker, "shop")
 
 
 def everything_of(error: BaseException) -> str:

@@ -18,6 +18,7 @@ PREVIOUS = {
     "40cdbf5": "events share a transaction",
     "3b1313d": "processes have no heartbeat",
     "5726210": "retries belong to no request",
+    "33ae123": "retries in hand are not marked",
 }
 """The last commits of earlier versions, and what was different then."""
 

@@ -13,7 +13,7 @@ from django.utils.translation import ngettext
 
 from lightbus_django.events.times import as_stored
 from lightbus_django.models import FailedEvent, FailedEventQuerySet, new_retry_request
-from lightbus_django.operating.failures import obstacles, warnings
+from lightbus_django.operating.failures import find_listener, obstacles, warnings
 
 LIMIT = 10_000
 """Maximum number of events that are retried or discarded with one click."""
@@ -31,9 +31,11 @@ class Preview(NamedTuple):
     retried: int
     """The number of events that would be retried."""
     due: int
-    """The number of those that are due already."""
+    """The number of those that are due already, or are being retried."""
     refused: Counter[str]
     """The numbers of events whose retry can't succeed, by the reason."""
+    samples: dict[str, int]
+    """The primary key of the first of these, by the reason, if the event has a listener."""
     warnings: Counter[str]
     """The numbers of events that need thought, by what to consider."""
     has_more: bool
@@ -63,7 +65,8 @@ class Retried(NamedTuple):
             )
             messages.error(request, text % {"count": f"{refused:,}", "reason": reason})
         if not self.due and not self.refused:
-            messages.warning(request, _("They are due for a retry already, or are no failed events any more."))
+            text = _("They are due already or being retried at this moment, or are no failed events any more.")
+            messages.warning(request, text)
         elif self.has_more:
             messages.warning(request, _("There are more: retry all again for the rest."))
 
@@ -72,6 +75,7 @@ def preview(events: FailedEventQuerySet) -> Preview:
     """Look at what a retry of the events would do, LIMIT of those at most that are not due yet."""
     retried, seen = 0, 0
     refused: Counter[str] = Counter()
+    samples: dict[str, int] = {}
     to_consider: Counter[str] = Counter()
     for chunk in _chunks(_waiting(events)):
         seen += len(chunk)
@@ -79,11 +83,13 @@ def preview(events: FailedEventQuerySet) -> Preview:
             reason = next(obstacles(event, events.db), None)
             if reason is not None:
                 refused[reason] += 1
+                if reason not in samples and find_listener(event, events.db) is not None:
+                    samples[reason] = event.pk
                 continue
             retried += 1
             to_consider.update(warnings(event, events.db))
     due = events.order_by()[: LIMIT + 1].count() - seen if seen < LIMIT else 0
-    return Preview(retried, max(0, due), refused, to_consider, seen >= LIMIT)
+    return Preview(retried, max(0, due), refused, samples, to_consider, seen >= LIMIT)
 
 
 def retry(events: FailedEventQuerySet, user: Any) -> Retried:
@@ -113,8 +119,12 @@ def discard(events: FailedEventQuerySet, user: Any, reason: str) -> int:
 
 
 def _waiting(events: FailedEventQuerySet) -> FailedEventQuerySet:
-    """Return those events that are not due yet, with what a check needs; other columns may be large."""
-    waiting = events.exclude(next_attempt_at__lte=as_stored(datetime.now(UTC))).order_by("pk").defer(None)
+    """Return those events that are neither due yet nor being retried, with what a check needs.
+
+    Other columns may be large.
+    """
+    now = as_stored(datetime.now(UTC))
+    waiting = events.exclude(next_attempt_at__lte=now).unclaimed(now).order_by("pk").defer(None)
     return waiting.only("event_id", "event_name", "consumer_group", "fields", "stream_id", "attempts", "error")
 
 

@@ -5,17 +5,14 @@ from typing import Any
 from django import forms
 from django.contrib import messages
 from django.contrib.admin import AdminSite
-from django.contrib.admin.models import CHANGE, LogEntry
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import Error as DatabaseError
-from django.db import router
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from lightbus_django.database.errors import one_line
-from lightbus_django.database.text import storable
 from lightbus_django.exceptions import InvalidPayload, LightbusError, UnreadableEvent
 from lightbus_django.firing.databases import has_tables
 from lightbus_django.models import FailedEvent
@@ -23,6 +20,7 @@ from lightbus_django.operating import editing, failures
 from lightbus_django.operating.editing import EventChanged
 
 from . import bulk
+from .edit_log import log_edit
 from .links import event_url, failed_event_url, failures_url, may_view, may_view_events
 
 
@@ -116,10 +114,7 @@ class EditPage:
             bulk.retry(FailedEvent.objects.using(using).filter(pk=event.pk), request.user).report(request)
             return
         editing.edit_and_retry(event, fields, using, name)
-        before, after = editing.describe_edit(event.fields, fields)
-        text = f"Edit the payload for {event.consumer_group} and retry. Before: {before} After: {after}"
-        column, alias = LogEntry._meta.get_field("change_message"), router.db_for_write(LogEntry)
-        LogEntry.objects.log_actions(request.user.pk, [event], CHANGE, storable(text, column, alias))  # type: ignore[arg-type]
+        log_edit(event, fields, request.user)
         messages.success(request, _("The payload is edited, and the event is due for a retry."))
 
     def _facts(self, request: HttpRequest, event: FailedEvent, using: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from lightbus_django.operating.story import tell
 
 from . import bulk
 from .display import relative_time
+from .edit_log import logged_edits
 from .edit_page import may_edit
 from .links import edit_url, event_url, failed_event_url, may_view_events
 
@@ -111,6 +112,7 @@ class EventPage:
                 "edit_url": edit_url(self.site, using, event.pk) if event is not None and can_edit else "",
                 "failed_url": "" if event is None else failed_event_url(self.site, using, event.pk),
                 "failed": event,
+                "edits": self._edits(story, outcome) if event is None else [],
                 "obstacles": [] if event is None else list(failures.obstacles(event, using)),
                 "warnings": [] if event is None else list(failures.warnings(event, using)),
             }
@@ -120,6 +122,10 @@ class EventPage:
         if not keys:
             return {}
         return {event.pk: event for event in FailedEvent.objects.using(alias).filter(pk__in=keys).defer("traceback")}
+
+    def _edits(self, story: Story, outcome: Outcome) -> list[dict[str, str]]:
+        """Return the edits of an event whose failed event, with its history, is gone."""
+        return logged_edits(story.name, story.id, outcome.group) if outcome.edited_by else []
 
     # --- Actions ------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from django.contrib import admin, messages
@@ -73,6 +73,8 @@ class FailedEventAdmin(EventAdmin):
     def state(self, event: FailedEvent) -> str:
         if event.next_attempt_at is None:
             return state_word(_("Dead letter"), must_act=True)
+        if event.is_in_hand(datetime.now(UTC)):
+            return state_word(_("Being retried"))
         if as_aware(event.next_attempt_at) <= timezone.now():
             return state_word(_("Retry is due"))
         return format_html("{} {}", state_word(_("Retrying")), relative_time(event.next_attempt_at))

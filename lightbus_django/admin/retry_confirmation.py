@@ -17,7 +17,8 @@ from lightbus_django.database.errors import one_line
 from lightbus_django.models import FailedEvent, FailedEventQuerySet
 
 from . import bulk
-from .links import failures_url
+from .edit_page import may_edit
+from .links import edit_url, failures_url
 
 
 class RetryConfirmation:
@@ -52,6 +53,12 @@ class RetryConfirmation:
         """Return the selected events, but none that has failed since the page was shown."""
         return self.selected.filter(pk__lte=int(last)) if last.isdecimal() else self.selected
 
+    def _edit_url(self, key: int | None) -> str:
+        """Return the address of the page where the payload is edited; empty if that is not for this user or event."""
+        if key is None or not may_edit(self.site, self.request):
+            return ""
+        return edit_url(self.site, self.using, key)
+
     def _show(self, preview: bulk.Preview, last: int) -> HttpResponse:
         count = f"{preview.retried:,}"
         title = ngettext("Retry %s failed event?", "Retry %s failed events?", preview.retried) % count
@@ -67,7 +74,10 @@ class RetryConfirmation:
             "count": count,
             "due": f"{preview.due:,}",
             "limit": f"{bulk.LIMIT:,}",
-            "refused": [(f"{number:,}", text) for text, number in preview.refused.most_common(bulk.REASONS)],
+            "refused": [
+                (number, f"{number:,}", text, self._edit_url(preview.samples.get(text)))
+                for text, number in preview.refused.most_common(bulk.REASONS)
+            ],
             "warnings": [(f"{number:,}", text) for text, number in preview.warnings.most_common(bulk.REASONS)],
             "checkbox_name": ACTION_CHECKBOX_NAME,
             # With "all across the pages", Django asks for one of them only.

@@ -8,7 +8,15 @@ import re
 
 import redis
 
-from lightbus_django.exceptions import BusError, BusForbidden, BusFull, BusUnavailable, BusUnsupported, GroupMissing
+from lightbus_django.exceptions import (
+    BusError,
+    BusForbidden,
+    BusFull,
+    BusUnavailable,
+    BusUnsupported,
+    GroupMissing,
+    NotAStream,
+)
 
 _UNAVAILABLE = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.exceptions.MasterDownError)
 _UNAVAILABLE_CODES = (
@@ -58,7 +66,8 @@ def translate(error: Exception, server: str, key: str) -> BusError:
             "ACL LOG shows what was denied, and the operations page of the documentation lists the permissions"
         )
     if text.startswith("WRONGTYPE"):
-        return BusError(f"Redis at {server}: the key {key!r} holds something other than a stream; rename or delete it")
+        text = f"the key {key!r} holds something other than a stream; rename or delete it"
+        return NotAStream(f"Redis at {server}: {text}")
     if reason := _unsupported(error, text):
         return BusUnsupported(f"Redis at {server} {reason}")
     plain = _PLAIN.match(text)

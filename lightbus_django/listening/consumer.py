@@ -32,9 +32,6 @@ logger = logging.getLogger("lightbus_django")
 BLOCK = 1.0
 """Seconds that a read waits for new events: short, so that a stop is quick and our idle time in Redis stays low."""
 
-MAX_IDLE = 10.0
-"""Seconds after which a consumer takes a step although nothing has arrived."""
-
 PAUSE = 0.05
 """Minimum number of seconds that a read waits while an event is set aside."""
 
@@ -91,8 +88,9 @@ class Consumer:
             pause=self.pause,
             max_attempts=settings.max_attempts,
         )
+        self.reclaim_at = 0.0
+        """When to look next for events that others left behind, on the monotonic clock."""
         self._leave = leave
-        self._reclaim_at = 0.0
 
     @property
     def has_joined(self) -> bool:
@@ -129,38 +127,6 @@ class Consumer:
             if self.has_joined:
                 self.state = State.OWN_PENDING
             raise
-
-    def take_turn(self, seconds: float) -> bool:
-        """Do what there is to do without waiting, for about `seconds`, so that another consumer can use the thread.
-
-        What is handled is acknowledged then. Returns whether there may be more to do.
-
-        Raises:
-            BusError, DatabaseUnavailable: as `step`.
-        """
-        until = time.monotonic() + seconds
-        try:
-            while (has_more := self.step(block=0)) and self.contended is None:
-                if time.monotonic() >= until or self.stopping.is_set():
-                    break
-            self.reader.flush()
-        finally:
-            self.group_consumer.give_back_connection()
-        return has_more
-
-    @property
-    def due_at(self) -> float:
-        """When the next step is due although nothing arrives, on the monotonic clock."""
-        now = time.monotonic()
-        if self.state is State.PAUSED:
-            return now + BLOCK
-        set_aside = (due for due, _ in self.in_flight.set_aside)
-        return min(max(now, self._reclaim_at), now + MAX_IDLE, *set_aside)
-
-    @property
-    def is_called(self) -> bool:
-        """Whether another thread has asked for a step: for a retry, or a pause."""
-        return self.retries_due.is_set() or self.pause.is_wanted is not (self.state is State.PAUSED)
 
     def _step(self, now: float, block: float) -> bool:
         self.inbox.activity.end()
@@ -244,13 +210,13 @@ class Consumer:
             if self._receive(self.reader.own_pending(), now):
                 return True
             self.state = State.READING
-        if self.state is State.READING and now >= self._reclaim_at:
+        if self.state is State.READING and now >= self.reclaim_at:
             self.state = State.RECLAIMING
         if self.state is State.RECLAIMING:
             if self._receive(self.reader.reclaim(), now):
                 return True
             self.offsets.update()
-            self._reclaim_at = now + self.settings.reclaim_interval
+            self.reclaim_at = now + self.settings.reclaim_interval
             self.state = State.READING
         # A retry and new events take turns.
         has_retried = self.retries_due.is_set() and self._retry()

@@ -105,11 +105,13 @@ class Failures:
 
     def extend_claim(self, failed: FailedEvent, now: datetime) -> bool:
         """Extend a claim; return False if another process has taken it over."""
-        return bool(self._claimed(failed).update(next_attempt_at=self._claimed_until(now)))
+        until = self._claimed_until(now)
+        return bool(self._claimed(failed).update(next_attempt_at=until, claimed_until=until))
 
     def release(self, failed: FailedEvent, delay: timedelta) -> None:
         """Give up a claim: the attempt was not made, and is due after `delay`."""
-        self._claimed(failed).update(attempts=failed.attempts - 1, next_attempt_at=timezone.now() + delay)
+        due_at = timezone.now() + delay
+        self._claimed(failed).update(attempts=failed.attempts - 1, next_attempt_at=due_at, claimed_until=None)
 
     def record_retry(self, failed: FailedEvent, error: BaseException) -> None:
         """Record that a retry failed."""
@@ -124,6 +126,7 @@ class Failures:
             history=failed.history,
             failed_at=failed.failed_at,
             next_attempt_at=failed.next_attempt_at,
+            claimed_until=None,
         )
         self._tally.failed()
         self._log(failed, error)

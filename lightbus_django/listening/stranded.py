@@ -5,7 +5,7 @@ import logging
 from lightbus_django.bus.client import RedisClient
 from lightbus_django.bus.streams import Group, groups, last_id
 from lightbus_django.events.names import stream_key
-from lightbus_django.exceptions import BusForbidden
+from lightbus_django.exceptions import BusForbidden, NotAStream
 
 from .listener import Listener
 
@@ -18,7 +18,7 @@ def report_stranded(client: RedisClient, listener: Listener, group: str, stream_
     for stream in {stream_key(event, other_use) for event in listener.events}:
         try:
             found = groups(client, stream)
-        except BusForbidden:
+        except (BusForbidden, NotAStream):
             continue  # a process that may not look at a stream has not read it either
         for one in found:
             if one.name == group:

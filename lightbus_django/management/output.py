@@ -158,9 +158,14 @@ def write_json(stream: Any, value: Any) -> None:
     stream.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # which LightbusCommand handles; recent versions of rich would exit with 1
+
+
 def console(stream: Any) -> Console:
     """Return a console that writes plain text, wide enough for long names if the stream is not a terminal."""
-    return Console(file=stream, width=None if stream.isatty() else 200, no_color=True, markup=False)
+    return _Console(file=stream, width=None if stream.isatty() else 200, no_color=True, markup=False)
 
 
 def table(*headings: str, right: Collection[str] = ()) -> Table:

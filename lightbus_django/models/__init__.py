@@ -1,10 +1,11 @@
 """The tables, each with its queries: processed and failed events, the outbox, consumer groups, and retry requests.
 
-The states of an outbox event are in `outbox_event`, those of a failed event in `failed_event`.
+The states of an outbox event are in `outbox_event`, those of a failed event in `failed_event_queryset`.
 """
 
 from .consumer_group import ConsumerGroup, ConsumerGroupQuerySet
-from .failed_event import FailedEvent, FailedEventQuerySet
+from .failed_event import FailedEvent
+from .failed_event_queryset import FailedEventQuerySet
 from .outbox_event import Claim, OutboxEvent, OutboxEventQuerySet, QueuePosition
 from .processed_event import ProcessedEvent, stored_group
 from .retry_request import RetryRequest, RetryRequestQuerySet, new_retry_request

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import msgspec
@@ -10,10 +11,10 @@ from lightbus_django.bus import entries, heartbeats
 from lightbus_django.bus.client import RedisClient, get_client
 from lightbus_django.conf import format_name, get_settings
 from lightbus_django.database.errors import transient_errors
-from lightbus_django.events.codec import decode
+from lightbus_django.events.codec import Fields, decode
 from lightbus_django.events.names import is_name, stream_key
 from lightbus_django.events.times import is_ahead, stream_time
-from lightbus_django.exceptions import UnreadableEvent
+from lightbus_django.exceptions import NotAStream, UnreadableEvent
 from lightbus_django.firing.databases import databases_with_tables
 from lightbus_django.listening.registry import registry
 from lightbus_django.models import OutboxEvent
@@ -104,17 +105,21 @@ class _Samples:
     def __init__(self, client: RedisClient, streams: Iterable[str]) -> None:
         self.last_at: dict[str, datetime | None] = {}
         self._keys: defaultdict[str, defaultdict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
-        now = datetime.now(UTC)
         for stream in streams:
-            for stream_id, fields in entries.latest(client, stream, SAMPLE):
-                try:
-                    message = decode(fields, stream_id)
-                except UnreadableEvent:
-                    continue
-                at = None if is_ahead(stream_id, now) else stream_time(stream_id)
-                self.last_at.setdefault(message.name, at)
-                for key, value in message.payload.items():
-                    self._keys[message.name][key][_TYPES.get(type(value), "text")] += 1
+            with suppress(NotAStream):
+                self._add(entries.latest(client, stream, SAMPLE))
+
+    def _add(self, latest: Iterable[tuple[str, Fields]]) -> None:
+        now = datetime.now(UTC)
+        for stream_id, fields in latest:
+            try:
+                message = decode(fields, stream_id)
+            except UnreadableEvent:
+                continue
+            at = None if is_ahead(stream_id, now) else stream_time(stream_id)
+            self.last_at.setdefault(message.name, at)
+            for key, value in message.payload.items():
+                self._keys[message.name][key][_TYPES.get(type(value), "text")] += 1
 
     def payload_of(self, name: str) -> dict[str, str]:
         """Return the keys of an event with the types of their values."""

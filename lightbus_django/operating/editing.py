@@ -111,13 +111,13 @@ def edit_and_retry(event: FailedEvent, fields: str, using: str, by: str) -> None
         by: who edits it.
 
     Raises:
-        EventChanged: it is not as it was, or an idempotent listener is retrying it. Nothing was changed.
+        EventChanged: it is not as it was, or a process is retrying it. Nothing was changed.
     """
     with transaction.atomic(using=using):
         request = new_retry_request(using, by)  # a write, before anything is read: SQLite locks with the first one
         row = FailedEvent.objects.using(using).filter(pk=event.pk)
         skips = transaction.get_connection(using).features.has_select_for_update_skip_locked
-        current = row.select_for_update(skip_locked=skips).first()
+        current = row.unclaimed(timezone.now()).select_for_update(skip_locked=skips).first()
         if current is None or version_of(current) != version_of(event):
             raise EventChanged
         original = current.fields if current.original_fields is None else current.original_fields

@@ -152,7 +152,6 @@ def warnings(event: FailedEvent, using: str) -> Iterator[str]:
     listener = find_listener(event, using)
     if listener is not None and not listener.idempotent:
         yield "the listener is not idempotent: effects of earlier attempts stay, and are there twice after a success"
-        yield "nor does it lock an event: one that is being retried at this moment may be handled twice at a time"
     if event.may_have_effects:
         yield "the handler ended its transaction, so the failed attempt may have left effects"
 

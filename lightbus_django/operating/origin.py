@@ -1,8 +1,8 @@
 """How an event got onto the bus, as a sentence."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from lightbus_django.events.times import as_aware
+from lightbus_django.events.times import as_aware, fired_at
 
 from .durations import duration
 from .event_records import EventRecords
@@ -12,10 +12,7 @@ def describe_origin(records: EventRecords) -> str:
     """Return where an event comes from and how far it is on its way to the bus."""
     row = records.outbox
     if row is None:
-        return (
-            "The outbox has no row of it: it was fired with fire(), by another service, or was pruned; "
-            f"{_describe_entry(records)}."
-        )
+        return f"The outbox has no row of it: it was {_describe_unknown(records)}; {_describe_entry(records)}."
     start = f"Fired with on_commit() by {records.service_name}, database {records.outbox_database!r}; "
     if row.due_at is None:
         if not records.stream_id:
@@ -32,6 +29,17 @@ def describe_origin(records: EventRecords) -> str:
     if due > records.now:
         return f"{start}not published yet; its process has until {clock(due)}, then a relay publishes it."
     return f"{start}not published for {duration((records.now - due).total_seconds())}: is lightbus_listen running?"
+
+
+def _describe_unknown(records: EventRecords) -> str:
+    """Return what may be the reason that the outbox has no row of an event."""
+    firing = {each.process.service_name for each in records.heartbeats if records.name in each.process.fires}
+    others = sorted(firing - {records.service_name})
+    known = f" ({', '.join(others)} {'fires' if len(others) == 1 else 'fire'} {records.name})" if others else ""
+    at = fired_at(records.id)
+    if at is not None and records.now - at < timedelta(seconds=records.settings.outbox_retention):
+        return f"fired with fire(), or by another service{known}"
+    return f"fired with fire(), by another service{known}, or was pruned"
 
 
 def _describe_entry(records: EventRecords) -> str:

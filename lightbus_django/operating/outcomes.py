@@ -32,6 +32,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int | None = None
     failed_id: int | None = None
     """The primary key of the failed event, if there is one."""
+    edited_by: str = ""
+    """Who edited the payload that the group got, or gets with its next attempt."""
     database: str = ""
 
 

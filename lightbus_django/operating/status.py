@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from django.db import Error as DatabaseError
@@ -18,7 +19,7 @@ from lightbus_django.conf import Settings, format_name, get_settings
 from lightbus_django.database.errors import describe, one_line, transient_errors
 from lightbus_django.events.names import stream_key
 from lightbus_django.events.times import as_aware
-from lightbus_django.exceptions import BusError, LightbusError
+from lightbus_django.exceptions import BusError, LightbusError, NotAStream
 from lightbus_django.firing.databases import distinct_databases, has_outbox
 from lightbus_django.listening.listener import Listener
 from lightbus_django.listening.registry import registry
@@ -182,13 +183,20 @@ class _Reading:
             for event in listener.events:
                 wanted[stream_key(event, self.settings.stream_use)].append(event)
             for stream, events in wanted.items():
-                self.backlogs[group][stream] = read_backlog(self.client, stream, group, events)
+                self.backlogs[group][stream] = None
+                with suppress(NotAStream):  # see _sizes
+                    self.backlogs[group][stream] = read_backlog(self.client, stream, group, events)
             streams.update(wanted)
         self.streams = list(self._sizes(sorted(streams)))
 
     def _sizes(self, keys: Iterable[str]) -> Iterator[Stream]:
         for key in keys:
-            if (size := stream_size(self.client, key)) is None:
+            try:
+                size = stream_size(self.client, key)
+            except NotAStream as error:
+                self.problems.append(one_line(error))
+                continue
+            if size is None:
                 continue
             names = [group.name for group in groups(self.client, key)]
             positions = read_positions(self.client, key, names)

@@ -92,14 +92,16 @@ class _Outcomes:
     def _failed(self, failed: FailedEvent, alias: str, listener: Listener | None) -> Outcome:
         error, group = failed.error.partition("\n")[0][:200], failed.consumer_group
         common: dict[str, Any] = {"group": group, "listener": "", "database": alias, "attempts": failed.attempts}
-        common |= {"at": as_aware(failed.failed_at), "failed_id": failed.pk}
+        common |= {"at": as_aware(failed.failed_at), "failed_id": failed.pk, "edited_by": failed.edited_by}
         edited = f". This listener gets a payload that {failed.edited_by} edited" if failed.is_edited else ""
         if failed.next_attempt_at is None:
             text = f"Dead letter since {exact(as_aware(failed.failed_at))}, in attempt {failed.attempts}: {error}"
             return Outcome(state=outcomes.DEAD_LETTER, text=text + edited, **common)
         due = as_aware(failed.next_attempt_at)
         attempt = f"the next one is at {clock(due)}" if due > self.records.now else f"the next one is due: {clock(due)}"
-        if group in self.records.paused:
+        if failed.is_in_hand(self.records.now):
+            attempt = "the last one is being made at this moment"
+        elif group in self.records.paused:
             attempt += f", but the listener was paused by {self.records.paused[group]}"
         elif listener is None:
             attempt += ", but this service has no listener for the group"
@@ -109,7 +111,7 @@ class _Outcomes:
     def _processed(self, row: ProcessedEvent, alias: str) -> Outcome:
         at = as_aware(row.processed_at)
         common: dict[str, Any] = {"group": row.consumer_group, "listener": "", "database": alias, "at": at}
-        common |= {"process": row.process_name, "attempts": row.attempts}
+        common |= {"process": row.process_name, "attempts": row.attempts, "edited_by": row.edited_by}
         if row.discarded:
             by = f" by {row.discarded_by}" if row.discarded_by else ""
             reason = f": {row.discard_reason}" if row.discard_reason else ""

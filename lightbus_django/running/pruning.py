@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -16,6 +17,7 @@ from lightbus_django.conf import Settings
 from lightbus_django.database.text import storable
 from lightbus_django.events.names import stream_key
 from lightbus_django.events.times import SKEW, as_stored
+from lightbus_django.exceptions import NotAStream
 from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent, RetryRequest
 
@@ -58,8 +60,9 @@ def cutoffs_at(now: datetime, settings: Settings, client: RedisClient) -> Cutoff
         for event in listener.events:
             events_of[stream_key(event, settings.stream_use)].add(event)
     for stream, events in events_of.items():
-        if (oldest := streams.oldest_time(client, stream)) is not None:
-            inbox_of.update(dict.fromkeys(events, ago(settings.outbox_retention, oldest - SKEW)))
+        with suppress(NotAStream):
+            if (oldest := streams.oldest_time(client, stream)) is not None:
+                inbox_of.update(dict.fromkeys(events, ago(settings.outbox_retention, oldest - SKEW)))
     return Cutoffs(
         inbox=ago(settings.inbox_retention),
         outbox=ago(settings.outbox_retention),

@@ -10,14 +10,15 @@ from lightbus_django.bus.backlog import read_backlog
 from lightbus_django.bus.client import RedisClient
 from lightbus_django.conf import Settings
 from lightbus_django.events.names import stream_key
-from lightbus_django.exceptions import GroupMissing
+from lightbus_django.exceptions import GroupMissing, NotAStream
 from lightbus_django.listening.consumer import Consumer
 from lightbus_django.listening.registry import registry
 from lightbus_django.listening.stranded import report_stranded
 from lightbus_django.signals import announce, listener_late
 
 from . import stale_groups
-from .jobs import Job, Jobs, for_each
+from .health import Health
+from .jobs import Job, Jobs, Result, for_each
 from .stale_groups import StaleGroups
 
 logger = logging.getLogger("lightbus_django")
@@ -64,6 +65,7 @@ class RedisJobs:
         self._settings = settings
         self._client = client
         self._stale_groups = StaleGroups(client, stale_after=settings.group_stale_after)
+        self._health: dict[str, Health] = {}
 
     def trim(self) -> bool:
         """Trim what every group has finished with and no setting keeps; return whether anything was trimmed."""
@@ -79,7 +81,7 @@ class RedisJobs:
                 limit=TRIM_SIZE,
             )
 
-        return any(for_each(self._streams(), trim))
+        return any(self._for_each_stream(trim))
 
     def delete_old_consumers(self) -> bool:
         """Delete the consumers of our groups that have been idle for CONSUMER_TTL and have nothing pending."""
@@ -87,7 +89,7 @@ class RedisJobs:
         def delete(consumer: Consumer) -> None:
             idle = self._settings.consumer_ttl
             for stream in consumer.streams:
-                with suppress(GroupMissing):  # the consumer is about to create it
+                with suppress(GroupMissing, NotAStream):  # the consumer is about to create it, or says what is wrong
                     if count := streams.delete_idle_consumers(self._client, stream, consumer.group, idle=idle):
                         logger.info("%s: deleted %d consumers that were idle for CONSUMER_TTL", consumer.group, count)
 
@@ -101,7 +103,7 @@ class RedisJobs:
             self._consumers,
             lambda consumer: report_stranded(self._client, consumer.listener, consumer.group, stream_use),
         )
-        missing = for_each(self._streams(), lambda stream: self._stale_groups.check(stream, self._groups_of(stream)))
+        missing = self._for_each_stream(lambda stream: self._stale_groups.check(stream, self._groups_of(stream)))
         self._stale_groups.warn_of_missing(set().union(*missing))
         return False
 
@@ -110,7 +112,10 @@ class RedisJobs:
 
         def look(consumer: Consumer) -> None:
             for stream in consumer.streams:
-                backlog = read_backlog(self._client, stream, consumer.group, consumer.offsets.events_of(stream))
+                try:
+                    backlog = read_backlog(self._client, stream, consumer.group, consumer.offsets.events_of(stream))
+                except NotAStream:
+                    continue  # the consumer says what is wrong
                 if backlog is None or backlog.oldest is None:
                     continue
                 seconds = (datetime.now(UTC) - backlog.oldest).total_seconds()
@@ -141,8 +146,23 @@ class RedisJobs:
                 )
                 logger.warning(text, stream, stream_id)
 
-        for_each(self._streams(), check)
+        self._for_each_stream(check)
         return False
+
+    def _for_each_stream(self, work: Callable[[str], Result]) -> list[Result]:
+        """Call `work` with each stream; return the results. Keys that hold something else are left out, and logged."""
+
+        def work_unless_not_a_stream(stream: str) -> list[Result]:
+            health = self._health.setdefault(stream, Health(stream, self._client))
+            try:
+                result = work(stream)
+            except NotAStream as error:
+                health.failed(error)
+                return []
+            health.succeeded()
+            return [result]
+
+        return [result for results in for_each(self._streams(), work_unless_not_a_stream) for result in results]
 
     def _groups_of(self, stream: str) -> list[str]:
         """Return the groups of a stream that belong to listeners of this service."""

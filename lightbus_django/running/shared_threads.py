@@ -14,7 +14,8 @@ from lightbus_django.listening.consumer import BLOCK, Consumer
 
 from .health import Health
 from .own_threads import stop_consumer
-from .turns import Turn, Turns
+from .turn import Turn
+from .turns import Turns
 
 SLICE = 0.05
 """Seconds after which a listener that has more to do lets the others pass."""
@@ -66,7 +67,7 @@ class SharedThreads:
 
         def step() -> Exception | None:
             nonlocal has_more
-            has_more = turn.consumer.take_turn(SLICE)
+            has_more = turn.take(SLICE)
             return turn.consumer.contended
 
         turn.attempts.run(step)

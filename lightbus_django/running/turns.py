@@ -4,43 +4,14 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Collection, Mapping
-from enum import Enum
 
 from lightbus_django.listening.consumer import BLOCK, Consumer
 
 from .health import Health
-from .loop import Attempts
+from .turn import Turn, TurnState
 
 TICK = 0.1
 """Seconds between two looks for listeners that are due."""
-
-
-class TurnState(Enum):
-    """What a listener does that shares threads; docs/architecture.md draws how the states follow one another."""
-
-    WAITING = "waits for events"
-    DELAYED = "waits after an error"
-    READY = "waits for a thread"
-    RUNNING = "has a thread"
-    STOPPED = "stopped"
-
-
-class Turn:
-    """One listener among those that share threads."""
-
-    def __init__(self, consumer: Consumer, health: Health) -> None:
-        self.consumer = consumer
-        self.attempts = Attempts(health)
-        self.state = TurnState.READY
-        self.due_at = 0.0
-        """When it becomes ready although nothing arrives, on the monotonic clock."""
-        self.is_wanted_again = False
-        """Whether something arrived while it was running."""
-
-    def is_due(self, now: float) -> bool:
-        if self.state is TurnState.WAITING and self.consumer.is_called:
-            return True
-        return self.state in (TurnState.WAITING, TurnState.DELAYED) and now >= self.due_at
 
 
 class Turns:
@@ -76,7 +47,7 @@ class Turns:
 
     def end(self, turn: Turn, *, has_more: bool) -> None:
         """Take note that a listener's turn is over."""
-        due_at = turn.consumer.due_at
+        due_at = turn.next_step_at()
         with self._changed:
             if turn.attempts.delay:
                 turn.state, turn.due_at = TurnState.DELAYED, time.monotonic() + turn.attempts.delay

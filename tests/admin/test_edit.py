@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from lightbus_django import listens_to
 from lightbus_django.events.codec import dump_fields
-from lightbus_django.models import FailedEvent
+from lightbus_django.models import FailedEvent, ProcessedEvent
 
 from .test_failures import FAILURES, FIELDS, fail, listener, shown  # noqa: F401
 
@@ -97,6 +97,25 @@ def test_the_event_page_links_to_it_and_says_that_it_was_edited(admin_client, ev
     assert "This listener gets a payload that admin edited" in text
     assert "&quot;number&quot;: &quot;many&quot;" in text
     assert "This is what was fired." in text
+
+
+def test_the_event_page_shows_the_edits_of_what_was_handled(admin_client, event, client, django_user_model):
+    url = reverse("admin:lightbus_django_event", args=[event.event_id])
+    save(admin_client, event, {"number": 3})
+    save(admin_client, event, {"number": 4})
+    assert "admin edited the payload <" not in shown(admin_client, url)  # it is on the page of the failed event
+    columns = "event_id", "consumer_group", "event_name", "edited_by"
+    event.refresh_from_db()
+    ProcessedEvent.objects.create(**{name: getattr(event, name) for name in columns})
+    event.delete()
+    text = shown(admin_client, url)
+    assert "with a payload that admin edited" in text
+    assert text.count("admin edited the payload <") == 2
+    assert "<code>Before: {&quot;number&quot;: 3} After: {&quot;number&quot;: 4}</code>" in text
+    assert text.index("After: {&quot;number&quot;: 3}") < text.index("After: {&quot;number&quot;: 4}")
+    assert "<b>Ünï" not in text
+    client.force_login(django_user_model.objects.create_user("eva", is_staff=True))
+    assert client.get(url).status_code == 403
 
 
 @pytest.mark.parametrize(

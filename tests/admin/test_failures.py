@@ -121,7 +121,7 @@ def test_one_is_retried_first(admin_client, listener):
     sample = re.search(r'name="failed" value="(\d+)"', shown(admin_client))[1]
     assert post(admin_client, failed=sample) == "1 event is due for a retry."
     assert FailedEvent.objects.get(next_attempt_at__lte=timezone.now()).pk == int(sample)
-    assert "due for a retry already" in post(admin_client, failed=sample)
+    assert "They are due already" in post(admin_client, failed=sample)
 
 
 def test_all_are_retried(admin_client, listener):

@@ -73,6 +73,12 @@ def test_a_list_fits_on_every_screen(model, logged_in, live_server, look, rows):
     assert logged_in.execute_script(
         "const list = document.querySelector('.results'); return list.scrollWidth <= list.clientWidth"
     )
+    heights = logged_in.execute_script(
+        "return [...document.querySelectorAll('.field-state_and_attempts')].map(cell => {"
+        "const text = document.createRange(); text.selectNodeContents(cell);"
+        "return text.getBoundingClientRect().height / parseFloat(getComputedStyle(cell).lineHeight); })"
+    )
+    assert all(height < 2.5 for height in heights)  # two lines: the state, and after how many attempts
 
 
 def test_the_page_of_a_failed_event(logged_in, look, rows):

@@ -4,12 +4,14 @@ import re
 from datetime import timedelta
 
 import pytest
+from django.contrib.admin import site
 from django.contrib.auth.models import Permission
 from django.test import Client
 from django.utils import timezone
 
 from lightbus_django import listens_to
 from lightbus_django.admin import bulk
+from lightbus_django.admin.links import edit_url
 from lightbus_django.events.codec import dump_fields
 from lightbus_django.models import FailedEvent
 
@@ -61,7 +63,7 @@ def test_says_what_would_happen_and_changes_nothing(admin_client, listeners):
     assert "<strong>1</strong>: this service has no listener for the consumer group price-monitor-gone" in text
     assert "<strong>4</strong>: the listener is not idempotent" in text
     assert "<strong>1</strong>: the handler ended its transaction" in text
-    assert "1 of the selected events is due already." in text
+    assert "1 of the selected events is due already, or being retried at this moment." in text
     assert list(FailedEvent.objects.values()) == before
     response = confirm(admin_client, text)
     assert response.url == FAILURES
@@ -104,11 +106,39 @@ def test_a_limited_number_is_looked_at(admin_client, monkeypatch):
     assert due().count() == 3
 
 
+def test_what_is_being_retried_is_left_out(admin_client):
+    soon = timezone.now() + timedelta(minutes=1)
+    fail(2, next_attempt_at=soon, claimed_until=soon)
+    fail(1)
+    text = preview(admin_client)
+    assert "Retry 1 event</button>" in text
+    assert "2 of the selected events are due already, or being retried at this moment." in text
+    confirm(admin_client, text)
+    assert due().count() == 1
+    assert "Being retried" in admin_client.get(LIST).content.decode()
+
+
 def test_nothing_can_be_retried(admin_client):
     fail(2, consumer_group="price-monitor-gone")
     text = preview(admin_client)
     assert "There is nothing to retry" in text
     assert "confirmed" not in text
+
+
+def test_leads_to_the_page_where_the_payload_is_edited(admin_client, client, django_user_model):
+    wrong, other, _ = fail(3, fields=dump_fields({**FIELDS, b":number": b'"many"'}))
+    FailedEvent.objects.filter(pk=other.pk).update(fields=dump_fields({**FIELDS, b":number": b"[]"}))
+    text = preview(admin_client, keys=[wrong.pk])
+    link = f'<a href="{edit_url(site, "default", wrong.pk)}">Edit the payload and retry</a>'
+    assert "There is nothing to retry" in text
+    assert link in text
+    assert f'<a href="{edit_url(site, "default", wrong.pk)}">Edit the payload of the first one' in preview(admin_client)
+    user = django_user_model.objects.create_user("eva", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=["view_failedevent", "retry_failedevent"]))
+    client.force_login(user)
+    assert "Edit the payload" not in preview(client)
+    FailedEvent.objects.update(consumer_group="price-monitor-gone")
+    assert "Edit the payload" not in preview(admin_client)
 
 
 def test_nothing_is_there_any_more(admin_client):

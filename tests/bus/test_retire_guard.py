@@ -3,6 +3,7 @@
 import threading
 import time
 from contextlib import closing
+from functools import partial
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -13,7 +14,6 @@ from lightbus_django.bus.client import RedisClient
 from lightbus_django.conf import get_settings
 from lightbus_django.listening.consumer import Consumer
 from lightbus_django.listening.registry import registry
-from lightbus_django.running.worker import Worker
 from tests.conftest import eventually
 from tests.servers import Server, redis_server, valkey
 
@@ -32,22 +32,8 @@ def client(request, lightbus, listeners):
 
 
 @pytest.fixture
-def work():
-    """Run a worker in a thread; it ends with the test."""
-    running = []
-
-    def start():
-        worker = Worker(registry, service_name="price-monitor", process_name="worker", settings=get_settings())
-        thread = threading.Thread(target=worker.run)
-        thread.start()
-        running.append((worker, thread))
-        eventually(lambda: all(consumer.has_joined for consumer in worker.consumers))
-
-    yield start
-    for worker, thread in running:
-        worker.stop()
-        thread.join(40)
-        assert not thread.is_alive()
+def work(run_worker):
+    return partial(run_worker, is_joined=True)
 
 
 def hurry(monkeypatch):

@@ -1,10 +1,10 @@
 """Redis Sentinel: a master, two replicas and three Sentinels, which fail over while events flow."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 from django.core.management import call_command
@@ -12,8 +12,7 @@ from django.db import transaction
 
 from lightbus_django import BusUnavailable, fire, listens_to, on_commit
 from lightbus_django.bus.client import RedisClient
-from lightbus_django.conf import find_problems, get_settings
-from lightbus_django.listening.registry import registry
+from lightbus_django.conf import find_problems
 from lightbus_django.models import OutboxEvent
 from lightbus_django.running.worker import Worker
 from tests.app.models import Effect
@@ -87,22 +86,8 @@ def logs(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]
 
 
 @pytest.fixture
-def run(listeners: object) -> Iterator[Callable[[], Worker]]:
-    running = []
-
-    def start() -> Worker:
-        worker = Worker(registry, service_name="shop", process_name="worker", settings=get_settings())
-        thread = threading.Thread(target=worker.run)
-        thread.start()
-        running.append((worker, thread))
-        eventually(lambda: all(consumer.has_joined for consumer in worker.consumers))
-        return worker
-
-    yield start
-    for worker, thread in running:
-        worker.stop()
-        thread.join(40)
-        assert not thread.is_alive()
+def run(run_worker: Callable[..., Worker]) -> Callable[[], Worker]:
+    return partial(run_worker, "shop", is_joined=True)
 
 
 def kill(guarded: Guarded) -> None:

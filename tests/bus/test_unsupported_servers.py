@@ -20,6 +20,7 @@ from lightbus_django.models import OutboxEvent
 from lightbus_django.running.worker import Worker
 from tests.conftest import eventually
 from tests.servers import LOOPBACK, Sentinel, Server, redis_server
+from tests.workers import running_worker
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
@@ -151,15 +152,9 @@ def test_says_what_it_is(
         # A worker that was running before the address changed hands.
         caplog.clear()
         OutboxEvent.objects.update(due_at="2000-01-01T00:00Z")
-        worker = Worker(registry, service_name="shop", process_name="worker", settings=get_settings())
-        thread = threading.Thread(target=worker.run, daemon=True)
-        thread.start()
-        names = "shop-book: ", "shop-also: ", "relay"
-        try:
+        with running_worker("shop"):
+            names = "shop-book: ", "shop-also: ", "relay"
             eventually(lambda: all(name in caplog.text for name in names))
-        finally:
-            worker.stop()
-            thread.join(40)
     assert "ERROR" in {record.levelname for record in caplog.records if what in record.message}
     for text in (*texts, caplog.text):
         assert VALUE not in text

@@ -23,10 +23,10 @@ from tests.listening.handling import (
     of_postgresql,
     of_servers,
     run_side_by_side,
-    running_worker,
     set_isolation_level,
     with_and_without_keys,
 )
+from tests.workers import running_worker
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 

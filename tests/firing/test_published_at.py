@@ -6,8 +6,9 @@ import pytest
 from django.db import transaction
 from django.utils import timezone
 
-from lightbus_django import on_commit
+from lightbus_django import on_commit, on_commit_many
 from lightbus_django.bus import confirmations
+from lightbus_django.database.values_by_key import LIMIT
 from lightbus_django.events.times import fired_at, stream_time
 from lightbus_django.firing import publisher
 from lightbus_django.firing.publisher import GRACE
@@ -47,6 +48,25 @@ def test_it_is_the_time_of_redis_if_the_relay_publishes(r, keeper, lightbus, lig
     keeper.relay()
     times = [stream_time(stream_id) for stream_id, _ in r.xrange(KEY)]
     assert list(OutboxEvent.objects.order_by("pk").values_list("published_at", flat=True)) == times
+
+
+@pytest.mark.parametrize("is_relayed", [False, True], ids=["confirmed", "relayed"])
+def test_of_many_rows_each_gets_its_own_stream_id(r, keeper, is_relayed, lightbus, lightbus_url):
+    """They are marked with a few statements, each for many rows."""
+    if is_relayed:
+        lightbus(URL=NOWHERE)
+    with transaction.atomic():
+        on_commit_many(("shop.order_placed", {"number": number}) for number in range(2 * LIMIT + 50))
+    if is_relayed:
+        lightbus(URL=lightbus_url)
+        grow_old()
+    keeper.relay()
+    assert waiting() == 0
+    stream_ids = {fields["id"]: stream_id for stream_id, fields in r.xrange(KEY)}
+    assert len(stream_ids) == 2 * LIMIT + 50
+    for row in OutboxEvent.objects.all():
+        assert row.stream_id == stream_ids[str(row.pk)]
+        assert row.published_at == stream_time(row.stream_id)
 
 
 @pytest.mark.parametrize("size", [2, 1000])

@@ -14,7 +14,6 @@ from lightbus_django.events.message import new_message
 from lightbus_django.listening.delivery import Delivery
 from lightbus_django.listening.inbox import Inbox
 from lightbus_django.listening.registry import registry
-from lightbus_django.running.worker import Worker
 from tests.app.models import Effect
 from tests.conftest import drain
 
@@ -86,19 +85,6 @@ def deliveries(r, group="price-monitor-record"):
 def fire_orders(count):
     for number in range(count):
         fire("shop.order_placed", number=number)
-
-
-@contextlib.contextmanager
-def running_worker():
-    """Run a worker in a thread while in this block."""
-    worker = Worker(registry, service_name="price-monitor", process_name="worker", settings=get_settings())
-    thread = threading.Thread(target=worker.run)
-    thread.start()
-    try:
-        yield
-    finally:
-        worker.stop()
-        thread.join(40)
 
 
 # --- The database -------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ class TestAnEventThatCanNotGetThrough:
         fire_orders(4)
         ((_, entries),) = r.xreadgroup(consumer.group, "dead", {KEY: ">"})
         r.xclaim(KEY, consumer.group, "dead", 0, [key for key, _ in entries], idle=3_600_000, justid=True)
-        consumer._reclaim_at = 0.0
+        consumer.reclaim_at = 0.0
         with key_held(entries[2][1]["id"], consumer.group):
             eventually(lambda: consumer.step(block=0) and len(handled()) == 3)
             assert handled() == [(number, "attempt 2") for number in (0, 1, 3)]
@@ -186,7 +186,7 @@ class TestAnEventThatCanNotGetThrough:
         ((_, entries),) = r.xreadgroup(consumer.group, "hangs", {KEY: ">"})
         for (stream_id, _), count in zip(entries, (7, 1), strict=True):
             r.xclaim(KEY, consumer.group, "hangs", 0, [stream_id], idle=3_600_000, retrycount=count, justid=True)
-        consumer._reclaim_at = 0.0
+        consumer.reclaim_at = 0.0
         with key_held(entries[0][1]["id"], consumer.group):
             eventually(lambda: consumer.step(block=0) and len(handled()) == 1)
             assert not FailedEvent.objects.exists()

@@ -11,13 +11,12 @@ from django.db import connection
 from django.utils import timezone
 
 from lightbus_django import fire, listens_to
-from lightbus_django.conf import get_settings
 from lightbus_django.listening.registry import registry
 from lightbus_django.models import FailedEvent, ProcessedEvent
-from lightbus_django.running.worker import Worker
 from tests.app.models import Effect
 from tests.conftest import eventually
 from tests.listening.handling import deliver, effects, handle_all, inbox
+from tests.workers import running_worker
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("listeners")]
 
@@ -98,14 +97,8 @@ def test_a_client_is_shared_by_the_listeners_of_a_worker(client, r):
 
     for number in range(20):
         fire("shop.order_placed", number=number)
-    worker = Worker(registry, service_name="shop", process_name="worker", settings=get_settings())
-    thread = threading.Thread(target=worker.run)
-    thread.start()
-    try:
+    with running_worker("shop"):
         eventually(lambda: ProcessedEvent.objects.count() + FailedEvent.objects.count() >= 60)
-    finally:
-        worker.stop()
-        thread.join(40)
     assert not FailedEvent.objects.exists()
     assert (r.get("one"), r.get("two")) == ("60", "60")
     # Each in its own thread, which its listener's transaction is in.

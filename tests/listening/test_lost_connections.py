@@ -20,10 +20,10 @@ from tests.listening.handling import (
     kill_this_connection,
     listen,
     of_servers,
-    running_worker,
     with_and_without_keys,
 )
 from tests.own_postgresql import own_postgresql
+from tests.workers import running_worker
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 

@@ -11,8 +11,9 @@ from lightbus_django.listening.state import State
 from lightbus_django.models import ConsumerGroup, FailedEvent
 from tests.app.models import Effect
 from tests.conftest import drain, eventually
-from tests.listening.handling import at_first, deliveries, fire_orders, handled, listen, running_worker
+from tests.listening.handling import at_first, deliveries, fire_orders, handled, listen
 from tests.listening.streams import effects, pending
+from tests.workers import running_worker
 
 pytestmark = [
     pytest.mark.django_db(transaction=True, databases=["default", "other"]),

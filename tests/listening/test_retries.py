@@ -184,6 +184,7 @@ def test_a_stale_attempt_leaves_the_claim_of_another_process(consume, r):
     one.handle([deliver(1)])
     FailedEvent.objects.all().request_retry(new_retry_request("default", "ada"))
     stale = one._retries._claim(timezone.now())
+    FailedEvent.objects.update(claimed_until=timezone.now())  # as when it is stuck
     FailedEvent.objects.all().request_retry(new_retry_request("default", "ada"))
     assert other._retries._claim(timezone.now())
     claimed_until = FailedEvent.objects.get().next_attempt_at
@@ -229,3 +230,68 @@ def test_an_edit_is_not_lost_to_receivers_of_delete_signals(idempotent):
     FailedEvent.objects.all().retry_now()
     box.retry(timezone.now())
     assert got == ([7, 7, 8] if saved else [7, 7])
+
+
+class TestInHand:
+    """A retry that is being made is left alone by people, and by workers that they wake."""
+
+    def retry(self, meanwhile):
+        """Retry an event of a listener without keys, and do something while its handler runs; return the numbers."""
+        calls, ends = [], []
+
+        @listens_to("shop.order_placed", idempotent=False)
+        def handler(event, number):
+            calls.append(number)
+            if len(calls) == 2:
+                meanwhile()  # an AssertionError would be the handler's failure
+                ends.append(number)
+            if len(calls) < 4:
+                raise ValueError
+
+        box = inbox()
+        box.handle([deliver(1)])
+        FailedEvent.objects.all().retry_now()
+        assert box.retry(timezone.now())
+        assert ends == [1]
+        return calls
+
+    def test_requests_leave_it_out_until_the_attempt_has_ended(self):
+        def ask():
+            failed = FailedEvent.objects.get()
+            assert failed.is_in_hand(timezone.now())
+            assert FailedEvent.objects.all().retry_now() == 0
+            assert FailedEvent.objects.all().request_retry(new_retry_request("default", "ada")) == 0
+            with pytest.raises(EventChanged):
+                edit_and_retry(failed, with_payload(failed, {"number": 9}).fields, "default", "ada")
+
+        assert self.retry(ask) == [1, 1]
+        failed = FailedEvent.objects.get()
+        assert failed.attempts == 1
+        assert not failed.is_in_hand(timezone.now())
+        assert FailedEvent.objects.all().request_retry(new_retry_request("default", "ada")) == 1
+
+    def test_a_request_of_an_earlier_version_starts_no_attempt_beside_it(self):
+        def ask():
+            FailedEvent.objects.update(attempts=0, next_attempt_at=timezone.now())
+            now = timezone.now()
+            assert FailedEvent.objects.groups_due(["group"], now) == set()
+            assert inbox().retry(now) is False
+
+        assert self.retry(ask) == [1, 1]
+
+    def test_the_claim_of_a_process_that_died_expires(self, lightbus):
+        lightbus(ACKNOWLEDGEMENT_TIMEOUT=5, RETRY_BACKOFF=7)
+        box = self.retry(lambda: None) and inbox()
+        now = FailedEvent.objects.get().next_attempt_at
+        assert box._retries._failures.claim_due(now)
+        failed = FailedEvent.objects.get()
+        assert failed.claimed_until == failed.next_attempt_at == now + timedelta(seconds=7)
+        assert box.retry(now + timedelta(seconds=6)) is False
+        assert box.retry(now + timedelta(seconds=7)) is True
+
+    def test_a_claim_that_is_given_back_is_none(self):
+        box = self.retry(lambda: None) and inbox()
+        failed = box._retries._failures.claim_due(FailedEvent.objects.get().next_attempt_at)
+        box._retries._failures.release(failed, timedelta(0))
+        assert FailedEvent.objects.get().claimed_until is None
+        assert FailedEvent.objects.all().retry_now() == 1

@@ -4,13 +4,15 @@ import io
 import json
 import threading
 from contextlib import closing
+from datetime import timedelta
 
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connections
+from django.utils import timezone
 
 from lightbus_django import fire, listens_to
-from lightbus_django.management.commands import lightbus_failed
+from lightbus_django.management import selection
 from lightbus_django.models import FailedEvent, ProcessedEvent
 from tests.conftest import drain
 from tests.listening.streams import effects
@@ -27,7 +29,7 @@ pytestmark = [
 def failed(capsys):
     def run(*arguments):
         call_command("lightbus_failed", *arguments)
-        run.err, out = "", capsys.readouterr()
+        out = capsys.readouterr()
         run.err = out.err
         return out.out
 
@@ -113,6 +115,15 @@ class TestRetry:
         assert failed("retry", ids[0], "--no-input") == "1 events are due now; lightbus_listen retries them.\n"
         assert due() == {ids[0]}
 
+    def test_what_is_being_retried_is_left_out_and_that_is_said(self, ids, failed):
+        in_hand = FailedEvent.objects.filter(event_id=ids[0])
+        in_hand.update(claimed_until=timezone.now() + timedelta(minutes=1))
+        assert failed("retry", "--all", "--no-input").startswith("2 events are due now; ")
+        assert "Left out, because they are being retried at this moment: 1." in failed.err
+        in_hand.update(claimed_until=None)
+        failed("retry", "--all", "--no-input")
+        assert failed.err == ""
+
     def test_by_filter(self, ids, failed):
         assert json.loads(failed("retry", "--exception", "ValueError", "--no-input", "--json")) == {
             "retried": 2,
@@ -121,7 +132,7 @@ class TestRetry:
         assert due() == set(ids[:2])
 
     def test_all_or_some_in_chunks(self, ids, failed, monkeypatch):
-        monkeypatch.setattr(lightbus_failed, "CHUNK", 1)
+        monkeypatch.setattr(selection, "CHUNK", 1)
         failed("retry", "--limit", "2", "--no-input")
         assert due() == set(ids[:2])
         failed("retry", "--all", "--no-input")

@@ -1,13 +1,17 @@
 """What all commands share: JSON with nothing beside it, errors that name the way out, and no password in them."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
+from model_bakery import baker
 
+from lightbus_django.management.base import BROKEN_PIPE
+from lightbus_django.models import FailedEvent
 from tests.conftest import ROOT, process_environment
 from tests.operating.conftest import record as record
 
@@ -84,6 +88,20 @@ def test_an_error_is_told_without_traceback_and_password(run, arguments, environ
     assert (code == 1) == ("CommandError: " in errors)
 
 
+def test_a_worker_waits_for_a_database_that_is_down_when_it_starts(manage):
+    process = manage("lightbus_listen", **NO_DATABASE)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "price-monitor-book: interrupted, retrying: database 'default'" in line:
+            break
+    process.terminate()
+    output = "".join(lines) + process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output
+    assert "Traceback" not in output
+    assert output.endswith("stopped\n")
+
+
 @pytest.mark.parametrize("arguments", [*WITH_JSON, *OTHERS], ids=" ".join)
 def test_missing_tables_are_no_traceback(run, arguments, tmp_path):
     url = f"sqlite:///{tmp_path}/empty.sqlite3"
@@ -116,6 +134,33 @@ def test_missing_tables_are_no_traceback(run, arguments, tmp_path):
 def test_wrong_arguments(record, arguments, problem):
     with pytest.raises(CommandError, match=problem):
         call_command(*arguments)
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="one database is enough")
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    ("arguments", "stream"),
+    [
+        (["lightbus_failed", "list"], "stdout"),  # a line
+        (["lightbus_failed", "list", "--json"], "stdout"),
+        (["lightbus_status"], "stdout"),  # a table
+        (["lightbus_failed", "list", "--each", "--limit=1"], "stderr"),
+    ],
+    ids=str,
+)
+def test_a_command_ends_quietly_when_its_reader_has_gone(lightbus_url, arguments, stream, unbuffered):
+    """As a program that SIGPIPE ends, in `manage.py lightbus_failed list | head`."""
+    baker.make(FailedEvent, _quantity=2)
+    reader, writer = os.pipe()
+    os.close(reader)
+    outputs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: writer}
+    command = [sys.executable, "manage.py", *arguments]
+    environment = {**process_environment(lightbus_url), "PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **outputs) as process:
+        os.close(writer)
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors or "") == (BROKEN_PIPE, "")
+    assert not output
 
 
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="one database is enough")

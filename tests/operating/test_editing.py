@@ -226,6 +226,9 @@ class TestLostUpdates:
         retries = consumer.inbox._retries
         FailedEvent.objects.all().retry_now()
         claimed = retries._claim(timezone.now())
+        with pytest.raises(EventChanged):
+            edit(FailedEvent.objects.get(), number=8)
+        FailedEvent.objects.update(claimed_until=timezone.now())  # it takes too long
         edit(FailedEvent.objects.get(), number=8)
         failure = retries._handle(claimed)
         retries._failure = failure

@@ -114,7 +114,7 @@ class TestPreview:
         def record(event, number): ...
 
         texts = list(failures.warnings(fail(error="TransactionEnded: it committed"), "default"))
-        assert len(texts) == 3
+        assert len(texts) == 2
         assert "not idempotent" in texts[0]
 
 

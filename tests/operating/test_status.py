@@ -10,8 +10,10 @@ from django.utils import timezone
 from lightbus_django import fire, listens_to, on_commit
 from lightbus_django.bus import figures
 from lightbus_django.bus.heartbeats import ListenerSign
+from lightbus_django.listening.registry import registry
 from lightbus_django.models import ConsumerGroup, FailedEvent, OutboxEvent
 from lightbus_django.operating import status as status_module
+from lightbus_django.operating.catalogue import read_catalogue
 from lightbus_django.operating.pausing import pause
 from lightbus_django.operating.status import read_processes, read_status
 from lightbus_django.running.health import Health
@@ -41,6 +43,22 @@ def test_a_service_without_anything(r):
     assert (status.service_name, status.processes, status.listeners, status.streams) == ("price-monitor", [], [], [])
     assert [outbox.database for outbox in status.outboxes] == ["default", "other"]
     assert status.all_problems() == []
+
+
+def test_a_key_that_is_not_a_stream_is_named_and_hides_nothing(r, record, consume, beat):
+    listens_to("bad.happened", listener_name="bad")(lambda event: None)
+    consume(next(each for each in registry if each.listener_name == "record"))
+    fire("shop.order_placed", number=1)
+    beat()
+    r.set("bad.*:stream", "in the way")
+    status = read_status()
+    assert status.is_redis_known
+    (problem,) = status.problems
+    assert problem.endswith("the key 'bad.*:stream' holds something other than a stream; rename or delete it")
+    assert [stream.key for stream in status.streams] == [KEY]
+    assert [(each.name, each.waiting) for each in status.listeners] == [("bad", None), ("record", 1)]
+    assert [process.problems for process in status.processes] == [[]]
+    assert [each.name for each in read_catalogue()] == ["bad.happened", "shop.order_placed"]
 
 
 class TestListeners:

@@ -32,6 +32,30 @@ def outcome(message, **later):
     return found
 
 
+class TestWithoutARow:
+    """Of an event that the outbox does not have, as much is said of who fired it as is known."""
+
+    def origin(self, event_id, **later):
+        return tell(event_id, datetime.now(UTC) + timedelta(**later)).origin
+
+    def test_one_that_cannot_have_been_pruned(self, record, consume, lightbus):
+        consume()
+        event_id = fire("shop.order_placed", number=1).id
+        assert "it was fired with fire(), or by another service; it is in shop.*:stream as " in self.origin(event_id)
+        lightbus(OUTBOX_RETENTION=3600.0)
+        assert "it was fired with fire(), by another service, or was pruned; " in self.origin(event_id, hours=2)
+
+    def test_which_services_fire_it(self, record, consume, beat):
+        consume()
+        beat(fires=["shop.order_placed"])
+        beat("web1", service="shop", fires=["shop.order_placed"])
+        beat("web2", service="crm", fires=["crm.customer_moved"])
+        event_id = fire("shop.order_placed", number=1).id
+        assert "or by another service (shop fires shop.order_placed); " in self.origin(event_id)
+        beat("web2", service="crm", fires=["crm.customer_moved", "shop.order_placed"])
+        assert "(crm, shop fire shop.order_placed)" in self.origin(event_id)
+
+
 class TestHandled:
     def test_by_whom_and_how_long_after(self, record, consume):
         consumer = consume(process_name="web1")
@@ -168,6 +192,11 @@ class TestFailed:
         at = f"{failed.next_attempt_at.astimezone():%H:%M:%S}"
         assert found.text == f"1 of 5 attempts made, the next one is at {at}. Last error: ValueError: the reason"
         assert "the next one is due: " in outcome(message, minutes=5).text
+
+    def test_being_retried(self, message):
+        FailedEvent.objects.update(attempts=2, claimed_until=timezone.now() + timedelta(minutes=1))
+        assert outcome(message).text.startswith("2 of 5 attempts made, the last one is being made at this moment. Last")
+        assert "being made" not in outcome(message, minutes=2).text
 
     def test_retrying_but_paused_or_without_a_listener(self, message, listeners):
         pause("record", "Ada")

@@ -1,7 +1,6 @@
 """Work that keeps failing although the server answers needs attention: that is an error, with what to do."""
 
 import logging
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -13,9 +12,8 @@ from django.db import DatabaseError, connection, connections
 
 from lightbus_django import BusUnavailable, fire, listens_to, on_commit
 from lightbus_django.bus.client import RedisClient
-from lightbus_django.conf import get_settings
 from lightbus_django.exceptions import BusForbidden, DatabaseUnavailable
-from lightbus_django.listening.registry import Registry, registry
+from lightbus_django.listening.registry import Registry
 from lightbus_django.models import OutboxEvent, ProcessedEvent
 from lightbus_django.running.health import GRACE_PERIOD, REMINDER_INTERVAL, Health
 from lightbus_django.running.worker import Worker
@@ -112,23 +110,11 @@ class TestHealth:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, listeners: Registry, r: redis.Redis) -> Iterator[Callable[[], None]]:
+def run(monkeypatch: pytest.MonkeyPatch, r: redis.Redis, run_worker: Callable[..., Worker]) -> Callable[[], Worker]:
     """Run a worker with a short grace period in a thread."""
     monkeypatch.setattr("lightbus_django.running.health.GRACE_PERIOD", 0.2)
     monkeypatch.setattr("lightbus_django.running.health.PROBE_INTERVAL", 0.1)
-    running = []
-
-    def start() -> None:
-        worker = Worker(registry, service_name="price-monitor", process_name="worker", settings=get_settings())
-        thread = threading.Thread(target=worker.run)
-        thread.start()
-        running.append((worker, thread))
-
-    yield start
-    for worker, thread in running:
-        worker.stop()
-        thread.join(40)
-        assert not thread.is_alive()
+    return run_worker
 
 
 @contextmanager

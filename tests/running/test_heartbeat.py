@@ -5,7 +5,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -38,22 +39,8 @@ def record(listeners):
 
 
 @pytest.fixture
-def run(listeners) -> Iterator[Callable[..., Worker]]:
-    """Run a worker in a thread; it is stopped with the test."""
-    running = []
-
-    def start(name="worker", **options):
-        worker = Worker(registry, service_name="price-monitor", process_name=name, settings=get_settings(), **options)
-        thread = threading.Thread(target=worker.run)
-        thread.start()
-        running.append((worker, thread))
-        return worker
-
-    yield start
-    for worker, thread in running:
-        worker.stop()
-        thread.join(40)
-        assert not thread.is_alive()
+def run(run_worker):
+    return partial(run_worker, "price-monitor")
 
 
 def seen(redis_client, condition=lambda process: True):

@@ -1,6 +1,6 @@
 """Periodic jobs: a job that fails doesn't keep the others from running."""
 
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import pytest
 from django.core.management import call_command
@@ -10,6 +10,7 @@ from model_bakery import baker
 
 from lightbus_django import fire, listens_to, on_commit
 from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent
+from lightbus_django.signals import listener_late
 from tests.app.models import Effect
 from tests.conftest import drain
 
@@ -28,6 +29,15 @@ def record(listeners):
         Effect.objects.create(number=number)
 
     return record
+
+
+@contextmanager
+def connected(receiver, signal):
+    signal.connect(receiver)
+    try:
+        yield
+    finally:
+        signal.disconnect(receiver)
 
 
 def refuse(execute, sql, *arguments):
@@ -58,6 +68,27 @@ def test_streams_are_trimmed_although_one_key_is_not_a_stream(record, consume, h
     for hour in range(3):
         keeper.step(now=3600.0 * hour)
     assert r.xlen(KEY) <= 100
+
+
+def test_a_key_that_is_not_a_stream_fails_no_job(record, consume, housekeeping, r, caplog, listeners):
+    @listens_to(["bad.happened", "shop.parcel_delivered"])
+    def elsewhere(event): ...
+
+    r.set("shop.order_placed:stream", "in the way of the other STREAM_USE")
+    with connected(lambda **kwargs: None, listener_late):
+        consumers = [consume(listener) for listener in listeners]
+        r.delete("bad.*:stream")
+        r.set("bad.*:stream", "in the way")
+        keeper = housekeeping(*consumers)
+        keeper.step()
+    assert keeper.problems() == []
+    assert [jobs.describe_problems() for jobs in keeper.all_jobs()] == [[]] * 3
+    (text,) = {record.getMessage() for record in caplog.records}
+    assert text.startswith("bad.*:stream: interrupted, retrying: ")
+    assert text.endswith("the key 'bad.*:stream' holds something other than a stream; rename or delete it")
+    r.delete("bad.*:stream")
+    keeper.redis.trim()
+    assert "bad.*:stream: resumed" in caplog.text
 
 
 def test_nothing_is_trimmed_before_each_listener_of_the_service_has_its_group(

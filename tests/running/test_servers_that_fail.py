@@ -1,7 +1,6 @@
 """Redis goes away, forgets, refuses: workers go on by themselves, and nothing that was committed is lost or doubled."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -58,26 +57,18 @@ def book(listeners: object) -> None:
 
 
 @pytest.fixture
-def run(book: None) -> Iterator[Callable[[], None]]:
-    """Run a worker in a thread, as a member of its groups unless told otherwise; it ends with the test."""
+def run(book: None, run_worker: Callable[..., Worker]) -> Iterator[Callable[..., None]]:
+    """Run a worker, as a member of its groups unless told otherwise."""
     running = []
 
     def start(joined: bool = True) -> None:
-        worker = Worker(registry, service_name="shop", process_name="worker", settings=get_settings())
-        thread = threading.Thread(target=worker.run)
-        thread.start()
-        running.append((worker, thread))
-        if joined:
-            eventually(lambda: all(consumer.has_joined for consumer in worker.consumers))
+        running.append(run_worker("shop", is_joined=joined))
 
     yield start
-    for worker, _ in running:
+    for worker in running:
         worker.stop()
     with suppress(BusUnavailable):
-        fire("shop.test_ended")  # lest a read waits for an event
-    for _, thread in running:
-        thread.join(40)
-        assert not thread.is_alive()
+        fire("shop.test_ended")  # so that no read waits for an event
 
 
 def handled() -> list[int]:

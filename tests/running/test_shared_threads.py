@@ -16,11 +16,14 @@ from lightbus_django.listening.registry import registry
 from lightbus_django.listening.state import State
 from lightbus_django.models import FailedEvent, ProcessedEvent
 from lightbus_django.operating.pausing import pause, resume
+from lightbus_django.running.health import Health
+from lightbus_django.running.turn import Turn
 from lightbus_django.running.worker import Worker
 from tests.app.models import Effect
 from tests.conftest import eventually
 from tests.listening.handling import of_postgresql
 from tests.servers import Server
+from tests.workers import running_worker
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
@@ -31,30 +34,18 @@ LONG = 3600.0
 @pytest.fixture(autouse=True)
 def no_clock(monkeypatch, lightbus):
     """Consumers have no steps that are due by time."""
-    monkeypatch.setattr("lightbus_django.listening.consumer.MAX_IDLE", LONG)
+    monkeypatch.setattr("lightbus_django.running.turn.MAX_IDLE", LONG)
     lightbus(RECLAIM_INTERVAL=LONG)
 
 
 @pytest.fixture
-def run(listeners):
-    """Run a worker in a thread, until all listeners wait for events; it is stopped with the test."""
-    started = []
+def run(run_worker):
+    """Run a worker with so many threads."""
 
-    def start(threads, *, is_settled=True):
-        settings = get_settings()
-        worker = Worker(registry, service_name="shop", process_name="worker", settings=settings, threads=threads)
-        thread = threading.Thread(target=worker.run)
-        thread.start()
-        started.append((worker, thread))
-        if is_settled:
-            eventually(lambda: all(consumer.has_joined for consumer in worker.consumers))
-        return worker
+    def run(threads, *, is_joined=True):
+        return run_worker("shop", is_joined=is_joined, threads=threads)
 
-    yield start
-    for worker, thread in started:
-        worker.stop()
-        thread.join(40)
-        assert not thread.is_alive()
+    return run
 
 
 def listen(name, event="shop.order_placed", handler=None, **options):
@@ -125,7 +116,7 @@ def test_a_slow_listener_takes_one_thread_and_nobody_starves(r, run):
     seen = [listen(f"listener_{n}", start="beginning", idempotent=False) for n in range(100)]
     fire_many(("shop.order_placed", {"number": number}) for number in range(200))
     try:
-        run(4, is_settled=False)
+        run(4, is_joined=False)
         eventually(lambda: all(len(numbers) == 200 for numbers in seen))
         fire("shop.order_placed", number=200)
         eventually(lambda: all(numbers[-1] == 200 for numbers in seen))
@@ -174,21 +165,13 @@ def test_connections_to_redis_are_shared(r, lightbus):
     with Server() as server:
         lightbus(URL=server.url)
         seen = [listen(f"listener_{n}", f"api{n}.happened", idempotent=False) for n in range(40)]
-        settings = get_settings()
-        worker = Worker(registry, service_name="shop", process_name="worker", settings=settings, threads=3)
-        thread = threading.Thread(target=worker.run)
-        thread.start()
-        try:
-            eventually(lambda: all(consumer.has_joined for consumer in worker.consumers))
+        with running_worker("shop", is_joined=True, threads=3):
             for n in range(40):
                 fire(f"api{n}.happened", number=n)
             eventually(lambda: all(seen))
             with server.client() as client:
                 # Three threads, the streams, leases, heartbeat, jobs; then this test, which fires and asks.
                 assert len(client.client_list()) <= 3 + 1 + 4 + 2
-        finally:
-            worker.stop()
-            thread.join(40)
 
 
 @of_postgresql
@@ -197,9 +180,10 @@ def test_before_a_thread_turns_to_another_listener_its_events_are_durable_and_ac
     (listener,) = registry
     settings = get_settings()
     consumer = Consumer(listener, service_name="shop", process_name="p", settings=settings, client=redis_client)
-    consumer.take_turn(0)
+    turn = Turn(consumer, Health(consumer.group, redis_client))
+    turn.take(0)
     fire_many(("shop.order_placed", {"number": number}) for number in range(50))
-    while consumer.take_turn(0):
+    while turn.take(0):
         assert not consumer.inbox._gate.unproven
         assert r.xpending("shop.*:stream", "shop-book")["pending"] == 0
     assert ProcessedEvent.objects.count() == 50
@@ -234,7 +218,7 @@ def test_a_stream_that_is_none_harms_no_other(r, run, caplog):
     bad = listen("bad", "bad.happened")
     seen = [listen(f"listener_{n}") for n in range(3)]
     r.set("bad.*:stream", "not a stream")
-    worker = run(2, is_settled=False)
+    worker = run(2, is_joined=False)
     eventually(lambda: sum(consumer.has_joined for consumer in worker.consumers) == 3)
     eventually(lambda: "'bad.*:stream' holds something other than a stream" in caplog.text)
     for number in range(3):

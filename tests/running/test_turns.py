@@ -11,7 +11,8 @@ from lightbus_django.listening.consumer import Consumer
 from lightbus_django.listening.registry import registry
 from lightbus_django.running import turns as module
 from lightbus_django.running.health import Health
-from lightbus_django.running.turns import Turns, TurnState
+from lightbus_django.running.turn import TurnState
+from lightbus_django.running.turns import Turns
 
 KEY = "shop.*:stream"
 

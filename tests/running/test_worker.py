@@ -4,6 +4,7 @@ import logging
 import signal
 import threading
 import time
+from functools import partial
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -20,28 +21,14 @@ from lightbus_django.models import FailedEvent, OutboxEvent
 from lightbus_django.running.worker import Worker
 from tests.app.models import Effect
 from tests.conftest import eventually
+from tests.workers import running_worker
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
 
 @pytest.fixture
-def run(listeners):
-    """Run a worker in a thread; it is stopped with the test."""
-    workers, threads = [], []
-
-    def start(**options):
-        worker = Worker(registry, service_name="shop", process_name="worker", settings=get_settings(), **options)
-        thread = threading.Thread(target=worker.run)
-        thread.start()
-        workers.append(worker)
-        threads.append(thread)
-        return worker
-
-    yield start
-    for worker, thread in zip(workers, threads, strict=True):
-        worker.stop()
-        thread.join(40)
-        assert not thread.is_alive()
+def run(run_worker):
+    return partial(run_worker, "shop")
 
 
 def burst(*arguments):
@@ -188,19 +175,13 @@ def test_logs_that_redis_is_down_and_resumes_by_itself(r, listeners, lightbus, c
 
     port = _free_port()
     lightbus(URL=f"redis://localhost:{port}")
-    worker = Worker(registry, service_name="shop", process_name="worker", settings=get_settings())
-    thread = threading.Thread(target=worker.run)
-    thread.start()
-    try:
+    with running_worker("shop"):
         line = f"shop-handler: interrupted, retrying: Redis at redis://localhost:{port}/0 is not available"
         eventually(lambda: line in caplog.text)
         with embedded_server(port=port):
             fire("shop.order_placed")
             eventually(Effect.objects.count)
             eventually(lambda: "shop-handler: resumed" in caplog.text)
-    finally:
-        worker.stop()
-        thread.join()
     assert caplog.text.count("shop-handler: interrupted") <= 2
 
 

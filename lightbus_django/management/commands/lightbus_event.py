@@ -1,16 +1,16 @@
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
+from lightbus_django.management.base import LightbusCommand
 from lightbus_django.management.output import console, reporting_errors, table, write_json
 from lightbus_django.operating.event_ids import FOUND, FoundIds, find_ids
 from lightbus_django.operating.outcomes import Story
 from lightbus_django.operating.story import tell
 
 
-class Command(BaseCommand):
+class Command(LightbusCommand):
     help = "Tell what happened to an event: where it was fired, who has handled it, who has not and why."
-    requires_system_checks = ("lightbus",)  # Django 6.1 looks at the database for others
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("id", help="id of an event, or its first characters")

@@ -3,19 +3,17 @@ import time
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import router
+from django.utils import timezone
 
-from lightbus_django.conf import format_name, get_settings
-from lightbus_django.listening.registry import registry
+from lightbus_django.management import selection
+from lightbus_django.management.base import LightbusCommand
 from lightbus_django.management.output import (
     check_tables,
-    confirm,
     console,
     current_user,
     database,
-    point_in_time,
-    positive,
     reporting_errors,
     seconds,
     table,
@@ -28,21 +26,15 @@ from lightbus_django.operating.retrying import RetryOutcome, read_outcomes
 LIMIT = 50
 """How many events `list` shows by default."""
 
-FILTERS = "listener", "event", "exception", "since", "until", "dead", "limit"
-
 WAIT = 60.0
 """Seconds that `retry --wait` waits by default."""
 
 POLL = 0.5
-"""Seconds between two looks at the outcome."""
-
-CHUNK = 1000
-"""How many events are retried or discarded in one transaction."""
+"""Minimum number of seconds between two looks at the outcome."""
 
 
-class Command(BaseCommand):
+class Command(LightbusCommand):
     help = "List failed events and their causes; retry, discard or export them."
-    requires_system_checks = ("lightbus",)  # Django 6.1 looks at the database for others
 
     def add_arguments(self, parser: CommandParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -75,12 +67,7 @@ class Command(BaseCommand):
         if takes_id:
             action.add_argument("id", help="id of an event, or its beginning")
             return action
-        action.add_argument("--event", metavar="NAME", help="only this event")
-        action.add_argument("--exception", metavar="TYPE", help="only this type of error, with or without its module")
-        action.add_argument("--since", metavar="TIME", help="only what failed since then, or in the last 12h, 7d")
-        action.add_argument("--until", metavar="TIME", help="only what failed last before then")
-        action.add_argument("--dead", action="store_true", help="only dead letters")
-        action.add_argument("--limit", type=positive, metavar="N", help="at most so many events")
+        selection.add_filters(action)
         action.add_argument("--json", action="store_true", help="print JSON")
         return action
 
@@ -92,7 +79,7 @@ class Command(BaseCommand):
     # --- Actions ------------------------------------------------------------------------------
 
     def handle_list(self, options: dict[str, Any]) -> None:
-        events = self.select(options)
+        events = selection.select(options)
         if options["each"]:
             self.list_each(events, options)
             return
@@ -134,7 +121,7 @@ class Command(BaseCommand):
         self.print(rows, "No failed events.")
 
     def handle_show(self, options: dict[str, Any]) -> None:
-        for event in self.find(options):
+        for event in selection.find(options["id"], options):
             self.stdout.write(failures.as_json(event))
             self.stdout.write(f"\n{event.traceback}")
             for text in failures.obstacles(event, options["database"]):
@@ -143,13 +130,16 @@ class Command(BaseCommand):
                 self.stdout.write(f"Before a retry: {text}")
 
     def handle_retry(self, options: dict[str, Any]) -> None:
-        events = self.chosen(options, "Retry")
-        refused = self.refused_groups(events, options["database"])
+        events = selection.choose(options, "Retry")
+        refused = selection.groups_without_listener(events)
         for group in refused:
             self.stderr.write(f"Not retried: this service has no listener for the consumer group {group}.")
         request = new_retry_request(options["database"], f"{current_user()} (lightbus_failed)")
         chosen = events.exclude(consumer_group__in=refused)
-        count = self.in_chunks(chosen, lambda chunk: chunk.request_retry(request))
+        count = selection.in_chunks(chosen, lambda chunk: chunk.request_retry(request))
+        in_hand = chosen.filter(claimed_until__gt=timezone.now()).exclude(retry_request=request.pk)
+        if left_out := in_hand.count():
+            self.stderr.write(f"Left out, because they are being retried at this moment: {left_out}.")
         text = f"{count} events are due now; lightbus_listen retries them."
         if options["wait"] is None:
             self.report(options, text, retried=count, refused_groups=refused)
@@ -173,21 +163,23 @@ class Command(BaseCommand):
         """Return the outcome of a request once it is settled, or after some seconds."""
         end = time.monotonic() + seconds
         while True:
+            started = time.monotonic()
             (outcome,) = read_outcomes(using, [key])
-            left = end - time.monotonic()
-            if outcome.is_settled or left <= 0:
+            now = time.monotonic()
+            if outcome.is_settled or now >= end:
                 return outcome
-            time.sleep(min(POLL, left))
+            # With many events a look takes the database long; it spends a fifth of the time on looks at most.
+            time.sleep(min(max(POLL, 4 * (now - started)), end - now))
 
     def handle_discard(self, options: dict[str, Any]) -> None:
         by = f"{current_user()} (lightbus_failed)"
-        events = self.chosen(options, "Discard")
-        count = self.in_chunks(events, lambda chunk: chunk.discard(by, options["reason"]))
+        events = selection.choose(options, "Discard")
+        count = selection.in_chunks(events, lambda chunk: chunk.discard(by, options["reason"]))
         self.report(options, f"{count} events discarded.", discarded=count)
 
     def handle_export(self, options: dict[str, Any]) -> None:
         export = failures.as_json if options["format"] == "json" else failures.as_fixture
-        first, *others = self.find(options)
+        first, *others = selection.find(options["id"], options)
         if others:
             found = ", ".join(f"{event.event_id} of {event.consumer_group}" for event in (first, *others[:9]))
             raise CommandError(f"There are several, use the whole id and --listener: {found}")
@@ -198,69 +190,6 @@ class Command(BaseCommand):
             write_json(self.stdout, values)
         else:
             self.stdout.write(text)
-
-    # --- Which events -------------------------------------------------------------------------
-
-    def select(self, options: dict[str, Any]) -> FailedEventQuerySet:
-        name, using = options["listener"], options["database"]
-        if name and not self.is_known(name, using):
-            known = ", ".join(sorted(each.listener_name for each in registry)) or "none"
-            raise CommandError(f"No listener and no failed event has the name or group {name!r}; known: {known}.")
-        return failures.select(
-            using,
-            listener=name,
-            event_name=options["event"],
-            exception=options["exception"],
-            since=options["since"] and point_in_time(options["since"]),
-            until=options["until"] and point_in_time(options["until"]),
-            dead=True if options["dead"] else None,
-        )
-
-    def is_known(self, name: str, using: str) -> bool:
-        service_name = format_name(get_settings().service_name)
-        names = {text for each in registry for text in (each.listener_name, each.group(service_name))}
-        return name in names or failures.select(using, listener=name).exists()
-
-    def find(self, options: dict[str, Any]) -> FailedEventQuerySet:
-        """Return the failed events with an id, one for each listener."""
-        selected = failures.select(options["database"], listener=options["listener"])
-        events = selected.filter(event_id__startswith=options["id"]).order_by("pk")
-        if not events.exists():
-            raise CommandError(f"There is no failed event {options['id']!r} in database {options['database']!r}.")
-        return events
-
-    def chosen(self, options: dict[str, Any], verb: str) -> FailedEventQuerySet:
-        """Return the events to change, after a confirmation."""
-        events = self.select(options)
-        has_filter = any(options[name] for name in FILTERS)
-        if options["id"]:
-            for text in options["id"]:
-                self.find({**options, "id": text})
-            events = events.filter(pk__in=[key for text in options["id"] for key in self.keys(events, text)])
-        elif not has_filter and not options["all"]:
-            raise CommandError("Name events by their ids, use a filter such as --exception, or --all.")
-        if options["limit"]:
-            keys = list(events.order_by("pk").values_list("pk", flat=True)[: options["limit"]])
-            events = FailedEvent.objects.using(options["database"]).filter(pk__in=keys)
-        count = events.count()
-        if count and not options["no_input"] and not confirm(f"{verb} {count} failed events?"):
-            raise CommandError("Cancelled; nothing was changed.")
-        return events
-
-    def keys(self, events: FailedEventQuerySet, text: str) -> list[int]:
-        return list(events.filter(event_id__startswith=text).values_list("pk", flat=True))
-
-    def refused_groups(self, events: FailedEventQuerySet, using: str) -> list[str]:
-        groups = events.order_by().values_list("consumer_group", flat=True).distinct()
-        return [group for group in groups if failures.find_listener(FailedEvent(consumer_group=group), using) is None]
-
-    def in_chunks(self, events: FailedEventQuerySet, change: Any) -> int:
-        """Change events in transactions of limited size; return how many."""
-        last, count = 0, 0
-        while keys := list(events.filter(pk__gt=last).order_by("pk").values_list("pk", flat=True)[:CHUNK]):
-            last = keys[-1]
-            count += change(FailedEvent.objects.using(events.db).filter(pk__in=keys))
-        return count
 
     def print(self, rows: Any, empty: str) -> None:
         if rows.rows:

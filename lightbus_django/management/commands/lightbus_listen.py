@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import DatabaseError
 
 from lightbus_django.conf import format_name, get_settings, is_random
@@ -13,6 +13,7 @@ from lightbus_django.database.errors import one_line
 from lightbus_django.exceptions import LightbusError
 from lightbus_django.listening.listener import Listener
 from lightbus_django.listening.registry import registry
+from lightbus_django.management.base import LightbusCommand
 from lightbus_django.management.output import positive, seconds
 from lightbus_django.running.advice import advice
 from lightbus_django.running.child_process import stop_with_parent
@@ -60,9 +61,8 @@ def serving_metrics(number: int | None, listeners: Iterable[Listener], **names: 
         yield
 
 
-class Command(BaseCommand):
+class Command(LightbusCommand):
     help = "Run the listeners of this service, and publish events left in the outbox."
-    requires_system_checks = ("lightbus",)  # Django 6.1 looks at the database for others
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--service-name", help="overrides the setting SERVICE_NAME")

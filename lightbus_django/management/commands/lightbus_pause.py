@@ -1,17 +1,17 @@
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 
+from lightbus_django.management.base import LightbusCommand
 from lightbus_django.management.output import current_user, reporting_errors
 from lightbus_django.operating.pausing import pause
 
 
-class Command(BaseCommand):
+class Command(LightbusCommand):
     help = (
         "Let a listener rest in all processes of this service. Its events wait, and nothing is lost. lightbus_resume "
         "ends the pause."
     )
-    requires_system_checks = ("lightbus",)  # Django 6.1 looks at the database for others
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("listener", nargs="+", help="name of a listener, or of its consumer group")

@@ -1,19 +1,19 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 from django.db import router
 
 from lightbus_django.bus.client import get_client
 from lightbus_django.conf import get_settings
+from lightbus_django.management.base import LightbusCommand
 from lightbus_django.management.output import check_tables, database, progress, reporting_errors
 from lightbus_django.models import OutboxEvent
 from lightbus_django.running.pruning import cutoffs_at, prune
 
 
-class Command(BaseCommand):
+class Command(LightbusCommand):
     help = "Delete rows that are older than INBOX_RETENTION, OUTBOX_RETENTION and FAILED_RETENTION allow."
-    requires_system_checks = ("lightbus",)  # Django 6.1 looks at the database for others
 
     def add_arguments(self, parser: CommandParser) -> None:
         alias = router.db_for_write(OutboxEvent)

@@ -1,6 +1,6 @@
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import router
 from django.db.models import Count
 
@@ -9,16 +9,16 @@ from lightbus_django.conf import get_settings
 from lightbus_django.events.times import as_stored
 from lightbus_django.exceptions import LightbusError
 from lightbus_django.firing.relay import republish
+from lightbus_django.management.base import LightbusCommand
 from lightbus_django.management.output import add_span, check_tables, database, progress, reporting_errors, span
 from lightbus_django.models import OutboxEvent
 
 
-class Command(BaseCommand):
+class Command(LightbusCommand):
     help = (
         "Publish events of the outbox again under the same ids, for instance after Redis has lost data. Listeners skip "
         "events that they have handled, except with idempotent=False."
     )
-    requires_system_checks = ("lightbus",)  # Django 6.1 looks at the database for others
 
     def add_arguments(self, parser: CommandParser) -> None:
         add_span(parser, "events first published")

@@ -1,14 +1,14 @@
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 
+from lightbus_django.management.base import LightbusCommand
 from lightbus_django.management.output import reporting_errors
 from lightbus_django.operating.pausing import resume
 
 
-class Command(BaseCommand):
+class Command(LightbusCommand):
     help = "End the pause of a listener. It goes on with the events that it had before."
-    requires_system_checks = ("lightbus",)  # Django 6.1 looks at the database for others
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("listener", nargs="+", help="name of a listener, or of its consumer group")

@@ -2,12 +2,13 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from lightbus_django.bus import streams
 from lightbus_django.bus.client import get_client
 from lightbus_django.conf import format_name, get_settings
 from lightbus_django.firing.databases import databases_with_tables
+from lightbus_django.management.base import LightbusCommand
 from lightbus_django.management.output import confirm, console, reporting_errors, seconds, table
 from lightbus_django.operating.durations import duration
 from lightbus_django.operating.pausing import find_listener
@@ -20,13 +21,12 @@ from lightbus_django.running.orphaned_groups import (
 )
 
 
-class Command(BaseCommand):
+class Command(LightbusCommand):
     help = (
         "Retire consumer groups whose listeners are gone for good: the groups are destroyed, so that no events are "
         "kept for them, and their retries become dead letters. Without a name, list the groups, those unread for "
         "longest first, and failed events of groups without a listener."
     )
-    requires_system_checks = ("lightbus",)  # Django 6.1 looks at the database for others
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("group", nargs="*", help="name of a consumer group")

@@ -1,13 +1,14 @@
 import time
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from rich.console import Group, RenderableType
 from rich.live import Live
 
 from lightbus_django.conf import format_name
 from lightbus_django.database.errors import one_line
 from lightbus_django.exceptions import LightbusError
+from lightbus_django.management.base import LightbusCommand
 from lightbus_django.management.output import console, natural, reporting_errors, seconds, table, write_json
 from lightbus_django.operating.durations import duration
 from lightbus_django.operating.health_check import check_process, find_reasons
@@ -18,9 +19,8 @@ WATCH_INTERVAL = 2.0
 """Seconds between two looks with --watch."""
 
 
-class Command(BaseCommand):
+class Command(LightbusCommand):
     help = "Show the processes, listeners, outboxes and streams of this service, and what needs attention."
-    requires_system_checks = ("lightbus",)  # Django 6.1 looks at the database for others
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--watch", action="store_true", help="show it again every two seconds, until Ctrl-C")

@@ -1,10 +1,11 @@
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from lightbus_django.database.errors import one_line
 from lightbus_django.exceptions import BusError, DatabaseUnavailable
 from lightbus_django.listening.registry import registry
+from lightbus_django.management.base import LightbusCommand
 from lightbus_django.management.output import add_span, console, progress, reporting_errors, span, table, write_json
 from lightbus_django.operating.pausing import find_listener
 from lightbus_django.operating.verification import Verification, Verified
@@ -15,12 +16,11 @@ SHOWN = 20
 """How many ids of missing events are shown for each listener, unless --json is given."""
 
 
-class Command(BaseCommand):
+class Command(LightbusCommand):
     help = (
         "Check that every event since a time has reached every listener of this service, from the records of outbox, "
         "streams, inbox and failures. Exits with 1 if an event is missing."
     )
-    requires_system_checks = ("lightbus",)  # Django 6.1 looks at the database for others
 
     def add_arguments(self, parser: CommandParser) -> None:
         add_span(parser, "events fired")
