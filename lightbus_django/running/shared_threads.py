@@ -24,7 +24,7 @@ REST = 0.01
 """Seconds for which a busy stream is not watched, because its listeners read it anyway."""
 
 GIVE_WAY = 0.001
-"""Seconds between a wake and the next watch, so that it delays neither the woken thread nor what that reads from Redis."""
+"""Seconds between a wake and the next watch, so that this delays neither the woken thread nor its read from Redis."""
 
 
 class SharedThreads:

@@ -93,7 +93,11 @@ def has_tls(binary: str) -> bool:
 @pytest.mark.django_db(transaction=True, databases=["default", "other"])
 @pytest.mark.parametrize("of", ["address", "guarded_address"])
 def test_the_url_names_the_authority(
-    of: str, request: pytest.FixtureRequest, authorities: tuple[Path, Path], listeners: object, lightbus: Callable[..., None]
+    of: str,
+    request: pytest.FixtureRequest,
+    authorities: tuple[Path, Path],
+    listeners: object,
+    lightbus: Callable[..., None],
 ) -> None:
     @listens_to("shop.order_placed", listener_name="book", start="beginning")
     def book(event: object, number: int) -> None:
