@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from django.db import Error as DatabaseError
@@ -18,7 +19,7 @@ from lightbus_django.conf import Settings, format_name, get_settings
 from lightbus_django.database.errors import describe, one_line, transient_errors
 from lightbus_django.events.names import stream_key
 from lightbus_django.events.times import as_aware
-from lightbus_django.exceptions import BusError, LightbusError
+from lightbus_django.exceptions import BusError, LightbusError, NodeUnavailable
 from lightbus_django.firing.databases import distinct_databases, has_outbox
 from lightbus_django.listening.listener import Listener
 from lightbus_django.listening.registry import registry
@@ -171,10 +172,11 @@ class _Reading:
     # --- Redis --------------------------------------------------------------------------------
 
     def _read_redis(self, listeners: Iterable[Listener]) -> None:
-        self.heartbeats = _ours(self.client, self.service_name)
-        names = [listener.group(self.service_name) for listener in listeners]
-        self.figures = figures.read(self.client, names, self.now)
-        self.handled = figures.read_processes(self.client, self.service_name, self.now)
+        with self._one_node():
+            self.heartbeats = _ours(self.client, self.service_name)
+            names = [listener.group(self.service_name) for listener in listeners]
+            self.figures = figures.read(self.client, names, self.now)
+            self.handled = figures.read_processes(self.client, self.service_name, self.now)
         streams = {stream_key(event, self.settings.stream_use) for event in self.fired}
         for listener in listeners:
             group = listener.group(self.service_name)
@@ -182,16 +184,28 @@ class _Reading:
             for event in listener.events:
                 wanted[stream_key(event, self.settings.stream_use)].append(event)
             for stream, events in wanted.items():
-                self.backlogs[group][stream] = read_backlog(self.client, stream, group, events)
+                with self._one_node():
+                    self.backlogs[group][stream] = read_backlog(self.client, stream, group, events)
             streams.update(wanted)
         self.streams = list(self._sizes(sorted(streams)))
 
+    @contextmanager
+    def _one_node(self) -> Iterator[None]:
+        """Go on without what is on a node of a cluster that can't be reached."""
+        try:
+            yield
+        except NodeUnavailable as error:
+            self.is_redis_known = False
+            if (text := one_line(error)) not in self.problems:
+                self.problems.append(text)
+
     def _sizes(self, keys: Iterable[str]) -> Iterator[Stream]:
         for key in keys:
-            if (size := stream_size(self.client, key)) is None:
-                continue
-            names = [group.name for group in groups(self.client, key)]
-            positions = read_positions(self.client, key, names)
-            behind = {id_key(at.done_with): name for name, at in positions.items()}
-            held_by = behind[min(behind)] if behind and min(behind) < id_key(size.last_id) else ""
-            yield Stream(key=key, length=size.length, memory=size.memory, held_by=held_by)
+            with self._one_node():
+                if (size := stream_size(self.client, key)) is None:
+                    continue
+                names = [group.name for group in groups(self.client, key)]
+                positions = read_positions(self.client, key, names)
+                behind = {id_key(at.done_with): name for name, at in positions.items()}
+                held_by = behind[min(behind)] if behind and min(behind) < id_key(size.last_id) else ""
+                yield Stream(key=key, length=size.length, memory=size.memory, held_by=held_by)

@@ -64,7 +64,7 @@ class SharedThreads:
         def step() -> Exception | None:
             nonlocal has_more
             has_more = turn.consumer.take_turn(SLICE)
-            return turn.consumer.contended
+            return turn.consumer.problem
 
         turn.attempts.run(step)
         self._turns.end(turn, has_more=has_more)
