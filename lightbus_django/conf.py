@@ -22,7 +22,8 @@ from .redis_url import SCHEMES, parse
 URL_HELP = "The URL of Redis is invalid: check the port, and that special characters are percent-encoded"
 
 HELP = {
-    "URL": "Use a URL such as 'redis://localhost:6379/0', or 'redis+sentinel://host:26379,host2:26379/mymaster/0'.",
+    "URL": "Use a URL such as 'redis://localhost:6379/0', 'redis+sentinel://host:26379,host2:26379/mymaster/0' or "
+    "'redis+cluster://host:6379,host2:6379'.",
     "STREAM_USE": "Use 'per_api' or 'per_event'.",
 }
 
@@ -158,7 +159,7 @@ def check_url(url: str) -> None:
         if "sentinel" in scheme[1].lower():
             hint = ": for Redis Sentinel, use redis+sentinel:// or, with TLS, rediss+sentinel://"
         elif "cluster" in scheme[1].lower():
-            hint = ": Redis Cluster is not supported yet, use the address of a single Redis server"
+            hint = ": for Redis Cluster, use redis+cluster:// or, with TLS, rediss+cluster://"
         raise ConfigurationError(f"{scheme[0]} is not supported{hint}")
     try:
         parsed = parse(url)
@@ -170,9 +171,12 @@ def check_url(url: str) -> None:
             raise ConfigurationError(
                 "after the hosts, the name of the master must follow, such as /mymaster or /mymaster/0"
             )
+    elif parsed.names_cluster:
+        if parsed.path not in ("", "/", "/0"):
+            raise ConfigurationError("a Redis Cluster has only database 0, so nothing may follow the hosts")
     elif parsed.scheme != "unix":
         if len(parsed.hosts) > 1:
-            raise ConfigurationError("several hosts need redis+sentinel:// or, with TLS, rediss+sentinel://")
+            raise ConfigurationError("several hosts need redis+sentinel:// or redis+cluster://")
         if not re.fullmatch(r"/?\d*", parsed.path):
             raise ConfigurationError("after the host, only the number of a database may follow, such as /0")
 

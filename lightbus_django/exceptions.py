@@ -49,6 +49,14 @@ class BusUnavailable(BusError):
     """Redis can't be reached, or can't serve requests at the moment."""
 
 
+class NodeUnavailable(BusUnavailable):
+    """One node of a Redis Cluster can't be reached or can't serve requests at the moment; others may."""
+
+
+class SlotMoved(NodeUnavailable):
+    """The keys have moved to another node of a Redis Cluster: ask again, and that one is asked."""
+
+
 class BusUnsupported(BusUnavailable):
     """The server at the address lacks a required feature; waiting won't help."""
 

@@ -1,4 +1,4 @@
-"""The setting URL, taken apart: one Redis server, or several Sentinels.
+"""The setting URL, taken apart: one Redis server, several Sentinels, or nodes of a cluster.
 
 `urlsplit` is given one host at most: from Python 3.14 on it refuses lists in which a `[` comes late.
 """
@@ -7,8 +7,17 @@ import re
 from typing import NamedTuple
 
 SENTINEL = "+sentinel"
+CLUSTER = "+cluster"
 
-SCHEMES = ("redis", "rediss", "unix", f"redis{SENTINEL}", f"rediss{SENTINEL}")
+SCHEMES = (
+    "redis",
+    "rediss",
+    "unix",
+    f"redis{SENTINEL}",
+    f"rediss{SENTINEL}",
+    f"redis{CLUSTER}",
+    f"rediss{CLUSTER}",
+)
 
 _URL = re.compile(r"([a-z+]+)://(?:([^/?#\[\]]*)@)?([^/?#]*)([^?#]*)(\?[^#]*)?", re.DOTALL)
 _HOST = re.compile(r"(?:\[[^\[\]@,]+\]|[^\[\]:]*)(?::(\d{0,5}))?")
@@ -28,6 +37,10 @@ class RedisUrl(NamedTuple):
     @property
     def names_sentinels(self) -> bool:
         return self.scheme.endswith(SENTINEL)
+
+    @property
+    def names_cluster(self) -> bool:
+        return self.scheme.endswith(CLUSTER)
 
     @property
     def sentinel_service(self) -> tuple[str, str]:

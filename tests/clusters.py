@@ -143,8 +143,16 @@ class Cluster:
         return found()[0]
 
     def await_whole(self) -> None:
-        """Wait until every running node sees every slot served, and every running replica is in step."""
-        eventually(lambda: all(_is_whole(node) for node in self.nodes if views(node)), 30)
+        """Wait until every running node sees every slot served, and no replica is missing or behind."""
+        eventually(self._is_whole, 30)
+
+    def _is_whole(self) -> bool:
+        running = [node for node in self.nodes if views(node)]
+        if not all(_sees_all_slots(node) for node in running):
+            return False
+        replications = [ask(node, "INFO", "replication") for node in running]
+        replicas = [text for text in replications if "role:slave" in text]
+        return len(replicas) == MASTERS * self._replicas and all("link_status:up" in text for text in replicas)
 
     def add_master(self) -> Server:
         """Add a master without slots, and return it."""
@@ -169,12 +177,15 @@ class Cluster:
 
     def move_keys(self, key: str, to: Server, count: int) -> int:
         """Move some keys of a slot that migrates; return how many."""
-        slot, master = key_slot(key.encode()), self.master_of(key)
-        keys = ask(master, "CLUSTER", "GETKEYSINSLOT", slot, count)
-        password = ["AUTH", self.password] if self.password else []
+        keys = ask(self.master_of(key), "CLUSTER", "GETKEYSINSLOT", key_slot(key.encode()), count)
         if keys:
-            ask(master, "MIGRATE", LOOPBACK, to.port, "", 0, 5000, *password, "KEYS", *keys)
+            self.move(keys, to)
         return len(keys)
+
+    def move(self, keys: list[str], to: Server) -> None:
+        """Move these keys of a slot that migrates."""
+        password = ["AUTH", self.password] if self.password else []
+        ask(self.master_of(keys[0]), "MIGRATE", LOOPBACK, to.port, "", 0, 5000, *password, "KEYS", *keys)
 
     def end_migration(self, key: str, to: Server) -> None:
         slot, master = key_slot(key.encode()), self.master_of(key)
@@ -229,9 +240,6 @@ def ask(node: Server, *command: str | int, timeout: float = 10) -> Any:
         return client.execute_command(*command)
 
 
-def _is_whole(node: Server) -> bool:
+def _sees_all_slots(node: Server) -> bool:
     info = ask(node, "CLUSTER", "INFO")
-    if "cluster_state:ok" not in info or f"cluster_slots_ok:{SLOTS}" not in info:
-        return False
-    replication = ask(node, "INFO", "replication")
-    return "role:master" in replication or "master_link_status:up" in replication
+    return "cluster_state:ok" in info and f"cluster_slots_ok:{SLOTS}" in info

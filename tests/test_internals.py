@@ -76,6 +76,12 @@ class TestRedisPy:
         assert issubclass(pool.connection_class, redis.connection.AbstractConnection)
         assert callable(pool.make_connection)
 
+    def test_slots_and_redirections(self):
+        assert redis.crc.key_slot(b"{a}:b") == redis.crc.key_slot(b"a") == 15495
+        for kind in (redis.exceptions.AskError, redis.exceptions.MovedError):
+            error = kind("15495 ::1:7000")
+            assert (error.slot_id, error.host, error.port) == (15495, "::1", 7000)
+
 
 def test_asgiref():
     assert isinstance(SyncToAsync.threadlocal, threading.local)

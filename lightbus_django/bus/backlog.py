@@ -10,6 +10,7 @@ from lightbus_django.exceptions import GroupMissing
 from . import scripts
 from .client import RedisClient
 from .consumer_group import previous_id
+from .wire import as_dict
 
 LOOK_AT = 5000
 """Entries that are looked at to count those that a listener wants. It takes Redis a few milliseconds."""
@@ -77,13 +78,11 @@ def read_backlog(client: RedisClient, stream: str, group: str, event_names: Coll
     Args:
         event_names: the events that its listener wants.
     """
-    redis_py = client.redis_py
     try:
-        with client.handle_errors(stream):
-            rows = {row["name"]: row for row in redis_py.xinfo_groups(stream)}
-            row = rows[group.encode()]
-            consumers = redis_py.xinfo_consumers(stream, group)
-            oldest = redis_py.xpending(stream, group)["min"] if row["pending"] else None
+        rows = map(as_dict, client.execute(("XINFO", "GROUPS", stream), stream))
+        row = {row["name"]: row for row in rows}[group.encode()]
+        consumers = list(map(as_dict, client.execute(("XINFO", "CONSUMERS", stream, group), stream)))
+        oldest = client.execute(("XPENDING", stream, group), stream)[1] if row["pending"] else None
     except (GroupMissing, KeyError):
         return None
     after = row["last-delivered-id"].decode()
@@ -133,8 +132,7 @@ def read_positions(client: RedisClient, stream: str, groups: Sequence[str]) -> d
 def stream_size(client: RedisClient, stream: str) -> StreamSize | None:
     """Return how large a stream is, None if it does not exist."""
     try:
-        with client.handle_errors(stream):
-            found = client.redis_py.xinfo_stream(stream)
+        found = as_dict(client.execute(("XINFO", "STREAM", stream), stream))
     except GroupMissing:
         return None
     (memory,) = client.send([("MEMORY", "USAGE", stream)])

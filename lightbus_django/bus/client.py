@@ -2,35 +2,32 @@
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from lightbus_django.conf import URL_HELP
 from lightbus_django.events.codec import Fields
-from lightbus_django.exceptions import BusError, BusUnsupported, ConfigurationError
+from lightbus_django.exceptions import BusError, BusUnsupported, ConfigurationError, NodeUnavailable
 
-from .address import connect, describe
+from .address import connect
+from .cluster import Cluster
 from .errors import translate
 from .sandbox import NO_BUS, keep, keeps_events
-from .wire import Command, ask, exchange, flat
+from .server import Server
+from .wire import Command, flat
 
 PAUSE = 4.0
 """Seconds between two attempts to reach a server that is down, by callers whose events can wait."""
-
-MAX_CONNECTIONS = 10_000
-"""More than a process needs: every thread that listens or fires has one. redis-py's own limit is 100."""
 
 _WITHOUT_PASSWORD = "without any password"  # noqa: S105
 
 
 class RedisClient:
-    """A client of one Redis server, or of the server that Redis Sentinel names as the master.
+    """A client of one Redis server, of the server that Redis Sentinel names as the master, or of a cluster.
 
     Every method that sends something raises BusUnavailable if Redis can't be reached in time or can't serve requests,
     and BusError if it replies with any other error.
@@ -49,21 +46,8 @@ class RedisClient:
             ConfigurationError: the URL can't be read or has unsupported options.
         """
         self.url = url
-        # Any, because redis-py's annotations cover its asynchronous client as well.
         try:
-            self._redis_py: Any = connect(
-                url,
-                socket_timeout=timeout,
-                socket_connect_timeout=timeout,
-                protocol=2,
-                max_connections=MAX_CONNECTIONS,
-                # No retry after a timeout.
-                retry=Retry(NoBackoff(), retries, supported_errors=(redis.ConnectionError,)),
-            )
-            self._redis_py.connection_pool.make_connection()
-            options = self._redis_py.connection_pool.connection_kwargs
-            if options.get("protocol") != 2 or options.get("decode_responses"):  # they change the replies
-                raise TypeError("'protocol' or 'decode_responses'")
+            self._servers = connect(url, timeout=timeout, retries=retries)
         except ValueError:
             raise ConfigurationError(URL_HELP) from None  # its text may contain a part of the password
         except TypeError as error:
@@ -74,45 +58,47 @@ class RedisClient:
 
     def __str__(self) -> str:
         """The address, without user and password."""
-        return describe(self.url, self._redis_py.connection_pool)
+        return str(self._servers)
 
     def close(self) -> None:
-        self._redis_py.close()
+        self._servers.close()
 
     @property
-    def redis_py(self) -> Any:
-        """redis-py's client.
+    def servers(self) -> Server | Cluster:
+        """The server, or the servers of a cluster.
 
         Raises:
             ConfigurationError: this is a test that has not asked for a real bus.
         """
         if keeps_events():
             raise ConfigurationError(NO_BUS)
-        return self._redis_py
+        return self._servers
+
+    @property
+    def is_of_cluster(self) -> bool:
+        """Whether keys are on several servers. Then a command can't work on streams of several slots."""
+        return isinstance(self._servers, Cluster)
+
+    def unreachable(self, streams: Collection[str]) -> Collection[str]:
+        """Return those of some streams whose node in a cluster is known to be down."""
+        with self.handle_errors():
+            return self.servers.unreachable(streams)
 
     # --- Commands -----------------------------------------------------------------------------
 
-    def send(self, commands: Sequence[Command]) -> list[Any]:
+    def send(self, commands: Sequence[Command], *, key: str = "", can_wait: bool = False) -> list[Any]:
         """Send commands in as few round trips as their size allows; return the replies.
 
-        An error reply is a redis-py exception: pass it to `handle_error`.
+        An error reply is a redis-py exception: pass it to `handle_error`. So is, in a cluster, what one of the nodes
+        can't serve at the moment.
 
-        This uses the pool's connections directly, because redis-py's own commands and pipelines take longer than all
-        the rest of the work for an event, for options that are not used here.
+        Args:
+            commands: the commands.
+            key: the key that decides to which node of a cluster they go; by default each one's own does.
+            can_wait: whether not to try a node that is known to be down.
         """
-        pool = self.redis_py.connection_pool
-        replies: list[Any] = []
         try:
-            connection = pool.get_connection()
-            try:
-                connection.retry.call_with_retry(
-                    lambda: exchange(connection, commands, replies), lambda error: connection.disconnect()
-                )
-            except BaseException:
-                connection.disconnect()  # otherwise its next user would read these replies
-                raise
-            finally:
-                pool.release(connection)
+            replies = self.servers.send(commands, key=key, can_wait=can_wait)
         except redis.RedisError as error:
             raise self.handle_error(error) from None
         self._try_at = None
@@ -120,10 +106,22 @@ class RedisClient:
 
     def execute(self, command: Command, key: str) -> Any:
         """Send one command, which works on `key`; return its reply."""
-        (reply,) = self.send([command])
+        (reply,) = self.send([command], key=key)
         if isinstance(reply, Exception):
             raise self.handle_error(reply, key)
         return reply
+
+    def execute_all(self, commands: Sequence[Command], key: str) -> list[Any]:
+        """Send commands, all of which work on `key`; return their replies.
+
+        Raises:
+            BusError: the first error among them.
+        """
+        replies = self.send(commands, key=key)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise self.handle_error(reply, key)
+        return replies
 
     def append(self, stream: str, fields: Fields) -> str:
         """Append an event to a stream; return its stream id."""
@@ -132,8 +130,11 @@ class RedisClient:
         stream_id: str = self.execute((b"XADD", stream, b"*", *flat(fields)), stream).decode()
         return stream_id
 
-    def append_many(self, events: Iterable[tuple[str, Fields]]) -> list[str | BusError]:
-        """Append events to their streams in order, in one round trip; return the stream id or the error of each."""
+    def append_many(self, events: Iterable[tuple[str, Fields]], *, can_wait: bool = False) -> list[str | BusError]:
+        """Append events to their streams in order, in one round trip; return the stream id or the error of each.
+
+        `can_wait` is as for `send`.
+        """
         if keeps_events():
             return [keep(fields) for _, fields in events]
         streams, commands = [], []
@@ -142,7 +143,7 @@ class RedisClient:
             commands.append((b"XADD", stream, b"*", *flat(fields)))
         return [
             self.handle_error(reply, stream) if isinstance(reply, Exception) else reply.decode()
-            for stream, reply in zip(streams, self.send(commands), strict=True)
+            for stream, reply in zip(streams, self.send(commands, can_wait=can_wait), strict=True)
         ]
 
     def check(self, keys: Iterable[str]) -> None:
@@ -160,7 +161,7 @@ class RedisClient:
 
     def ping(self) -> bool:
         """Return whether the server replies over a new connection, even with an error."""
-        return ask(self.redis_py.connection_pool, "PING") is not None
+        return self.servers.ask("PING") is not None
 
     # --- Errors -------------------------------------------------------------------------------
 
@@ -204,9 +205,7 @@ class RedisClient:
         """
         text = str(error)
         if isinstance(error, redis.ReadOnlyError) or "READONLY" in text or text.startswith("UNBLOCKED"):
-            # After a failover the address may belong to another server, which only new connections reach. Connections
-            # in use are closed by the threads that use them.
-            self.redis_py.connection_pool.disconnect(inuse_connections=False)
+            self.servers.forget_idle()
         found = translate(error, str(self), key)
         wants_no_password = _WITHOUT_PASSWORD in text
         if (isinstance(found, BusUnsupported) or wants_no_password) and self._find_role(
@@ -215,14 +214,15 @@ class RedisClient:
             found = BusUnsupported(
                 f"Redis at {self} is a Sentinel: use redis+sentinel://host:26379/NAME, with the name of the master"
             )
-        if isinstance(error, (redis.ConnectionError, redis.TimeoutError)) or isinstance(found, BusUnsupported):
+        is_away = isinstance(error, (redis.ConnectionError, redis.TimeoutError))
+        if (is_away and not isinstance(found, NodeUnavailable)) or isinstance(found, BusUnsupported):
             self._try_at = time.monotonic() + PAUSE
         return found
 
     def _find_role(self, *, with_password: bool) -> Any:
         """Return what the server calls itself, which is asked once."""
         if self._role is None:
-            self._role = ask(self.redis_py.connection_pool, "ROLE", with_password=with_password)
+            self._role = self.servers.ask("ROLE", with_password=with_password)
         return self._role[0] if isinstance(self._role, list) and self._role else None
 
 

@@ -12,6 +12,7 @@ from lightbus_django.exceptions import BusError
 
 from . import scripts
 from .client import RedisClient
+from .wire import Command
 
 MAX_FIELDS = 3500
 """An event with more fields can't be confirmed: Lua can't pass on more values at once."""
@@ -61,7 +62,7 @@ class Confirmations:
             self._client.handle_error(reply, f"{stream} or {self.key(stream)}")
             if isinstance(reply, Exception)
             else reply
-            for stream, reply in zip(streams, self._client.send(commands), strict=True)
+            for stream, reply in zip(streams, self._client.send(commands, can_wait=True), strict=True)
         ]
 
     def read(self, stream: str) -> Mapping[UUID, str | None]:
@@ -70,7 +71,7 @@ class Confirmations:
         If they are fewer than CONFIRMATIONS_SIZE, these are all.
         """
         keys = self.key(stream), self.times_key(stream)
-        replies = self._client.send([("SRANDMEMBER", key, CONFIRMATIONS_SIZE) for key in keys])
+        replies = self._client.send([("SRANDMEMBER", key, CONFIRMATIONS_SIZE) for key in keys], can_wait=True)
         for key, reply in zip(keys, replies, strict=True):
             if isinstance(reply, Exception):
                 raise self._client.handle_error(reply, key)
@@ -87,7 +88,7 @@ class Confirmations:
     def remove(self, stream: str, stream_ids: Mapping[UUID, str | None]) -> None:
         """Remove the confirmations of rows that are marked as published in the database."""
         with_stream_ids = [row_id.bytes + stream_id.encode() for row_id, stream_id in stream_ids.items() if stream_id]
-        with self._client.handle_errors(self.key(stream)):
-            self._client.redis_py.srem(self.key(stream), *[row_id.bytes for row_id in stream_ids])
-            if with_stream_ids:
-                self._client.redis_py.srem(self.times_key(stream), *with_stream_ids)
+        commands: list[Command] = [("SREM", self.key(stream), *[row_id.bytes for row_id in stream_ids])]
+        if with_stream_ids:
+            commands.append(("SREM", self.times_key(stream), *with_stream_ids))
+        self._client.execute_all(commands, self.key(stream))

@@ -1,25 +1,37 @@
 """A connection to Redis that one consumer keeps."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 
+from lightbus_django.exceptions import SlotMoved
+
 from .client import RedisClient
+from .cluster import MAX_REDIRECTIONS
+from .cluster_node import ASKING, ClusterNode
+from .errors import Redirected
+from .server import Server
 from .wire import Command, packed
+
+Result = TypeVar("Result")
 
 
 class PipelinedConnection:
     """A connection on which commands are sent now and replies are read later.
 
     redis-py's client takes a connection from its pool for each command and waits for the reply. Errors are raised as by
-    RedisClient.
+    RedisClient. In a cluster it is a connection to the node of one key. If the key has moved, that is a SlotMoved, and
+    the next command goes to the right node.
     """
 
     def __init__(self, client: RedisClient) -> None:
         self.client = client
         self._connection: Any = None
+        self._node: Server | ClusterNode | None = None
+        self._asks: ClusterNode | None = None
+        """The node to which the key is just moving: each command needs ASKING there."""
         self._unread = 0
         self._key = ""
 
@@ -28,7 +40,10 @@ class PipelinedConnection:
         self._key = key
         with self._closed_on_error():
             if self._connection is None:
-                self._connection = self.client.redis_py.connection_pool.get_connection()
+                self._node = self._asks or self.client.servers.node_of(key)
+                self._connection = self._node.pool.get_connection()
+            if self._asks is not None:
+                commands = [each for command in commands for each in (ASKING, command)]
             # With unread replies redis-py would mistake one of them for the reply to its own PING.
             self._connection.send_packed_command([packed(commands)], check_health=not self._unread)
         self._unread += len(commands)
@@ -40,13 +55,20 @@ class PipelinedConnection:
     def receive_with(self, following: int) -> tuple[Any, list[Any]]:
         """Wait for all replies; return the last one before those `following`, and these, errors among them as objects.
 
-        The replies before it are ignored, even errors.
+        The replies before it are ignored, even errors. While the key is moving to another node of a cluster, what
+        follows is None: other keys may not have moved yet.
         """
-        others, self._unread = self._unread - 1 - following, 0
+        is_moving = self._asks is not None
+        after = 2 * following if is_moving else following
+        others, self._unread = self._unread - 1 - after, 0
         with self._closed_on_error():
             for _ in range(others):
                 self._read_or_error()
-            return self._connection.read_response(), [self._read_or_error() for _ in range(following)]
+            reply = self._connection.read_response()
+            rest = [self._read_or_error() for _ in range(after)]
+        if self._node is not None:
+            self._node.answered()
+        return reply, [None] * following if is_moving else rest
 
     def _read_or_error(self) -> Any:
         try:
@@ -56,8 +78,12 @@ class PipelinedConnection:
 
     def execute(self, command: Command, key: str) -> Any:
         """Send one command, which works on `key`; return its reply."""
-        self.send([command], key)
-        return self.receive()
+
+        def execute() -> Any:
+            self.send([command], key)
+            return self.receive()
+
+        return follow(execute)
 
     def give_back(self) -> None:
         """Return the connection to the pool, after the replies to all that was sent; the next command takes one."""
@@ -66,16 +92,18 @@ class PipelinedConnection:
         with self._closed_on_error():
             for _ in range(self._unread):
                 self._read_or_error()
-        self._unread = 0
-        self.client.redis_py.connection_pool.release(self._connection)
-        self._connection = None
+        self._release()
 
     def close(self) -> None:
         """Close the connection; the next command opens another."""
         if self._connection is not None:
             self._connection.disconnect()
-            self.client.redis_py.connection_pool.release(self._connection)
-            self._connection = None
+        self._release()
+
+    def _release(self) -> None:
+        if self._connection is not None and self._node is not None:
+            self._node.pool.release(self._connection)
+        self._connection = self._node = self._asks = None
         self._unread = 0
 
     @contextmanager
@@ -83,8 +111,24 @@ class PipelinedConnection:
         with self.client.handle_errors(self._key):
             try:
                 yield
-            except BaseException:
+            except BaseException as error:
                 # Its remaining replies belong to no command any more, and after a failover its address may belong to
                 # another server.
+                node = self._node
                 self.close()
-                raise
+                if node is None or not isinstance(error, redis.RedisError):
+                    raise
+                problem = node.explain(error)
+                if isinstance(problem, Redirected):
+                    self._asks = problem.asks
+                raise problem from None
+
+
+def follow(ask: Callable[[], Result]) -> Result:
+    """Call `ask` again if its key has moved to another node of the cluster."""
+    for _ in range(MAX_REDIRECTIONS):
+        try:
+            return ask()
+        except SlotMoved:
+            continue
+    return ask()

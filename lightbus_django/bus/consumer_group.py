@@ -4,24 +4,30 @@ A group remembers which entries of a stream it has delivered. For each entry tha
 it remembers the consumer, the time, and the number of deliveries.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from itertools import cycle
 from typing import NamedTuple
 
 import msgspec
 
 from lightbus_django.events.codec import Fields
-from lightbus_django.exceptions import BusFull, GroupMissing
+from lightbus_django.exceptions import BusFull, GroupMissing, NodeUnavailable
 
 from . import first_publications, scripts
 from .client import RedisClient
-from .connection import PipelinedConnection
-from .wire import Command
+from .connection import PipelinedConnection, follow
+from .wire import Command, as_fields
 
 PLACEHOLDER = "nobody"
 """The consumer that holds released entries of a process that won't come back under its name."""
 
 ALIVE_INTERVAL = 10.0
 """Seconds between two calls of `GroupConsumer.mark_alive`; see `streams.RETIRE_AFTER`."""
+
+POLL_INTERVAL = 0.05
+"""Seconds between two looks at several streams in a cluster, where Redis can't wait for all of them at a time."""
 
 _AFTER_ALL_ENTRIES = f"{2**64 - 1}-{2**64 - 2}"
 """No entry follows this stream id, unless somebody chose the greatest possible id."""
@@ -65,15 +71,32 @@ class GroupConsumer:
         self.client = client
         self.group = group
         self.name = name
-        self._connection = PipelinedConnection(client)
+        self.unreachable: Collection[str] = ()
+        """The streams that are left out because their node of a cluster is down."""
+        self.unanswered: Collection[str] = ()
+        """The streams that the last read could neither acknowledge nor read, because their node is down."""
+        self._connections: dict[str, PipelinedConnection] = {}
 
     def close(self) -> None:
-        """Close the connection; the next command opens another."""
-        self._connection.close()
+        """Close the connections; the next command opens another."""
+        for connection in self._connections.values():
+            connection.close()
 
     def give_back_connection(self) -> None:
-        """Let other consumers use the connection; the next command takes one of the pool."""
-        self._connection.give_back()
+        """Let other consumers use the connections; the next command takes one of the pool."""
+        for connection in self._connections.values():
+            connection.give_back()
+
+    def reachable(self, streams: Collection[str]) -> list[str]:
+        """Return those of some streams that are not left out."""
+        return [stream for stream in streams if stream not in self.unreachable]
+
+    def _connection(self, stream: str) -> PipelinedConnection:
+        """Return the consumer's connection; in a cluster, the one for this stream."""
+        name = stream if self.client.is_of_cluster else ""
+        if name not in self._connections:
+            self._connections[name] = PipelinedConnection(self.client)
+        return self._connections[name]
 
     # --- Membership ---------------------------------------------------------------------------
 
@@ -85,14 +108,14 @@ class GroupConsumer:
         """
         command = scripts.join(stream, self.group, self.name, start_id=start_id)
         try:
-            return bool(self._connection.execute(command, stream))
+            return bool(self._connection(stream).execute(command, stream))
         except BusFull as error:
             raise BusFull(f"can't create the consumer group {self.group!r} of {stream!r}: {error}") from None
 
     def leave(self, stream: str) -> None:
         """Delete this consumer unless it has pending entries. A group's last consumer is replaced by PLACEHOLDER."""
         command = scripts.leave(stream, self.group, self.name, placeholder=PLACEHOLDER)
-        self._connection.execute(command, stream)
+        self._connection(stream).execute(command, stream)
 
     def mark_alive(self, streams: Sequence[str]) -> None:
         """Reset this consumer's idle time, and create it where it is missing, even if Redis is full.
@@ -101,11 +124,11 @@ class GroupConsumer:
         A missing group is no error.
         """
         read = "XREADGROUP", "GROUP", self.group, self.name, "COUNT", 1, "STREAMS"
-        self.client.send([(*read, stream, _AFTER_ALL_ENTRIES) for stream in streams])
+        self.client.send([(*read, stream, _AFTER_ALL_ENTRIES) for stream in streams], can_wait=True)
 
     def progress(self, stream: str) -> GroupProgress:
         """Return how far the group is."""
-        reply = self._connection.execute(scripts.progress(stream, self.group), stream)
+        reply = self._connection(stream).execute(scripts.progress(stream, self.group), stream)
         if reply is None:
             raise GroupMissing(f"Redis at {self.client}: the group {self.group!r} of {stream!r} does not exist")
         oldest, delivered, entries_read, last, length, entries_added, first = reply
@@ -137,16 +160,79 @@ class GroupConsumer:
             acknowledge: stream ids to acknowledge, by stream.
             young: the streams for which to find out whether entries may be republished.
         """
+        self.unanswered = ()
+        if not self.client.is_of_cluster or len(streams) == 1:
+            return follow(partial(self._read, streams, count, block, acknowledge, young))
+        until = time.monotonic() + block
+        for stream in cycle(streams):
+            if entries := follow(partial(self._read_each, streams, count, acknowledge, young)):
+                return entries
+            acknowledge = {}
+            if (left := until - time.monotonic()) <= 0:
+                return []
+            # The others wait in the meantime.
+            if entries := follow(partial(self._read, [stream], count, min(left, POLL_INTERVAL), {}, young)):
+                return entries
+        return []
+
+    def _read(
+        self,
+        streams: Sequence[str],
+        count: int,
+        block: float,
+        acknowledge: Mapping[str, Sequence[str]],
+        young: Sequence[str],
+    ) -> list[Entry]:
+        connection = self._connection(streams[0])
+        following = self._send_read(connection, streams, count, block, acknowledge, young)
+        return self._receive_read(connection, following)
+
+    def _read_each(
+        self, streams: Sequence[str], count: int, acknowledge: Mapping[str, Sequence[str]], young: Sequence[str]
+    ) -> list[Entry]:
+        """Acknowledge entries of several streams in a cluster, and read each of them without waiting."""
+        sent, entries = {}, []
+        problems: dict[str, NodeUnavailable] = {}
+        for stream in streams:
+            own = {stream: acknowledge[stream]} if acknowledge.get(stream) else {}
+            try:
+                sent[stream] = self._send_read(self._connection(stream), [stream], count, 0, own, young)
+            except NodeUnavailable as error:
+                problems[stream] = error
+        for stream, following in sent.items():
+            try:
+                entries += self._receive_read(self._connection(stream), following)
+            except NodeUnavailable as error:
+                problems[stream] = error
+        self.unanswered = problems.keys()
+        if problems and not entries:
+            raise next(iter(problems.values()))
+        return entries
+
+    def _send_read(
+        self,
+        connection: PipelinedConnection,
+        streams: Sequence[str],
+        count: int,
+        block: float,
+        acknowledge: Mapping[str, Sequence[str]],
+        young: Sequence[str],
+    ) -> list[str]:
+        """Send a read; return those of its streams of which it finds out whether entries may be republished."""
         waiting = ("BLOCK", max(1, round(block * 1000))) if block else ()
         new = [">"] * len(streams)
         command = "XREADGROUP", "GROUP", self.group, self.name, "COUNT", count, *waiting, "STREAMS", *streams, *new
+        asked = [stream for stream in young if stream in streams]
         # After the read: who publishes again records that first.
-        questions = [("EXISTS", first_publications.key(stream)) for stream in young]
-        self._connection.send([*self._acknowledgements(acknowledge), command, *questions], " ".join(streams))
-        reply, answers = self._connection.receive_with(len(questions))
-        original = {stream for stream, answer in zip(young, answers, strict=True) if answer == 0}
+        questions = [("EXISTS", first_publications.key(stream)) for stream in asked]
+        connection.send([*self._acknowledgements(acknowledge), command, *questions], " ".join(streams))
+        return asked
+
+    def _receive_read(self, connection: PipelinedConnection, asked: Sequence[str]) -> list[Entry]:
+        reply, answers = connection.receive_with(len(asked))
+        original = {stream for stream, answer in zip(asked, answers, strict=True) if answer == 0}
         return [
-            Entry(key, stream_id.decode(), _fields(flat), 1, False, may_be_republished)
+            Entry(key, stream_id.decode(), as_fields(flat), 1, False, may_be_republished)
             for stream, entries in reply or ()
             for key in (stream.decode(),)
             for may_be_republished in (key not in original,)
@@ -169,13 +255,13 @@ class GroupConsumer:
         update = scripts.update_pending(
             entry.stream, self.group, self.name, [entry.stream_id], deliveries=entry.deliveries
         )
-        self._connection.send([update], entry.stream)
+        self._connection(entry.stream).send([update], entry.stream)
 
     # --- Pending entries ----------------------------------------------------------------------
 
     def acknowledge(self, acknowledge: Mapping[str, Sequence[str]]) -> None:
         """Acknowledge stream ids, by stream."""
-        for reply in self.client.send(self._acknowledgements(acknowledge)):
+        for reply in self.client.send(self._acknowledgements(acknowledge), can_wait=True):
             if isinstance(reply, Exception):
                 raise self.client.handle_error(reply, " ".join(acknowledge))
 
@@ -210,16 +296,12 @@ class GroupConsumer:
     def _claim(self, stream: str, *, idle: float, count: int, owner: str | None = None) -> list[Entry]:
         command = scripts.claim_pending(stream, self.group, self.name, idle=idle, count=count, owner=owner)
         return [
-            Entry(stream, stream_id.decode(), _fields(flat), deliveries + 1, is_redelivered=True)
-            for stream_id, deliveries, flat in self._connection.execute(command, stream)
+            Entry(stream, stream_id.decode(), as_fields(flat), deliveries + 1, is_redelivered=True)
+            for stream_id, deliveries, flat in self._connection(stream).execute(command, stream)
         ]
 
     def _acknowledgements(self, acknowledge: Mapping[str, Sequence[str]]) -> list[Command]:
         return [("XACK", stream, self.group, *stream_ids) for stream, stream_ids in acknowledge.items()]
-
-
-def _fields(flat: Sequence[bytes] | None) -> Fields:
-    return dict(zip(flat[::2], flat[1::2], strict=True)) if flat else {}
 
 
 def _lost(delivered: str, first: str, last: str, *, entries_read: int, length: int, entries_added: int) -> int | None:

@@ -12,6 +12,7 @@ from . import scripts
 from .client import RedisClient
 from .consumer_group import id_key
 from .streams import Group
+from .wire import as_fields
 
 SEARCH_SIZE = 50_000
 """Maximum number of entries that are searched for an event whose stream id is not known."""
@@ -45,16 +46,14 @@ class Placement(NamedTuple):
 
 def read_entry(client: RedisClient, stream: str, stream_id: str) -> Fields | None:
     """Return the fields of an entry; None if it is not in the stream."""
-    with client.handle_errors(stream):
-        entries = client.redis_py.xrange(stream, stream_id, stream_id)
-    return entries[0][1] if entries else None
+    entries = client.execute(("XRANGE", stream, stream_id, stream_id), stream)
+    return as_fields(entries[0][1]) if entries else None
 
 
 def latest(client: RedisClient, stream: str, count: int) -> list[tuple[str, Fields]]:
     """Return the last entries of a stream with their stream ids, the last one first."""
-    with client.handle_errors(stream):
-        found = client.redis_py.xrevrange(stream, count=count)
-    return [(stream_id.decode(), fields) for stream_id, fields in found]
+    found = client.execute(("XREVRANGE", stream, "+", "-", "COUNT", count), stream)
+    return [(stream_id.decode(), as_fields(flat)) for stream_id, flat in found]
 
 
 def find_entry(client: RedisClient, stream: str, event_id: str, fired_at: datetime) -> tuple[str, Fields] | None:
@@ -111,11 +110,8 @@ def scan(client: RedisClient, stream: str, since: datetime) -> Iterator[list[Sca
 
 def are_pending(client: RedisClient, stream: str, group: str, stream_ids: Sequence[str]) -> list[bool]:
     """Return for each stream id whether it is pending in a group."""
-    replies = client.send([("XPENDING", stream, group, stream_id, stream_id, 1) for stream_id in stream_ids])
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise client.handle_error(reply, stream)
-    return [bool(reply) for reply in replies]
+    commands = [("XPENDING", stream, group, stream_id, stream_id, 1) for stream_id in stream_ids]
+    return [bool(reply) for reply in client.execute_all(commands, stream)]
 
 
 def place(client: RedisClient, group: Group, stream_id: str) -> Placement | None:
@@ -126,16 +122,11 @@ def place(client: RedisClient, group: Group, stream_id: str) -> Placement | None
     """
     is_read = id_key(stream_id) <= id_key(group.last_delivered_id)
     try:
-        with client.handle_errors(group.stream):
-            pending = client.redis_py.xpending_range(group.stream, group.name, stream_id, stream_id, 1)
+        command = "XPENDING", group.stream, group.name, stream_id, stream_id, 1
+        pending = client.execute(command, group.stream)
     except GroupMissing:
         return None
     if not pending:
         return Placement(is_read, "", 0.0, 0)
-    (found,) = pending
-    return Placement(
-        is_read,
-        found["consumer"].decode(errors="backslashreplace"),
-        found["time_since_delivered"] / 1000,
-        found["times_delivered"],
-    )
+    ((_, consumer, idle, deliveries),) = pending
+    return Placement(is_read, consumer.decode(errors="backslashreplace"), idle / 1000, deliveries)

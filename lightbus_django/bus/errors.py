@@ -5,6 +5,7 @@ first character that does not belong to plain words.
 """
 
 import re
+from typing import Any
 
 import redis
 
@@ -15,7 +16,9 @@ from lightbus_django.exceptions import (
     BusUnavailable,
     BusUnsupported,
     GroupMissing,
+    NodeUnavailable,
     NotAStream,
+    SlotMoved,
 )
 
 _UNAVAILABLE = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError, redis.exceptions.MasterDownError)
@@ -35,6 +38,7 @@ _CLUSTER = (
     redis.exceptions.ClusterDownError,
     redis.exceptions.ClusterCrossSlotError,
 )
+_NO_CLUSTER = "This instance has cluster support disabled"
 _NO_GROUP = ("The XGROUP", "NOGROUP", "no such key")
 _NO_DATABASE = ("DB index", "SELECT is not allowed", "invalid DB index")
 _DENIED_IN_SCRIPT = ("ACL failure in script", "The user executing the script")
@@ -42,7 +46,7 @@ _DENIED_IN_SCRIPT = ("ACL failure in script", "The user executing the script")
 # Redis before 7 says where in a script the error occurred, and then what it is.
 _IN_SCRIPT = re.compile(r"(?:Error running script \(call to \w+\): )?(?:@?user_script: ?\d+: ?)+-?")
 _COMMANDS = re.compile(
-    r"\b(?:EVAL|XADD|XREADGROUP|XACK|XCLAIM|XPENDING|XGROUP|XINFO|XRANGE|XLEN|XTRIM|SADD|SREM|SCARD|SRANDMEMBER|SELECT)\b",
+    r"\b(?:EVAL|XADD|XREADGROUP|XACK|XCLAIM|XPENDING|XGROUP|XINFO|XRANGE|XLEN|XTRIM|SADD|SREM|SCARD|SRANDMEMBER|SELECT|CLUSTER)\b",
     re.IGNORECASE,
 )
 _REFUSED = re.compile(r"unknown|unsupported|not supported|not allowed|disabled", re.IGNORECASE)
@@ -51,11 +55,32 @@ _BEGINNING = 80
 _PLAIN = re.compile(r"(?:[\w ,.()/-]|(?<=\w)'(?=\w))*")
 
 
+class NodeError(redis.ConnectionError):
+    """One node of a cluster can't serve what it was asked. The text names it."""
+
+
+class Redirected(NodeError):
+    """What was asked is on another node."""
+
+    def __init__(self, text: str, asks: Any = None) -> None:
+        """Make the error; `asks` is the node to ask for this key only, because its slot is moving there."""
+        super().__init__(text)
+        self.asks = asks
+
+
+def is_unavailable(error: Exception) -> bool:
+    """Whether a node of a cluster can't serve what it was asked at the moment."""
+    return isinstance(error, (*_UNAVAILABLE, *_CLUSTER)) or str(error).startswith(_UNAVAILABLE_CODES)
+
+
 def translate(error: Exception, server: str, key: str) -> BusError:
     """Return what an error means. `server` is the address, and `key` what the command worked on."""
     text = _IN_SCRIPT.sub("", str(error).removeprefix("ERR "), count=1).removeprefix("ERR ")
     if isinstance(error, redis.OutOfMemoryError) or text.startswith("OOM"):
         return BusFull(f"Redis at {server} is full and accepts no new events: raise its 'maxmemory', or drain it")
+    if isinstance(error, NodeError):
+        kind = SlotMoved if isinstance(error, Redirected) else NodeUnavailable
+        return kind(f"Redis at {server} is not available: {text}")
     if isinstance(error, _UNAVAILABLE) or text.startswith(_UNAVAILABLE_CODES):
         return BusUnavailable(f"Redis at {server} is not available: {type(error).__name__}: {text}")
     if text.startswith(_NO_GROUP):
@@ -78,11 +103,13 @@ def translate(error: Exception, server: str, key: str) -> BusError:
 def _unsupported(error: Exception, text: str) -> str:
     """Return why the server can't be used at all, or an empty string."""
     if isinstance(error, _CLUSTER):
-        return "is a node of a Redis Cluster, which is not supported yet"
+        return "is a node of a Redis Cluster: use redis+cluster:// with some of its nodes"
+    if _NO_CLUSTER in text:
+        return "is not a node of a Redis Cluster: use redis://"
     if isinstance(error, redis.InvalidResponse):
         return "does not speak the Redis protocol; are host and port right?"
     if text.startswith(_NO_DATABASE):
-        return "has no database with this number; a Redis Cluster, which is not supported yet, has only database 0"
+        return "has no database with this number; for a Redis Cluster, use redis+cluster://, without a number"
     beginning = text[:_BEGINNING]
     if "command" in beginning.lower() and _REFUSED.search(beginning):
         command = _COMMANDS.search(beginning)

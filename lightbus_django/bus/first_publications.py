@@ -12,7 +12,7 @@ from itertools import chain
 from uuid import UUID
 
 from lightbus_django.events.times import as_aware, stream_time
-from lightbus_django.exceptions import BusError, BusForbidden, BusUnavailable
+from lightbus_django.exceptions import BusError, BusForbidden, BusUnavailable, NodeUnavailable
 
 from .client import RedisClient
 from .wire import Command
@@ -37,20 +37,21 @@ def record(client: RedisClient, streams: Mapping[str, Mapping[UUID, datetime]], 
         The streams for which nothing could be recorded, and the errors.
 
     Raises:
-        BusUnavailable: some may be recorded, which does no harm.
+        BusUnavailable: some may be recorded, which does no harm. (A node of a cluster is not all of Redis: its streams
+            are returned.)
     """
     commands: list[Command] = []
     for stream, events in streams.items():
         pairs = ((event_id.bytes, _milliseconds(time)) for event_id, time in events.items())
         commands.append(("HSET", key(stream), *chain.from_iterable(pairs)))
         commands.append(("EXPIRE", key(stream), math.ceil(keep)))
-    replies = client.send(commands)
+    replies = client.send(commands, can_wait=True)
     problems = {}
     for number, stream in enumerate(streams):
         for reply in replies[2 * number : 2 * number + 2]:
             if isinstance(reply, Exception):
                 problem = client.handle_error(reply, key(stream))
-                if isinstance(problem, BusUnavailable):
+                if isinstance(problem, BusUnavailable) and not isinstance(problem, NodeUnavailable):
                     raise problem
                 problems[stream] = problem
     return problems

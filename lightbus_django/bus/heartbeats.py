@@ -99,8 +99,7 @@ def beat(client: RedisClient, start: str, sign: ProcessSign) -> list[Heartbeat]:
 def end(client: RedisClient, start: str, sign: ProcessSign) -> None:
     """Remove the heartbeat of a process that ends."""
     key = PREFIX + _name(sign)
-    with client.handle_errors(key):
-        client.redis_py.hdel(key, start)
+    client.execute(("HDEL", key, start), key)
 
 
 def read(client: RedisClient) -> list[Heartbeat]:
@@ -108,10 +107,9 @@ def read(client: RedisClient) -> list[Heartbeat]:
 
     A process that has started again under its name is there once.
     """
-    with client.handle_errors(INDEX):
-        seconds, microseconds = client.redis_py.time()
-        now = seconds + microseconds / 1e6
-        names = client.redis_py.zrangebyscore(INDEX, now - EXPIRY, "+inf")
+    seconds, microseconds = map(int, client.execute(("TIME",), INDEX))
+    now = seconds + microseconds / 1e6
+    names = client.execute(("ZRANGEBYSCORE", INDEX, repr(now - EXPIRY), "+inf"), INDEX)
     found: list[Heartbeat] = []
     for name, reply in zip(names, client.send([("HVALS", PREFIX.encode() + name) for name in names]), strict=True):
         if isinstance(reply, Exception):

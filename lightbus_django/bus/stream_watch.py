@@ -1,16 +1,19 @@
-"""Tells which of many streams have new entries, with one connection that waits for all of them."""
+"""Tells which of many streams have new entries, with one connection that waits for all of them.
+
+In a cluster no command reads several streams, not even on one node. There several streams are looked at in turn.
+"""
 
 import time
 from collections.abc import Iterable
 
-from lightbus_django.exceptions import BusError, BusUnavailable
+from lightbus_django.exceptions import BusError, BusUnavailable, NodeUnavailable
 
 from . import scripts
 from .client import RedisClient
 from .connection import PipelinedConnection
 
 POLL_INTERVAL = 0.05
-"""Seconds between two looks at the streams if Redis refuses to wait for all of them at a time."""
+"""Seconds between two looks at the streams where Redis does not wait for all of them at a time."""
 
 
 class StreamWatch:
@@ -28,7 +31,8 @@ class StreamWatch:
     def add(self, streams: Iterable[str]) -> None:
         """Watch some streams from their ends on."""
         keys = list(streams)
-        for key, reply in zip(keys, self._client.send(list(map(scripts.last_id_and_time, keys))), strict=True):
+        replies = self._client.send(list(map(scripts.last_id_and_time, keys)), can_wait=True)
+        for key, reply in zip(keys, replies, strict=True):
             self._seen[key] = "0-0" if isinstance(reply, Exception) else reply[0].decode()
 
     def drop(self, stream: str) -> None:
@@ -38,8 +42,11 @@ class StreamWatch:
     def wait(self, seconds: float) -> list[str]:
         """Return the watched streams that have new entries; wait up to `seconds` for the first one.
 
-        A stream that can't be read counts as new, so that its listeners learn why.
+        A stream that can't be read counts as new, so that its listeners learn why; unless its node of a cluster can't
+        be reached, because they find that out as well.
         """
+        if self._client.is_of_cluster and len(self._seen) > 1:
+            return self._look_until(time.monotonic() + seconds)
         ids = self._seen.values()
         command = "XREAD", "COUNT", 1, "BLOCK", max(1, round(seconds * 1000)), "STREAMS", *self._seen, *ids
         try:
@@ -51,16 +58,23 @@ class StreamWatch:
             return self._poll(error)
         return [self._saw(key.decode(), entries) for key, entries in reply]
 
-    def _poll(self, error: BusError) -> list[str]:
-        """Look at each stream by itself; raise the error if none can be read."""
+    def _look_until(self, until: float) -> list[str]:
+        while not (found := self._poll()) and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, POLL_INTERVAL))
+        return found
+
+    def _poll(self, error: BusError | None = None) -> list[str]:
+        """Look at each stream by itself; raise the error, or one of theirs, if none can be read."""
         keys = list(self._seen)
-        replies = self._client.send([("XREAD", "COUNT", 1, "STREAMS", key, self._seen[key]) for key in keys])
+        commands = [("XREAD", "COUNT", 1, "STREAMS", key, self._seen[key]) for key in keys]
+        replies = self._client.send(commands, can_wait=True)
         if all(isinstance(reply, Exception) for reply in replies):
-            raise error
+            raise error or self._client.handle_error(replies[0], keys[0])
         found = []
         for key, reply in zip(keys, replies, strict=True):
             if isinstance(reply, Exception):
-                found.append(key)
+                if not isinstance(self._client.handle_error(reply, key), NodeUnavailable):
+                    found.append(key)
             elif reply:
                 found.append(self._saw(key, reply[0][1]))
         return found

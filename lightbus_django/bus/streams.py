@@ -12,6 +12,7 @@ from lightbus_django.exceptions import GroupMissing
 from . import scripts
 from .client import RedisClient
 from .consumer_group import PLACEHOLDER
+from .wire import as_dict, as_fields
 
 RETIRE_AFTER = 120.0
 """Seconds for which a group is safe from `retire` after one of its consumers was active.
@@ -45,11 +46,10 @@ class Group(NamedTuple):
 def last_id(client: RedisClient, stream: str) -> str:
     """Return the last id that was generated for a stream, 0-0 if it does not exist."""
     try:
-        with client.handle_errors(stream):
-            found: str = client.redis_py.xinfo_stream(stream)["last-generated-id"].decode()
+        found: bytes = as_dict(client.execute(("XINFO", "STREAM", stream), stream))["last-generated-id"]
     except GroupMissing:
         return "0-0"
-    return found
+    return found.decode()
 
 
 def last_id_and_time(client: RedisClient, stream: str) -> tuple[str, datetime]:
@@ -63,14 +63,12 @@ def last_id_and_time(client: RedisClient, stream: str) -> tuple[str, datetime]:
 
 def oldest_time(client: RedisClient, stream: str) -> datetime | None:
     """Return when the oldest entry of a stream was published; None if that is unknown or there is none."""
-    with client.handle_errors(stream):
-        entries = client.redis_py.xrange(stream, count=1)
-        if entries and is_ahead(entries[0][0].decode(), datetime.now(UTC)):
-            entries = client.redis_py.xrange(stream, count=100)
+    entries = client.execute(("XRANGE", stream, "-", "+", "COUNT", 1), stream)
+    if entries and is_ahead(entries[0][0].decode(), datetime.now(UTC)):
+        entries = client.execute(("XRANGE", stream, "-", "+", "COUNT", 100), stream)
     times = (
-        published_at(stream_id.decode(), fields.get(b"id", b"").decode(errors="replace"))
-        for stream_id, fields in entries
-        if fields is not None
+        published_at(stream_id.decode(), as_fields(flat).get(b"id", b"").decode(errors="replace"))
+        for stream_id, flat in entries
     )
     return min(filter(None, times), default=None)
 
@@ -80,8 +78,7 @@ def first_ahead(client: RedisClient, stream: str) -> str | None:
     now = datetime.now(UTC)
     if not is_ahead(last := last_id(client, stream), now):
         return None
-    with client.handle_errors(stream):
-        entries = client.redis_py.xrange(stream, min=_id_at(now + SKEW), count=1)
+    entries = client.execute(("XRANGE", stream, _id_at(now + SKEW), "+", "COUNT", 1), stream)
     return entries[0][0].decode() if entries else last
 
 
@@ -93,16 +90,15 @@ def groups(client: RedisClient, stream: str) -> list[Group]:
     """Return all groups of a stream; none if the stream does not exist."""
     found = []
     try:
-        with client.handle_errors(stream):
-            rows = client.redis_py.xinfo_groups(stream)
+        rows = list(map(as_dict, client.execute(("XINFO", "GROUPS", stream), stream)))
     except GroupMissing:
         return []
     for row in rows:
         try:
-            with client.handle_errors(stream):
-                idle = [consumer["idle"] / 1000 for consumer in client.redis_py.xinfo_consumers(stream, row["name"])]
+            consumers = client.execute(("XINFO", "CONSUMERS", stream, row["name"]), stream)
         except GroupMissing:
             continue  # destroyed in the meantime
+        idle = [as_dict(consumer)["idle"] / 1000 for consumer in consumers]
         name = row["name"].decode(errors="backslashreplace")
         last_delivered_id = row["last-delivered-id"].decode()
         found.append(Group(stream, name, row["pending"], row.get("lag"), last_delivered_id, min(idle, default=None)))
@@ -110,9 +106,9 @@ def groups(client: RedisClient, stream: str) -> list[Group]:
 
 
 def find_streams(client: RedisClient) -> Iterator[str]:
-    """Yield the keys of all event streams on the server."""
+    """Yield the keys of all event streams. While a slot of a cluster moves, a key may come twice."""
     with client.handle_errors():
-        for key in client.redis_py.scan_iter(match="*:stream", count=1000, _type="stream"):
+        for key in client.servers.scan("MATCH", "*:stream", "COUNT", 1000, "TYPE", "stream"):
             with suppress(UnicodeDecodeError):  # not one of ours
                 yield key.decode()
 

@@ -8,6 +8,7 @@ import redis
 from hiredis import pack_command
 
 from lightbus_django.events.chunks import chunks
+from lightbus_django.events.codec import Fields
 
 Command = tuple[Any, ...]
 """The name of a command and its arguments: str, bytes or int."""
@@ -24,13 +25,29 @@ def flat(fields: Mapping[bytes, bytes]) -> Iterator[bytes]:
     return chain.from_iterable(fields.items())
 
 
+def as_dict(flat: Sequence[Any]) -> dict[str, Any]:
+    """Return names and values in turn, as Redis replies with them, as a dict."""
+    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def as_fields(flat: Sequence[bytes] | None) -> Fields:
+    """Return the fields of an entry; none if it was trimmed."""
+    return dict(zip(flat[::2], flat[1::2], strict=True)) if flat else {}
+
+
 def packed(commands: Iterable[Command]) -> bytes:
     """Return commands in the Redis protocol."""
     return b"".join(map(pack_command, commands))
 
 
 def exchange(connection: Any, commands: Sequence[Command], replies: list[Any]) -> None:
-    """Send the commands that have no reply yet, and append their replies. An error reply is a redis-py exception.
+    """Send the commands that have no reply yet, and append their replies. An error reply is a redis-py exception."""
+    for _ in exchanging(connection, commands, replies):
+        pass
+
+
+def exchanging(connection: Any, commands: Sequence[Command], replies: list[Any]) -> Iterator[None]:
+    """Do what `exchange` does in steps: each sends some commands, after the replies to those of the step before.
 
     The timeout applies to each piece that is sent and to each reply. So only a limited number of bytes is sent before
     replies are read.
@@ -39,6 +56,7 @@ def exchange(connection: Any, commands: Sequence[Command], replies: list[Any]) -
     for some in chunks(rest, len, count=len(commands), size=UNANSWERED_SIZE):
         data = memoryview(b"".join(some))
         connection.send_packed_command(data[first : first + PIECE_SIZE] for first in range(0, len(data), PIECE_SIZE))
+        yield
         for _ in some:
             try:
                 replies.append(connection.read_response())

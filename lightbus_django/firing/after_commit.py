@@ -13,7 +13,7 @@ from django.utils import timezone
 from lightbus_django.bus.client import RedisClient, get_client
 from lightbus_django.conf import get_settings
 from lightbus_django.database.rollback_detector import RollbackDetector
-from lightbus_django.exceptions import BusError, BusUnsupported
+from lightbus_django.exceptions import BusError, BusUnavailable, BusUnsupported
 from lightbus_django.models import Claim, OutboxEvent
 
 from .publisher import GRACE, publish_and_confirm
@@ -102,10 +102,14 @@ class TransactionEvents:
         try:
             if client.is_down:
                 client.send([(b"PING",)])  # raises unless Redis answers
+            problems: list[BusUnavailable] = []
             for chunk in in_pipelines(rows, attrgetter("size")):
                 ours = self._with_fields(self._ours(chunk, timezone.now(), in_doubt=in_doubt))
-                publish_and_confirm(ours, self.connection.alias, client, settings)
-                left -= len(chunk)
+                unreachable = publish_and_confirm(ours, self.connection.alias, client, settings)
+                left -= len(chunk) - len(unreachable)
+                problems += unreachable
+            if problems:
+                raise problems[0]
         except (BusError, DatabaseError) as error:
             level = logging.ERROR if isinstance(error, BusUnsupported) else logging.WARNING
             logger.log(level, "outbox: %d events wait for the relay: %s", left, error)

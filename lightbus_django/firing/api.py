@@ -53,10 +53,17 @@ def fire_many(events: Iterable[tuple[str, Mapping[str, Any]]], /) -> list[EventM
         entries.append((stream_key(name, settings.stream_use), fields))
     fired: list[EventMessage] = []
     for chunk in in_pipelines(entries, _size):
-        for result in client.append_many(chunk):
+        results = client.append_many(chunk)
+        chunk_messages = messages[len(fired) :][: len(chunk)]
+        published = [
+            _fired(message, result)
+            for message, result in zip(chunk_messages, results, strict=True)
+            if not isinstance(result, BusError)
+        ]
+        for result in results:
             if isinstance(result, BusError):
                 raise result
-            fired.append(_fired(messages[len(fired)], result))
+        fired += published
     return fired
 
 

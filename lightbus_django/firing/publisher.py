@@ -21,7 +21,7 @@ from lightbus_django.database.values_by_key import LIMIT, ValuesByKey
 from lightbus_django.events.chunks import chunks
 from lightbus_django.events.names import is_name, stream_key
 from lightbus_django.events.times import as_stored, is_ahead, stream_time
-from lightbus_django.exceptions import BusError, BusUnavailable
+from lightbus_django.exceptions import BusError, BusFull, BusUnavailable, NodeUnavailable
 from lightbus_django.models import OutboxEvent
 from lightbus_django.signals import announce, event_published
 
@@ -32,6 +32,9 @@ _PK = OutboxEvent._meta.get_field("id")
 GRACE = timedelta(seconds=10)
 """The time that a process has to publish its rows or those it has claimed, before a relay may take them."""
 
+POSTPONEMENT = timedelta(seconds=5)
+"""The time after which the relay tries again to publish to a node of a cluster that is down."""
+
 _CALLED_AT = Greatest("created_at", Coalesce("claimed_until", "due_at", output_field=DateTimeField()) - GRACE)
 """About when a row was published whose stream id is not known or not usable: at the beginning of the GRACE period."""
 
@@ -39,56 +42,64 @@ MARK_EVERY = 1000
 """After this many confirmations, the publishing process marks the rows itself, in case no relay is running."""
 
 
-def publish_and_mark(rows: Sequence[EncodedRow], using: str, client: RedisClient, settings: Settings) -> int:
-    """Publish committed rows in order, and mark them as published; return how many were published.
+def publish_and_mark(
+    rows: Sequence[EncodedRow], using: str, client: RedisClient, settings: Settings
+) -> tuple[int, Sequence[BusUnavailable]]:
+    """Publish committed rows in order, and mark them as published.
 
-    Rows that Redis refuses are put off.
+    Rows that Redis refuses are put off. Rows whose node of a cluster is down or full are due again later.
+
+    Returns how many were published, and an error for each row whose node is down or full.
 
     Raises:
         BusUnavailable: Redis can't be reached. Rows that were not published are unchanged.
     """
     refused = _record_first_publications(rows, client, settings)
-    for row in rows:
-        if row.id in refused:
-            put_off_row(row.id, row.event_name, refused[row.id], using)
-    rows = [row for row in rows if row.id not in refused]
-    if not rows:
-        return 0
-    results = client.append_many((stream_key(row.event_name, settings.stream_use), row.fields) for row in rows)
+    accepted = [row for row in rows if row.id not in refused]
+    events = ((stream_key(row.event_name, settings.stream_use), row.fields) for row in accepted)
+    appended = client.append_many(events, can_wait=True) if accepted else []
+    by_id = {**refused, **{row.id: result for row, result in zip(accepted, appended, strict=True)}}
+    results = [by_id[row.id] for row in rows]
     published = {row.id: result for row, result in zip(rows, results, strict=True) if isinstance(result, str)}
     _announce(rows, results)
     # The first row comes last: a relay claims only that one, and others must leave the rest alone until all are marked.
     for row_ids in chunks(reversed(published), lambda _: 0, count=LIMIT, size=0):
         stream_ids = {row_id: published[row_id] for row_id in row_ids}
-        events = OutboxEvent.objects.using(using).filter(pk__in=many(row_ids, _PK, using))
-        events.mark_published(
+        OutboxEvent.objects.using(using).filter(pk__in=many(row_ids, _PK, using)).mark_published(
             Coalesce("published_at", _times(stream_ids, are_ahead=datetime.now(UTC))),
             ValuesByKey(stream_ids, CharField()),
         )
-    _put_off_refused(rows, results, using)
-    return len(published)
+    unreachable = _put_off_refused(rows, results, using, client)
+    for row_ids in chunks(unreachable, lambda _: 0, count=LIMIT, size=0):
+        those = OutboxEvent.objects.using(using).filter(pk__in=many(row_ids, _PK, using))
+        those.postpone(datetime.now(UTC) + POSTPONEMENT)
+    return len(published), list(unreachable.values())
 
 
-def publish_and_confirm(rows: Sequence[EncodedRow], using: str, client: RedisClient, settings: Settings) -> None:
+def publish_and_confirm(
+    rows: Sequence[EncodedRow], using: str, client: RedisClient, settings: Settings
+) -> Sequence[BusUnavailable]:
     """Publish committed rows in order, each with a confirmation in Redis. A relay marks the rows in bulk.
+
+    Returns an error for each row that waits for the relay because its node of a cluster is down or full.
 
     Raises:
         BusError: the relay publishes the rows that were not published, and marks those that could not be marked.
     """
     if not rows:
-        return
+        return []
     if keeps_events() or any(len(row.fields) > MAX_FIELDS for row in rows):
-        publish_and_mark(rows, using, client, settings)
-        return
+        return publish_and_mark(rows, using, client, settings)[1]
     results = Confirmations(client, settings.service_name, using).append_confirmed(
         (stream_key(row.event_name, settings.stream_use), row.id, row.fields) for row in rows
     )
     _announce(rows, results)
-    _put_off_refused(rows, results, using)
+    unreachable = _put_off_refused(rows, results, using, client)
     if any(isinstance(result, int) and result % MARK_EVERY == 0 for result in results):
         _, errors = mark_confirmed({row.event_name for row in rows}, using, client, settings)
         for error in errors:
             raise error
+    return list(unreachable.values())
 
 
 def mark_confirmed(
@@ -106,9 +117,9 @@ def mark_confirmed(
     for stream in {stream_key(name, settings.stream_use) for name in event_names if is_name(name)}:
         try:
             count += _mark_confirmed_in(stream, confirmations, using)
-        except BusUnavailable:
-            raise
         except BusError as error:
+            if isinstance(error, BusUnavailable) and not isinstance(error, NodeUnavailable):
+                raise
             errors.append(error)
     return count, errors
 
@@ -167,9 +178,16 @@ def _announce(rows: Sequence[EncodedRow], results: Sequence[object]) -> None:
             announce(event_published, OutboxEvent, **arguments, is_repeated=row.published_at is not None)
 
 
-def _put_off_refused(rows: Sequence[EncodedRow], results: Sequence[object], using: str) -> None:
+def _put_off_refused(
+    rows: Sequence[EncodedRow], results: Sequence[object], using: str, client: RedisClient
+) -> dict[UUID, BusUnavailable]:
+    """Put off rows that Redis refuses; return those whose node of a cluster is down or full, with the errors."""
+    unreachable: dict[UUID, BusUnavailable] = {}
     for row, result in zip(rows, results, strict=True):
-        if isinstance(result, BusUnavailable):
+        if isinstance(result, NodeUnavailable) or (isinstance(result, BusFull) and client.is_of_cluster):
+            unreachable[row.id] = result
+        elif isinstance(result, BusUnavailable):
             raise result
-        if isinstance(result, BusError):
+        elif isinstance(result, BusError):
             put_off_row(row.id, row.event_name, result, using)
+    return unreachable

@@ -7,10 +7,10 @@ from typing import Any
 
 from lightbus_django.bus.client import RedisClient
 from lightbus_django.conf import Settings
-from lightbus_django.exceptions import BusError
+from lightbus_django.exceptions import BusError, BusUnavailable
 from lightbus_django.models import Claim, OutboxEvent, OutboxEventQuerySet, QueuePosition
 
-from .publisher import GRACE, mark_confirmed, publish_and_mark
+from .publisher import GRACE, POSTPONEMENT, mark_confirmed, publish_and_mark
 from .rows import PIPELINE_SIZE, PayloadSize, first_pipeline, read_rows
 
 RELAY_SIZE = PIPELINE_SIZE
@@ -43,6 +43,8 @@ class Relay:
         self._settings = settings
         self._head: QueuePosition | None = None
         self._full_look_at = 0.0
+        self._unreachable: tuple[BusUnavailable, datetime] | None = None
+        """Why some events were postponed, and until when."""
         self.is_behind = False
         """Whether there were more events than it takes at a time."""
 
@@ -67,6 +69,8 @@ class Relay:
                 queue = self._look(now)
         if queue and (count := self._publish([position for position, _ in queue], now)):
             return count
+        if self._unreachable and now < self._unreachable[1]:
+            errors.append(self._unreachable[0])
         for error in errors:
             raise error
         return 0
@@ -113,10 +117,12 @@ class Relay:
             first_other = min((QueuePosition(*row) for row in others), default=None)
             ids = [position.id for position in positions if first_other is None or position < first_other]
             rows = read_rows(self._outbox.filter(pk__in=ids).due(now))
-            publish_and_mark(rows, self._using, self._client, self._settings)
+            _, unreachable = publish_and_mark(rows, self._using, self._client, self._settings)
         finally:
             self._outbox.filter(pk=head.id).release(claim)
-        return len(ids)
+        if unreachable:  # these events are due again later, and hold up no others
+            self._unreachable = unreachable[0], now + POSTPONEMENT
+        return len(ids) - len(unreachable)
 
 
 def republish(events: OutboxEventQuerySet, client: RedisClient, settings: Settings) -> Iterator[int]:
@@ -124,13 +130,19 @@ def republish(events: OutboxEventQuerySet, client: RedisClient, settings: Settin
 
     Raises:
         BusUnavailable: Redis can't be reached. The remaining events were not published again.
+            In a cluster this is raised at the end, if only some nodes are down or full.
     """
     last = None
+    problems: list[BusUnavailable] = []
     while True:
         rest = (events.filter(pk__gt=last) if last else events).order_by("pk")
         ids = [row_id for (row_id,) in first_pipeline(rest.values_list("pk", PayloadSize("payload"))[:PIPELINE_SIZE])]
         if not ids:
-            return
+            break
         last = ids[-1]
         chunk = events.filter(pk__range=(ids[0], last)).order_by("pk")
-        yield publish_and_mark(read_rows(chunk), events.db, client, settings)
+        count, unreachable = publish_and_mark(read_rows(chunk), events.db, client, settings)
+        yield count
+        problems += unreachable
+    for problem in problems:
+        raise problem

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Collection
 
 from django.db import DatabaseError
 from django.utils import timezone
@@ -12,7 +13,7 @@ from lightbus_django.bus.consumer_group import PLACEHOLDER, Entry, GroupConsumer
 from lightbus_django.conf import Settings
 from lightbus_django.database.connections import release_connections
 from lightbus_django.database.errors import one_line
-from lightbus_django.exceptions import BusError, DatabaseUnavailable, EventContended, GroupMissing
+from lightbus_django.exceptions import BusError, DatabaseUnavailable, EventContended, GroupMissing, NodeUnavailable
 
 from .activity import CONNECTING
 from .in_flight import InFlight
@@ -101,6 +102,13 @@ class Consumer:
         """Why the last event was set aside; None once another one has been handled."""
         return self.processor.contended
 
+    @property
+    def problem(self) -> EventContended | NodeUnavailable | None:
+        """Why it can't do all of its work, though it can do some."""
+        if (unreachable := self.group_consumer.unreachable) and self.contended is None:
+            return NodeUnavailable(f"Redis at {self.client}: the nodes of {', '.join(sorted(unreachable))} are down")
+        return self.contended
+
     def step(self, now: float | None = None, *, block: float = BLOCK) -> bool:
         """Do the next thing; return whether there was something to do.
 
@@ -122,15 +130,18 @@ class Consumer:
         except DatabaseUnavailable:
             self.inbox.activity.start(CONNECTING)  # until the next step
             raise
-        except BusError:
+        except BusError as error:
             # Redis may have delivered entries in an answer that never arrived.
             if self.has_joined:
                 self.state = State.OWN_PENDING
+            if isinstance(error, NodeUnavailable) and self._can_do_without():
+                return True
             raise
 
     def _step(self, now: float, block: float) -> bool:
         self.inbox.activity.end()
         self.leases.watch_thread()
+        self._leave_out(self.client.unreachable(self.streams))
         if not self.has_joined:
             self.offsets.join()
             self.state = State.OWN_PENDING
@@ -160,6 +171,30 @@ class Consumer:
             self.stopping.wait(block)
             return True
         return self._fetch(now, block)
+
+    def _can_do_without(self) -> bool:
+        """Whether a node of the cluster is found to be down, and others have some of the streams."""
+        known, unreachable = self.group_consumer.unreachable, self.client.unreachable(self.streams)
+        return len(unreachable) < len(self.streams) and any(stream not in known for stream in unreachable)
+
+    def _leave_out(self, unreachable: Collection[str]) -> None:
+        """Do without streams whose node of the cluster is down; join their groups again when it is back.
+
+        Raises:
+            NodeUnavailable: that is all of them.
+        """
+        known = self.group_consumer.unreachable
+        if unreachable == known and len(unreachable) < len(self.streams):
+            return
+        self.group_consumer.unreachable = unreachable
+        if back := sorted(stream for stream in known if stream not in unreachable):
+            logger.warning("%s: %s can be read again", self.group, ", ".join(back))
+            self.state = State.JOINING
+        if gone := sorted(stream for stream in unreachable if stream not in known):
+            logger.warning("%s: %s can't be read, because the nodes are down", self.group, ", ".join(gone))
+            self.in_flight.drop_unhandled_of(gone)
+        if len(unreachable) == len(self.streams):
+            raise NodeUnavailable(f"Redis at {self.client}: the nodes of {', '.join(self.streams)} are down")
 
     def _rest(self, block: float) -> None:
         """Acknowledge what is settled, release the rest, and wait."""
@@ -192,7 +227,7 @@ class Consumer:
         if self.has_joined:
             self.offsets.save_last()
             if self._leave:
-                for stream in self.streams:
+                for stream in self.group_consumer.reachable(self.streams):
                     self.group_consumer.leave(stream)
         self.group_consumer.close()
         self.inbox.give_back()

@@ -100,14 +100,23 @@ class InFlight:
         self._waiting[:0] = self._handled
         self._handled = []
 
-    def acknowledged(self) -> None:
-        """Forget what was settled: Redis has acknowledged it."""
+    def acknowledged(self, *, but: Collection[str] = ()) -> None:
+        """Forget what was settled: Redis has acknowledged it, `but` that of some streams."""
+        left = {stream: self._settled[stream] for stream in but if stream in self._settled}
         self._settled.clear()
+        self._settled.update(left)
 
     def drop_unhandled(self) -> None:
         """Forget what is fetched, waiting or set aside: other processes may have taken it."""
         self._fetched, self._waiting = [], []
         self._set_aside.clear()
+        self._update_leased()
+
+    def drop_unhandled_of(self, streams: Collection[str]) -> None:
+        """Forget what is fetched, waiting or set aside of some streams, whose server can't be reached."""
+        self._fetched = [each for each in self._fetched if each.entry.stream not in streams]
+        self._waiting = [each for each in self._waiting if each.entry.stream not in streams]
+        self._set_aside = deque(each for each in self._set_aside if each[1].entry.stream not in streams)
         self._update_leased()
 
     def drop_all(self) -> None:

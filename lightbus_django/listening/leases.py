@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from lightbus_django.bus.consumer_group import ALIVE_INTERVAL, GroupConsumer
+from lightbus_django.exceptions import NodeUnavailable
 
 from .activity import HANDLER, Activity, Doing
 from .delivery import Delivery
@@ -107,14 +108,22 @@ class Leases:
         for entry in (delivery.entry for delivery in deliveries):
             alike[entry.stream, entry.deliveries - 1].append(entry.stream_id)
         for (stream, count), stream_ids in alike.items():
+            if stream in self.group_consumer.unreachable:
+                continue  # others reclaim them when they time out
             self.group_consumer.release(stream, stream_ids, idle=self.timeout + 1, deliveries=count, to=to)
 
     def _renew(self, deliveries: Iterable[Delivery]) -> None:
         by_stream = defaultdict(list)
         for delivery in deliveries:
             by_stream[delivery.entry.stream].append(delivery.entry.stream_id)
+        problem: NodeUnavailable | None = None
         for stream, stream_ids in by_stream.items():
-            self.group_consumer.renew(stream, stream_ids)
+            try:
+                self.group_consumer.renew(stream, stream_ids)
+            except NodeUnavailable as error:
+                problem = error
+        if problem is not None:
+            raise problem
 
     def _waits_for_database(self) -> bool:
         frame = sys._current_frames().get(self._thread)

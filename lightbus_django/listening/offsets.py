@@ -61,7 +61,7 @@ class Offsets:
             DatabaseUnavailable: only the database knows where a missing group has to start.
         """
         missing = []
-        for stream in self._events:
+        for stream in self.group_consumer.reachable(self._events):
             try:
                 self.group_consumer.mark_alive([stream])  # needs no memory, so a full Redis does not matter
                 self._check(stream)
@@ -80,7 +80,7 @@ class Offsets:
 
     def update(self) -> None:
         """Ask Redis for the offsets, report losses, and save the offsets now and then."""
-        for stream in self._events:
+        for stream in self.group_consumer.reachable(self._events):
             self._check(stream)
         self.save()
 
@@ -98,7 +98,7 @@ class Offsets:
         A database that does not answer does not keep the process from ending.
         """
         with suppress(BusError):
-            for stream in self._offsets:
+            for stream in self.group_consumer.reachable(self._offsets):
                 self._check(stream)
         if self.records.is_behind(self._offsets):
             thread = threading.Thread(target=self._save_at_once, name=f"last offsets of {self.group}", daemon=True)

@@ -153,6 +153,8 @@ class Processor:
             for delivery in deliveries:
                 if delivery.entry.is_redelivered:
                     self.group_consumer.count_delivery(delivery.entry)
+        except BusUnavailable:
+            raise
         except BusError as error:  # of any kind: the handler has not failed
             raise BusUnavailable(str(error)) from error
 

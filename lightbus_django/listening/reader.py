@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from lightbus_django.bus.consumer_group import Entry, GroupConsumer
 
@@ -44,19 +44,23 @@ class StreamReader:
 
     def flush(self) -> None:
         """Acknowledge what is settled now, without reading."""
-        if self.in_flight.settled:
-            self.group_consumer.acknowledge(self.in_flight.settled)
-            self.in_flight.acknowledged()
+        if settled := self._to_acknowledge():
+            self.group_consumer.acknowledge(settled)
+            self.in_flight.acknowledged(but=self.group_consumer.unreachable)
 
     def read(self, block: float, young: Sequence[str] = ()) -> list[Entry]:
         """Return new entries; wait up to `block` seconds for the first one. `young` is as for `GroupConsumer.read`."""
-        settled = self.in_flight.settled
-        entries = self.group_consumer.read(
-            self.streams, count=self.count, block=block, acknowledge=settled, young=young
+        group = self.group_consumer
+        entries = group.read(
+            group.reachable(self.streams),
+            count=self.count,
+            block=block,
+            acknowledge=self._to_acknowledge(),
+            young=young,
         )
         self.read_at = time.monotonic()
         # If there is no answer, Redis may not have got the acknowledgements: then they are sent again.
-        self.in_flight.acknowledged()
+        self.in_flight.acknowledged(but=[*group.unreachable, *group.unanswered])
         self._adapt(entries)
         return entries
 
@@ -79,9 +83,15 @@ class StreamReader:
             )
         return entries
 
+    def _to_acknowledge(self) -> Mapping[str, Sequence[str]]:
+        unreachable = self.group_consumer.unreachable
+        if not unreachable:
+            return self.in_flight.settled
+        return {stream: ids for stream, ids in self.in_flight.settled.items() if stream not in unreachable}
+
     def _claim(self, claim: Callable[[str], list[Entry]]) -> list[Entry]:
         self.flush()
-        entries = [entry for stream in self.streams for entry in claim(stream)]
+        entries = [entry for stream in self.group_consumer.reachable(self.streams) for entry in claim(stream)]
         self._adapt(entries)
         return entries
 

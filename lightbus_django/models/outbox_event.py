@@ -116,6 +116,10 @@ class OutboxEventQuerySet(models.QuerySet["OutboxEvent"]):
         text = storable(error, self.model._meta.get_field("error"), self.db)
         return self.update(due_at=until, claimed_until=None, error=text)
 
+    def postpone(self, until: datetime) -> int:
+        """Let unpublished events be due at `until`, because the node of their streams is down; return how many."""
+        return self.unpublished().update(due_at=until, claimed_until=None)
+
     def publish_again(self) -> int:
         """Make published events due, so that a relay publishes them again under their ids; return how many."""
         return self.filter(due_at=None).update(due_at=timezone.now())

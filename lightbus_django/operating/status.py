@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from django.db import Error as DatabaseError
@@ -19,7 +19,7 @@ from lightbus_django.conf import Settings, format_name, get_settings
 from lightbus_django.database.errors import describe, one_line, transient_errors
 from lightbus_django.events.names import stream_key
 from lightbus_django.events.times import as_aware
-from lightbus_django.exceptions import BusError, LightbusError, NotAStream
+from lightbus_django.exceptions import BusError, LightbusError, NodeUnavailable, NotAStream
 from lightbus_django.firing.databases import distinct_databases, has_outbox
 from lightbus_django.listening.listener import Listener
 from lightbus_django.listening.registry import registry
@@ -172,10 +172,11 @@ class _Reading:
     # --- Redis --------------------------------------------------------------------------------
 
     def _read_redis(self, listeners: Iterable[Listener]) -> None:
-        self.heartbeats = _ours(self.client, self.service_name)
-        names = [listener.group(self.service_name) for listener in listeners]
-        self.figures = figures.read(self.client, names, self.now)
-        self.handled = figures.read_processes(self.client, self.service_name, self.now)
+        with self._if_readable():
+            self.heartbeats = _ours(self.client, self.service_name)
+            names = [listener.group(self.service_name) for listener in listeners]
+            self.figures = figures.read(self.client, names, self.now)
+            self.handled = figures.read_processes(self.client, self.service_name, self.now)
         streams = {stream_key(event, self.settings.stream_use) for event in self.fired}
         for listener in listeners:
             group = listener.group(self.service_name)
@@ -184,22 +185,29 @@ class _Reading:
                 wanted[stream_key(event, self.settings.stream_use)].append(event)
             for stream, events in wanted.items():
                 self.backlogs[group][stream] = None
-                with suppress(NotAStream):  # see _sizes
+                with self._if_readable():
                     self.backlogs[group][stream] = read_backlog(self.client, stream, group, events)
             streams.update(wanted)
         self.streams = list(self._sizes(sorted(streams)))
 
+    @contextmanager
+    def _if_readable(self) -> Iterator[None]:
+        """Go on without a stream whose node of a cluster can't be reached, or whose key is no stream; say so once."""
+        try:
+            yield
+        except (NodeUnavailable, NotAStream) as error:
+            if isinstance(error, NodeUnavailable):
+                self.is_redis_known = False
+            if (text := one_line(error)) not in self.problems:
+                self.problems.append(text)
+
     def _sizes(self, keys: Iterable[str]) -> Iterator[Stream]:
         for key in keys:
-            try:
-                size = stream_size(self.client, key)
-            except NotAStream as error:
-                self.problems.append(one_line(error))
-                continue
-            if size is None:
-                continue
-            names = [group.name for group in groups(self.client, key)]
-            positions = read_positions(self.client, key, names)
-            behind = {id_key(at.done_with): name for name, at in positions.items()}
-            held_by = behind[min(behind)] if behind and min(behind) < id_key(size.last_id) else ""
-            yield Stream(key=key, length=size.length, memory=size.memory, held_by=held_by)
+            with self._if_readable():
+                if (size := stream_size(self.client, key)) is None:
+                    continue
+                names = [group.name for group in groups(self.client, key)]
+                positions = read_positions(self.client, key, names)
+                behind = {id_key(at.done_with): name for name, at in positions.items()}
+                held_by = behind[min(behind)] if behind and min(behind) < id_key(size.last_id) else ""
+                yield Stream(key=key, length=size.length, memory=size.memory, held_by=held_by)

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.db import reset_queries
 
-from lightbus_django.exceptions import BusError, BusFull
+from lightbus_django.exceptions import BusError, BusFull, NodeUnavailable
 from lightbus_django.listening.consumer import Consumer
 from lightbus_django.models import OutboxEvent
 
@@ -66,6 +66,8 @@ def _run_all(steps: dict[Any, Callable[[], bool]], problems: list[Exception]) ->
 
 def _step(consumer: Consumer, health: Health) -> bool:
     has_worked = consumer.step(block=0)
+    if isinstance(consumer.problem, NodeUnavailable):
+        raise consumer.problem
     if consumer.contended is None:
         health.succeeded()
     else:

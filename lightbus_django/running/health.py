@@ -9,7 +9,7 @@ import time
 
 from lightbus_django.bus.client import RedisClient
 from lightbus_django.database.errors import one_line, reconnect
-from lightbus_django.exceptions import BusError, BusForbidden, BusUnsupported, SequenceBehind
+from lightbus_django.exceptions import BusError, BusForbidden, BusUnsupported, NodeUnavailable, SequenceBehind
 
 from .advice import advice, not_an_outage
 
@@ -84,5 +84,8 @@ class Health:
             self._probe_at = now + PROBE_INTERVAL
         elif now >= self._probe_at:
             self._probe_at = now + PROBE_INTERVAL
-            answers = self._client.ping() if isinstance(error, BusError) else reconnect()
+            if isinstance(error, BusError):
+                answers = not isinstance(error, NodeUnavailable) and self._client.ping()
+            else:
+                answers = reconnect()
             self._answers_since = (self._answers_since or now) if answers else None

@@ -10,7 +10,7 @@ from django.db import Error as DatabaseError
 
 from lightbus_django.bus.client import RedisClient
 from lightbus_django.database.errors import close_broken
-from lightbus_django.exceptions import BusUnavailable, LightbusError
+from lightbus_django.exceptions import BusUnavailable, LightbusError, NodeUnavailable
 
 from .health import Health
 
@@ -123,7 +123,8 @@ def for_each(items: Iterable[Item], work: Callable[[Item], Result]) -> list[Resu
     """Call `work` with each item, even if it fails for some; return the results.
 
     Raises:
-        BusUnavailable: at once, because Redis would not answer for the other items either.
+        BusUnavailable: at once, because Redis would not answer for the other items either. (A node of a cluster is not
+            all of Redis.)
         LightbusError, DatabaseError: the last failure, after all items had their turn.
     """
     results = []
@@ -131,9 +132,9 @@ def for_each(items: Iterable[Item], work: Callable[[Item], Result]) -> list[Resu
     for item in items:
         try:
             results.append(work(item))
-        except BusUnavailable:
-            raise
         except (LightbusError, DatabaseError) as error:
+            if isinstance(error, BusUnavailable) and not isinstance(error, NodeUnavailable):
+                raise
             close_broken()
             problem = error
     if problem is not None:

@@ -21,7 +21,7 @@ def own_threads(healths: Mapping[Consumer, Health], stopping: threading.Event) -
     def run(consumer: Consumer) -> None:
         def step() -> Exception | None:
             consumer.step()
-            return consumer.contended
+            return consumer.problem
 
         try:
             run_until_stopped(step, healths[consumer], stopping)

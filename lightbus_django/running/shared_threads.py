@@ -68,7 +68,7 @@ class SharedThreads:
         def step() -> Exception | None:
             nonlocal has_more
             has_more = turn.take(SLICE)
-            return turn.consumer.contended
+            return turn.consumer.problem
 
         turn.attempts.run(step)
         self._turns.end(turn, has_more=has_more)

@@ -13,6 +13,8 @@ from lightbus_django.conf import find_problems, get_settings
 from lightbus_django.listening.registry import registry
 from lightbus_django.running.worker import Worker
 from tests.app.models import Effect
+from tests.clusters import ask
+from tests.conftest import eventually
 from tests.servers import Sentinel, Server, free_port, redis_server
 
 PASSWORD = "pa55-of-the-tests"
@@ -110,6 +112,35 @@ def test_the_url_names_the_authority(
     worker.client.close()
     assert [effect.number for effect in Effect.objects.all()] == [1]
     assert PASSWORD not in "".join(worker.describe())
+
+
+def test_the_nodes_of_a_cluster_too(
+    address: str, authorities: tuple[Path, Path], lightbus: Callable[..., None]
+) -> None:
+    """They tell their host names, if they are so configured, because certificates seldom name addresses."""
+    directory = authorities[0].parent
+    port = free_port()
+    node = Server(
+        "cluster-enabled yes",
+        "cluster-announce-hostname localhost",
+        "cluster-preferred-endpoint-type hostname",
+        "tls-cluster yes",
+        f"tls-port {port}",
+        f"tls-cert-file {directory / 'server.pem'}",
+        f"tls-key-file {directory / 'server.key'}",
+        f"tls-ca-cert-file {authorities[0]}",
+        "tls-auth-clients no",
+        binary=redis_server(),
+        password=PASSWORD,
+    )
+    with node, node.client() as client:
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        eventually(lambda: "cluster_state:ok" in ask(node, "CLUSTER", "INFO"))
+        lightbus(URL=f"rediss+cluster://:{PASSWORD}@localhost:{port}?ssl_ca_certs={authorities[0]}")
+        assert fire("shop.order_placed", number=1).stream_id
+        lightbus(URL=f"rediss+cluster://:{PASSWORD}@localhost:{port}?ssl_ca_certs={authorities[1]}")
+        with pytest.raises(BusUnavailable, match="certificate verify failed"):
+            fire("shop.order_placed", number=1)
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ def sabotage(kind: str) -> None:
     elif kind == "order":
         publish, admit = after_commit.publish_and_confirm, InFlight.admit
 
-        def publish_in_reverse(events: Any, *args: Any) -> None:
-            publish(events[::-1], *args)
+        def publish_in_reverse(events: Any, *args: Any) -> Any:
+            return publish(events[::-1], *args)
 
         def admit_in_reverse(self: InFlight, **options: Any) -> None:
             admit(self, **options)
@@ -45,7 +45,7 @@ def sabotage(kind: str) -> None:
     elif kind == "trimming":
 
         def trim_all(redis_client: Any, stream: str, **kwargs: Any) -> int:
-            removed: int = redis_client.redis_py.xtrim(stream, maxlen=0, approximate=False)
+            removed: int = redis_client.execute(("XTRIM", stream, "MAXLEN", 0), stream)
             return removed
 
         streams.trim = trim_all

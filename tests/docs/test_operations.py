@@ -99,10 +99,10 @@ def transport_of(server: Server) -> Callable[[str], Any]:
     return make
 
 
-def refuses(client: Any, *commands: str) -> None:
+def refuses(redis_client: Any, *commands: str) -> None:
     for command in commands:
         with pytest.raises(redis.exceptions.NoPermissionError):
-            client.execute_command(*command.split())
+            redis_client.servers.redis_py.execute_command(*command.split())
 
 
 def used(admin: Any) -> set[str]:
@@ -141,9 +141,7 @@ def test_a_firing_process_fires_and_can_do_nothing_else(
     assert not admin.exists(BOOKKEEPING)
 
     with transport_of("shop-web") as redis_client:
-        refuses(
-            redis_client.redis_py, f"XRANGE {SHOP} - +", f"XTRIM {SHOP} MAXLEN 0", f"DEL {SHOP}", "FLUSHALL", "KEYS *"
-        )
+        refuses(redis_client, f"XRANGE {SHOP} - +", f"XTRIM {SHOP} MAXLEN 0", f"DEL {SHOP}", "FLUSHALL", "KEYS *")
         with pytest.raises(BusError, match="denies its user access") as caught:
             GroupConsumer(redis_client, "a", "a").join(SHOP, "0")
         assert not isinstance(caught.value, BusUnavailable)
@@ -179,8 +177,8 @@ def test_a_listening_process_can_do_all_its_work_and_nothing_else(
 
     with transport_of("bookkeeping-listen") as redis_client:
         use_all_of(redis_client, admin)
-        refuses(redis_client.redis_py, f"DEL {SHOP}", "FLUSHALL", "KEYS *", f"XGROUP DESTROY {SHOP} bookkeeping-book")
-        refuses(redis_client.redis_py, f"XADD {SHOP} * a b", f"XREVRANGE {BOOKKEEPING} + -", "XLEN other.*:stream")
+        refuses(redis_client, f"DEL {SHOP}", "FLUSHALL", "KEYS *", f"XGROUP DESTROY {SHOP} bookkeeping-book")
+        refuses(redis_client, f"XADD {SHOP} * a b", f"XREVRANGE {BOOKKEEPING} + -", "XLEN other.*:stream")
         with pytest.raises(BusError, match=r"denies its user access to 'other\.\*:stream'"):
             streams.last_id(redis_client, "other.*:stream")
 
@@ -272,12 +270,12 @@ def test_an_operator_looks_and_retires_groups(
     call_command("lightbus_retire")
     assert "old" in capsys.readouterr().out
     with transport_of("operator") as redis_client:
-        client = redis_client.redis_py
+        client = redis_client.servers.redis_py
         assert client.xlen(SHOP) == len(client.xrange(SHOP)) == len(client.xinfo_groups(SHOP)) == 1
         assert client.xpending(SHOP, "old")["pending"] == len(client.xinfo_consumers(SHOP, "old")) == 0
         assert client.xinfo_stream(SHOP)["last-generated-id"] == stream_id.encode()
         client.xgroup_setid(SHOP, "old", "0")
-        refuses(client, f"DEL {SHOP}", "FLUSHALL", f"XADD {SHOP} * a b", "KEYS *", f"XTRIM {SHOP} MAXLEN 0")
+        refuses(redis_client, f"DEL {SHOP}", "FLUSHALL", f"XADD {SHOP} * a b", "KEYS *", f"XTRIM {SHOP} MAXLEN 0")
     call_command("lightbus_retire", "old", "--no-input")
     assert admin.xinfo_groups(SHOP) == []
 
@@ -315,7 +313,7 @@ def test_a_person_or_a_probe_looks_and_changes_nothing(
     assert "KiB" in captured.out
     assert granted("support") <= used(admin)
     with transport_of("support") as redis_client:
-        refuses(redis_client.redis_py, f"DEL {SHOP}", f"XADD {SHOP} * a b", "FLUSHALL", "KEYS *")
+        refuses(redis_client, f"DEL {SHOP}", f"XADD {SHOP} * a b", "FLUSHALL", "KEYS *")
         with pytest.raises(BusError, match="denies its user access"):
             heartbeats.beat(redis_client, "b", ProcessSign(service_name="bookkeeping", process_name="worker"))
 

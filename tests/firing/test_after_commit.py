@@ -36,9 +36,9 @@ def sends(monkeypatch):
     sizes = []
     send = RedisClient.send
 
-    def count(self, commands):
+    def count(self, commands, **options):
         sizes.append(len(commands))
-        return send(self, commands)
+        return send(self, commands, **options)
 
     monkeypatch.setattr(RedisClient, "send", count)
     return sizes

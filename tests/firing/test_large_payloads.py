@@ -40,9 +40,9 @@ def sent(monkeypatch):
     sizes = []
     send = RedisClient.send
 
-    def watch(self, commands):
+    def watch(self, commands, **options):
         sizes.append(sum(len(part) for command in commands for part in command if isinstance(part, bytes)))
-        return send(self, commands)
+        return send(self, commands, **options)
 
     monkeypatch.setattr(RedisClient, "send", watch)
     return sizes

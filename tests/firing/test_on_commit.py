@@ -150,9 +150,9 @@ def test_no_transaction_is_open_while_redis_is_waited_for(r, monkeypatch):
     seen = []
     send = RedisClient.send
 
-    def watch(self, commands):
+    def watch(self, commands, **options):
         seen.append([connection.in_atomic_block for connection in connections.all(initialized_only=True)])
-        return send(self, commands)
+        return send(self, commands, **options)
 
     monkeypatch.setattr(RedisClient, "send", watch)
     with transaction.atomic():

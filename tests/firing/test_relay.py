@@ -159,8 +159,8 @@ def test_a_database_that_does_not_answer_keeps_no_other_from_being_relayed(
 def test_goes_on_while_redis_is_away(r, left_behind, housekeeping, caplog):
     left_behind()
     keeper = housekeeping()
-    keeper.redis._client.redis_py.connection_pool.connection_kwargs["port"] = 1
-    keeper.redis._client.redis_py.connection_pool.disconnect()
+    keeper.redis._client.servers.redis_py.connection_pool.connection_kwargs["port"] = 1
+    keeper.redis._client.servers.redis_py.connection_pool.disconnect()
     assert keeper.step(now=1.0) is False
     assert "relay of 'default': interrupted, retrying: Redis" in caplog.text
     assert waiting() == 1

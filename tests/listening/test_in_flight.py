@@ -104,3 +104,22 @@ def test_another_thread_never_sees_a_change_of_what_is_leased(in_flight: InFligh
     in_flight.settle()
     assert len(before) == 3
     assert in_flight.leased == ()
+
+
+def test_entries_of_a_server_that_is_gone_are_dropped_but_not_what_was_handled(in_flight: InFlight) -> None:
+    in_flight.add([Delivery(entry(number, "other")) for number in range(3, 7)])
+    in_flight.admit()
+    in_flight.put_aside(1.0)
+    in_flight.finish(1)
+    in_flight.add([Delivery(entry(7))])
+    in_flight.drop_unhandled_of([STREAM])
+    assert states(in_flight) == {"waiting": ["3-0", "4-0", "5-0", "6-0"], "handled": ["1-0"]}
+    assert leased(in_flight) == {"1-0", "3-0", "4-0", "5-0", "6-0"}
+
+
+def test_what_a_server_that_is_gone_did_not_acknowledge_is_kept(in_flight: InFlight) -> None:
+    in_flight.skip([entry(8), entry(9, "other")])
+    in_flight.acknowledged(but=["other", "unknown"])
+    assert in_flight.settled == {"other": ["9-0"]}
+    in_flight.acknowledged()
+    assert not in_flight.settled

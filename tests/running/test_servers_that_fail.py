@@ -212,7 +212,7 @@ def test_a_worker_may_start_before_its_redis(
 
 def test_read_only_is_no_reason_to_close_what_another_thread_has_in_use(server: Server) -> None:
     redis_client = RedisClient(server.url, timeout=5)
-    with closing(redis_client), redis_client.redis_py.client() as others, read_only(server):
+    with closing(redis_client), redis_client.servers.redis_py.client() as others, read_only(server):
         connection = others.client_id()
         with pytest.raises(BusUnavailable):
             redis_client.append(KEY, {b"": b""})
