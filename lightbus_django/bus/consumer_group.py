@@ -57,7 +57,13 @@ class GroupProgress(NamedTuple):
     """The stream id up to which everything is acknowledged."""
 
     lost: int | None
-    """Number of entries that were trimmed before the group read them, as far as Redis knows; None if it can't tell."""
+    """Number of entries that were trimmed before the group read them, as far as Redis knows; None if it can't tell.
+
+    It is too large after a failover of Redis 7.0, whose replicas have an old number of what the group has read.
+    """
+
+    start: str
+    """The stream id of the first entry; if there is none, the last one that was generated."""
 
 
 class GroupConsumer:
@@ -131,14 +137,14 @@ class GroupConsumer:
         reply = self._connection(stream).execute(scripts.progress(stream, self.group), stream)
         if reply is None:
             raise GroupMissing(f"Redis at {self.client}: the group {self.group!r} of {stream!r} does not exist")
-        oldest, delivered, entries_read, last, length, entries_added, first = reply
-        position = previous_id(oldest.decode()) if oldest else delivered.decode()
-        if entries_read is None or entries_added is None:
-            return GroupProgress(position, None)
-        ids = (stream_id.decode() for stream_id in (delivered, first or b"0-0", last))
-        return GroupProgress(
-            position, _lost(*ids, entries_read=entries_read, length=length, entries_added=entries_added)
-        )
+        oldest, *ids, entries_read, length, entries_added = reply
+        delivered, last, first = (stream_id.decode() for stream_id in ids)
+        position = previous_id(oldest.decode()) if oldest else delivered
+        lost = None
+        if entries_read is not None and entries_added is not None:
+            counts = {"entries_read": entries_read, "length": length, "entries_added": entries_added}
+            lost = _lost(delivered, first, last, **counts)
+        return GroupProgress(position, lost, first if length else last)
 
     # --- Reading ------------------------------------------------------------------------------
 

@@ -114,11 +114,17 @@ class Offsets:
         self._announce_lost(entry.stream, 1, entry.stream_id)
 
     def _check(self, stream: str) -> None:
-        """Ask Redis for the offset of the group, and report the events that were trimmed before it read them."""
-        self._offsets[stream], lost = self.group_consumer.progress(stream)
+        """Ask Redis for the offset of the group, and report the events that were trimmed before it read them.
+
+        If all that came after the offset of the last look is still there, nothing was, whatever Redis counts.
+        """
+        progress = self.group_consumer.progress(stream)
+        before = self._offsets.get(stream, progress.position)
+        self._offsets[stream], lost = progress.position, progress.lost
         if lost is None:
             return
-        if (more := lost - self._lost_unread.get(stream, 0)) > 0:
+        more = lost - self._lost_unread.get(stream, 0)
+        if more > 0 and id_key(progress.start) > id_key(before):
             self.lost += more
             logger.error("%s: lost %d events of %s: they were trimmed unread", self.group, more, stream)
             self._announce_lost(stream, more)

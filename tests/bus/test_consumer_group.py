@@ -125,9 +125,9 @@ class TestProgress:
         first, second, third = add(r, 3)
         read(consumer)
         consumer.acknowledge({KEY: [first, third]})
-        assert consumer.progress(KEY) == GroupProgress(previous_id(second), 0)
+        assert consumer.progress(KEY) == GroupProgress(previous_id(second), 0, first)
         consumer.acknowledge({KEY: [second]})
-        assert consumer.progress(KEY) == GroupProgress(third, 0)
+        assert consumer.progress(KEY) == GroupProgress(third, 0, first)
 
     def test_counts_entries_that_were_trimmed_unread(self, r, consumer):
         add(r, 3)

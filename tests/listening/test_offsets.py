@@ -10,8 +10,10 @@ from lightbus_django.exceptions import DatabaseUnavailable
 from lightbus_django.listening.registry import registry
 from lightbus_django.models import ProcessedEvent
 from tests.app.models import Effect
-from tests.conftest import drain
+from tests.conftest import drain, eventually
 from tests.listening.streams import GROUP, KEY, effects
+from tests.servers import LOOPBACK, Server, redis_server
+from tests.workers import running_worker
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("listeners")]
 
@@ -161,3 +163,24 @@ class TestLosses:
         consumer = consume(process_name="another")
         assert consumer.offsets.lost == 0
         assert "lost" not in caplog.text
+
+    def test_a_failover_is_none(self, r, record, lightbus, caplog):
+        """A replica of Redis 7.0 has an old number of what a group has read."""
+
+        def handle(server: Server, numbers: range) -> None:
+            lightbus(URL=server.url)
+            with running_worker(is_joined=True):
+                for number in numbers:
+                    fire("shop.order_placed", number=number)
+                eventually(lambda: effects() == list(range(numbers.stop)))
+
+        with Server(binary=redis_server()) as old, Server(binary=redis_server()) as new, new.client() as replica:
+            handle(old, range(5))
+            replica.replicaof(LOOPBACK, old.port)
+            eventually(lambda: replica.info("replication")["master_link_status"] == "up")
+            handle(old, range(5, 10))
+            with old.client() as master:
+                eventually(lambda: replica.xinfo_stream(KEY) == master.xinfo_stream(KEY))
+            replica.replicaof("NO", "ONE")
+            handle(new, range(10, 15))
+        assert "trimmed unread" not in caplog.text
