@@ -53,6 +53,10 @@ class NodeUnavailable(BusUnavailable):
     """One node of a Redis Cluster can't be reached or can't serve requests at the moment; others may."""
 
 
+class NodeDown(NodeUnavailable):
+    """The node is known to be down, and was not tried."""
+
+
 class SlotMoved(NodeUnavailable):
     """The keys have moved to another node of a Redis Cluster: ask again, and that one is asked."""
 

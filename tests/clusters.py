@@ -133,14 +133,16 @@ class Cluster:
         return replica
 
     def await_another_master(self, key: str, old: Server) -> Server:
-        """Wait until another master serves a key than one that was killed or frozen; return it."""
+        """Wait until all nodes agree that another master serves a key than one that was killed or frozen; return it."""
         slot = key_slot(key.encode())
 
-        def found() -> list[Server]:
-            return [n for n in self.nodes if n is not old and any(v.has(slot) and v.is_master for v in views(n)[:1])]
+        def found() -> Server | None:
+            owners = {view.port for node in self.nodes if node is not old for view in views(node) if view.has(slot)}
+            new = [node for node in self.nodes if {node.port} == owners]
+            return new[0] if new and new[0] is not old else None
 
-        eventually(found, 30)
-        return found()[0]
+        found_it: Server = eventually(found, 30)
+        return found_it
 
     def await_whole(self) -> None:
         """Wait until every running node sees every slot served, and no replica is missing or behind."""

@@ -33,7 +33,7 @@ class RedisClient:
     and BusError if it replies with any other error.
     """
 
-    def __init__(self, url: str, *, timeout: float, retries: int = 1) -> None:
+    def __init__(self, url: str, *, timeout: float, retries: int = 1, can_wait: bool = False) -> None:
         """Create a client, which connects when it is first used.
 
         Args:
@@ -41,6 +41,8 @@ class RedisClient:
             timeout: seconds to wait for a connection, and for each reply.
             retries: how often a command is sent again over a new connection when its connection turns out to be
                 broken. Consumers use 0, because they have to find out what Redis delivered.
+            can_wait: whether not to try a node of a cluster that is known to be down, except now and then. Then all
+                commands to it fail at once.
 
         Raises:
             ConfigurationError: the URL can't be read or has unsupported options.
@@ -53,6 +55,7 @@ class RedisClient:
         except TypeError as error:
             names = ", ".join(re.findall(r"'\w+'", str(error)))
             raise ConfigurationError(f'settings.LIGHTBUS["URL"] has an unsupported option: {names}') from None
+        self._can_wait = can_wait
         self._try_at: float | None = None
         self._role: Any = None
 
@@ -80,7 +83,7 @@ class RedisClient:
         return isinstance(self._servers, Cluster)
 
     def unreachable(self, streams: Collection[str]) -> Collection[str]:
-        """Return those of some streams whose node in a cluster is known to be down."""
+        """Return those of some streams whose node in a cluster is known to be down, until it answers again."""
         with self.handle_errors():
             return self.servers.unreachable(streams)
 
@@ -95,10 +98,10 @@ class RedisClient:
         Args:
             commands: the commands.
             key: the key that decides to which node of a cluster they go; by default each one's own does.
-            can_wait: whether not to try a node that is known to be down.
+            can_wait: as for the client; for these commands only.
         """
         try:
-            replies = self.servers.send(commands, key=key, can_wait=can_wait)
+            replies = self.servers.send(commands, key=key, can_wait=can_wait or self._can_wait)
         except redis.RedisError as error:
             raise self.handle_error(error) from None
         self._try_at = None

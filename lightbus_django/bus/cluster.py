@@ -75,6 +75,8 @@ class Cluster:
         self._is_stale = True
         """Whether to ask again who serves what."""
         self._refresh_at = 0.0
+        self._problem: redis.RedisError | None = None
+        """Why no node could tell."""
         self._lock = threading.Lock()
 
     def __str__(self) -> str:
@@ -99,6 +101,9 @@ class Cluster:
     def unreachable(self, keys: Collection[str]) -> Collection[str]:
         self._refresh_if_stale()
         owners = {key: self._slots[slot_of(key)] for key in keys}
+        for node in set(owners.values()):
+            if node is not None and node.is_down and node.take_turn():
+                threading.Thread(target=_probe, args=[node], name=f"probe of {node.name}", daemon=True).start()
         return {key for key, node in owners.items() if node is None or node.is_down}
 
     def node(self, host: str, port: int) -> ClusterNode:
@@ -124,22 +129,25 @@ class Cluster:
         return node
 
     def _refresh_if_stale(self) -> None:
-        if self._is_stale and (time.monotonic() >= self._refresh_at or not self._slots):
-            with self._lock:
-                if self._is_stale and (time.monotonic() >= self._refresh_at or not self._slots):
+        if not self._is_stale or (self._slots and time.monotonic() < self._refresh_at):
+            return
+        # Who knows something goes on with that while another thread asks.
+        if self._lock.acquire(blocking=not self._slots):
+            try:
+                if self._is_stale and time.monotonic() >= self._refresh_at:
                     self._refresh()
+            finally:
+                self._lock.release()
+        if not self._slots and self._problem is not None:
+            raise self._problem  # of the thread that has just asked
 
     def _refresh(self) -> None:
-        """Ask who serves what; those nodes first that are not known to be down.
-
-        Raises:
-            RedisError: none tells, and nothing is known.
-        """
+        """Ask who serves what; those nodes first that are not known to be down."""
         known = list(self._nodes.values())
         random.shuffle(known)
         candidates = sorted(known, key=lambda node: node.is_down)[:MAX_CANDIDATES]
         candidates += [node for host in self._hosts if (node := self.node(*host)) not in candidates]
-        problem: Exception = NodeError("no node is known")
+        problem = None
         for node in candidates:
             try:
                 (reply,) = exchange_with(node, [("CLUSTER", "SLOTS")])
@@ -151,9 +159,8 @@ class Cluster:
             else:
                 self._adopt(reply, node)
                 return
+        self._problem = problem
         self._refresh_at = time.monotonic() + REFRESH_INTERVAL
-        if not self._slots:
-            raise problem
 
     def _adopt(self, reply: Sequence[Any], told_by: ClusterNode) -> None:
         slots = self._slots.copy() or [None] * SLOTS  # during a failover some slots may be nobody's, for a moment
@@ -164,7 +171,7 @@ class Cluster:
             slots[first : last + 1] = nodes[:1] * (last + 1 - first)
             served += last + 1 - first
         self._slots = slots
-        self._is_stale = served < SLOTS or any(node is None or node.is_down for node in set(slots))
+        self._is_stale = served < SLOTS or any(node is None or node.must_rest for node in set(slots))
         self._refresh_at = time.monotonic() + REFRESH_INTERVAL
 
     def _masters(self) -> list[ClusterNode]:
@@ -257,6 +264,14 @@ class Cluster:
 
     def forget_idle(self) -> None:
         """Do nothing: a connection that has become that of a replica says where the master is."""
+
+
+def _probe(node: ClusterNode) -> None:
+    """Find out whether a node answers again, be it with an error."""
+    try:
+        exchange_with(node, [("PING",)])
+    except redis.RedisError as error:
+        node.explain(error)
 
 
 def _execute(node: ClusterNode, command: Command) -> Any:

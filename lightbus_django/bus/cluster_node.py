@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import redis
 
-from .errors import NodeError, Redirected, is_unavailable
+from .errors import NodeError, NodeResting, Redirected, is_unavailable
 from .wire import Command, exchange, exchanging
 
 PAUSE = 4.0
@@ -15,7 +15,7 @@ PAUSE = 4.0
 ASKING: Command = ("ASKING",)
 """Lets the next command reach a key whose slot is still moving to the node."""
 
-_DOWN = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.ClusterDownError)
+_DOWN = (redis.ConnectionError, redis.TimeoutError)
 
 
 class Topology(Protocol):
@@ -40,19 +40,27 @@ class ClusterNode:
 
     @property
     def is_down(self) -> bool:
-        """Whether it did not answer last time, and it is too early to try again."""
+        """Whether it did not answer last time."""
+        return self._try_at is not None
+
+    @property
+    def must_rest(self) -> bool:
+        """Whether it is down, and it is too early to try again."""
         return self._try_at is not None and time.monotonic() < self._try_at
 
-    def check(self) -> None:
-        """Let the caller use the node if it isn't down. If it was, one caller gets to try after each PAUSE.
+    def take_turn(self) -> bool:
+        """Return whether the caller should use the node: if it is down, one caller gets to try after each PAUSE."""
+        if self._try_at is None:
+            return True
+        if self.must_rest:
+            return False
+        self._try_at = time.monotonic() + PAUSE
+        return True
 
-        Raises:
-            NodeError: it is down.
-        """
-        if self._try_at is not None:
-            if self.is_down:
-                raise NodeError(f"{self.name} does not answer")
-            self._try_at = time.monotonic() + PAUSE
+    def check(self) -> None:
+        """Raise NodeResting if it is not the caller's turn to use the node."""
+        if not self.take_turn():
+            raise NodeResting(f"{self.name} does not answer")
 
     def explain(self, error: Exception) -> Exception:
         if isinstance(error, redis.exceptions.AskError):  # or MovedError
@@ -67,9 +75,9 @@ class ClusterNode:
             return Redirected(f"{self.name}: {text}")
         if isinstance(error, NodeError) or not is_unavailable(error):
             return error
+        self._topology.changed()
         if isinstance(error, _DOWN):
             self._try_at = time.monotonic() + PAUSE
-            self._topology.changed()
         return NodeError(f"{self.name}: {text}")
 
     def answered(self) -> None:

@@ -130,7 +130,7 @@ class GroupConsumer:
         A missing group is no error.
         """
         read = "XREADGROUP", "GROUP", self.group, self.name, "COUNT", 1, "STREAMS"
-        self.client.send([(*read, stream, _AFTER_ALL_ENTRIES) for stream in streams], can_wait=True)
+        self.client.send([(*read, stream, _AFTER_ALL_ENTRIES) for stream in streams])
 
     def progress(self, stream: str) -> GroupProgress:
         """Return how far the group is."""
@@ -267,7 +267,7 @@ class GroupConsumer:
 
     def acknowledge(self, acknowledge: Mapping[str, Sequence[str]]) -> None:
         """Acknowledge stream ids, by stream."""
-        for reply in self.client.send(self._acknowledgements(acknowledge), can_wait=True):
+        for reply in self.client.send(self._acknowledgements(acknowledge)):
             if isinstance(reply, Exception):
                 raise self.client.handle_error(reply, " ".join(acknowledge))
 

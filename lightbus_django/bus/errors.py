@@ -16,6 +16,7 @@ from lightbus_django.exceptions import (
     BusUnavailable,
     BusUnsupported,
     GroupMissing,
+    NodeDown,
     NodeUnavailable,
     NotAStream,
     SlotMoved,
@@ -59,6 +60,10 @@ class NodeError(redis.ConnectionError):
     """One node of a cluster can't serve what it was asked. The text names it."""
 
 
+class NodeResting(NodeError):
+    """A node is known to be down, and was not tried."""
+
+
 class Redirected(NodeError):
     """What was asked is on another node."""
 
@@ -79,8 +84,8 @@ def translate(error: Exception, server: str, key: str) -> BusError:
     if isinstance(error, redis.OutOfMemoryError) or text.startswith("OOM"):
         return BusFull(f"Redis at {server} is full and accepts no new events: raise its 'maxmemory', or drain it")
     if isinstance(error, NodeError):
-        kind = SlotMoved if isinstance(error, Redirected) else NodeUnavailable
-        return kind(f"Redis at {server} is not available: {text}")
+        kinds = {Redirected: SlotMoved, NodeResting: NodeDown}
+        return kinds.get(type(error), NodeUnavailable)(f"Redis at {server} is not available: {text}")
     if isinstance(error, _UNAVAILABLE) or text.startswith(_UNAVAILABLE_CODES):
         return BusUnavailable(f"Redis at {server} is not available: {type(error).__name__}: {text}")
     if text.startswith(_NO_GROUP):

@@ -50,7 +50,7 @@ class Server:
         return self
 
     def unreachable(self, keys: Collection[str]) -> Collection[str]:
-        """Return the keys whose node in a cluster is known to be down."""
+        """Return the keys whose node in a cluster is known to be down; see to it that such a node is tried again."""
         return ()
 
     def scan(self, *options: Any) -> Iterator[bytes]:

@@ -31,7 +31,7 @@ class StreamWatch:
     def add(self, streams: Iterable[str]) -> None:
         """Watch some streams from their ends on."""
         keys = list(streams)
-        replies = self._client.send(list(map(scripts.last_id_and_time, keys)), can_wait=True)
+        replies = self._client.send(list(map(scripts.last_id_and_time, keys)))
         for key, reply in zip(keys, replies, strict=True):
             self._seen[key] = "0-0" if isinstance(reply, Exception) else reply[0].decode()
 
@@ -65,10 +65,10 @@ class StreamWatch:
 
     def _poll(self, error: BusError | None = None) -> list[str]:
         """Look at each stream by itself; raise the error, or one of theirs, if none can be read."""
-        keys = list(self._seen)
-        commands = [("XREAD", "COUNT", 1, "STREAMS", key, self._seen[key]) for key in keys]
-        replies = self._client.send(commands, can_wait=True)
-        if all(isinstance(reply, Exception) for reply in replies):
+        unreachable = self._client.unreachable(self._seen)
+        keys = [key for key in self._seen if key not in unreachable]
+        replies = self._client.send([("XREAD", "COUNT", 1, "STREAMS", key, self._seen[key]) for key in keys])
+        if keys and all(isinstance(reply, Exception) for reply in replies):
             raise error or self._client.handle_error(replies[0], keys[0])
         found = []
         for key, reply in zip(keys, replies, strict=True):

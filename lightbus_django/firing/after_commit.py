@@ -13,7 +13,7 @@ from django.utils import timezone
 from lightbus_django.bus.client import RedisClient, get_client
 from lightbus_django.conf import get_settings
 from lightbus_django.database.rollback_detector import RollbackDetector
-from lightbus_django.exceptions import BusError, BusUnavailable, BusUnsupported
+from lightbus_django.exceptions import BusError, BusUnavailable, BusUnsupported, NodeDown
 from lightbus_django.models import Claim, OutboxEvent
 
 from .publisher import GRACE, publish_and_confirm
@@ -108,8 +108,11 @@ class TransactionEvents:
                 unreachable = publish_and_confirm(ours, self.connection.alias, client, settings)
                 left -= len(chunk) - len(unreachable)
                 problems += unreachable
+            for problem in problems:
+                if not isinstance(problem, NodeDown):
+                    raise problem
             if problems:
-                raise problems[0]
+                logger.debug("outbox: %d events wait for the relay: %s", left, problems[0])
         except (BusError, DatabaseError) as error:
             level = logging.ERROR if isinstance(error, BusUnsupported) else logging.WARNING
             logger.log(level, "outbox: %d events wait for the relay: %s", left, error)

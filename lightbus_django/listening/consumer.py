@@ -187,14 +187,16 @@ class Consumer:
         if unreachable == known and len(unreachable) < len(self.streams):
             return
         self.group_consumer.unreachable = unreachable
-        if back := sorted(stream for stream in known if stream not in unreachable):
-            logger.warning("%s: %s can be read again", self.group, ", ".join(back))
+        gone = sorted(stream for stream in unreachable if stream not in known)
+        self.in_flight.drop_unhandled_of(gone)
+        if any(stream not in unreachable for stream in known):
             self.state = State.JOINING
-        if gone := sorted(stream for stream in unreachable if stream not in known):
-            logger.warning("%s: %s can't be read, because the nodes are down", self.group, ", ".join(gone))
-            self.in_flight.drop_unhandled_of(gone)
         if len(unreachable) == len(self.streams):
             raise NodeUnavailable(f"Redis at {self.client}: the nodes of {', '.join(self.streams)} are down")
+        if gone:
+            logger.warning("%s: %s can't be read, because the nodes are down", self.group, ", ".join(gone))
+        elif known:
+            logger.warning("%s: %s can be read again", self.group, ", ".join(known))
 
     def _rest(self, block: float) -> None:
         """Acknowledge what is settled, release the rest, and wait."""

@@ -60,7 +60,7 @@ class Worker:
         self.service_name = service_name
         self.process_name = process_name
         self.settings = settings
-        self.client = RedisClient(settings.url, timeout=settings.redis_timeout + BLOCK, retries=0)
+        self.client = RedisClient(settings.url, timeout=settings.redis_timeout + BLOCK, retries=0, can_wait=True)
         self.consumers = [
             Consumer(
                 listener,

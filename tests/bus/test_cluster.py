@@ -215,9 +215,11 @@ def test_a_master_that_died_long_ago(client: RedisClient, cluster: Cluster, keys
     client.append_many([(key, FIELDS) for key in keys])
     master = cluster.master_of(keys[0])
     master.kill()
-    cluster.await_another_master(keys[0], master)
-    client.append(keys[0], FIELDS)
-    master.start()
+    try:
+        cluster.await_another_master(keys[0], master)
+        client.append(keys[0], FIELDS)
+    finally:
+        master.start()
 
 
 def test_a_node_is_added(client: RedisClient, group: GroupConsumer, cluster: Cluster, keys: list[str]) -> None:
