@@ -40,6 +40,8 @@ def main() -> int:
         print(report.markdown(stored(arguments.report), arguments.report.name))
         draw(arguments.report)
         return 0
+    if arguments.threads:
+        os.environ["LIGHTBUS_THREADS"] = str(arguments.threads)
     if not share_out():
         console.print("servers and measured process are not kept apart: one core only, or no sched_setaffinity here")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the servers end then, too
@@ -66,6 +68,7 @@ def parse() -> argparse.Namespace:
     add("--rounds", type=int, default=5, help="how often each subject runs, in turn (5)")
     add("--scale", type=float, default=1.0, help="by what to multiply the numbers of events (1.0)")
     add("--minutes", type=float, help="how long `memory` takes (60)")
+    add("--threads", type=int, metavar="N", help="the setting THREADS of the workers (8)")
     add("--database", choices=DATABASES, help="where to run what would run on both")
     add("--smoke", action="store_true", help="see that all subjects run and count right; measures nothing")
     add("--output", type=Path, metavar="FOLDER", help="where to put the samples (JSON) and the plots (SVG)")

@@ -18,6 +18,8 @@ LIGHTBUS = {
     # A day, as it is by default; a run that is long enough to trim says otherwise.
     "STREAM_RETENTION": env.float("LIGHTBUS_STREAM_RETENTION", default=86_400.0),
 }
+if threads := env.int("LIGHTBUS_THREADS", default=0):
+    LIGHTBUS["THREADS"] = threads
 INSTALLED_APPS = ["lightbus_django", "benchmarks"]
 SECRET_KEY = "benchmarks"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

@@ -6,19 +6,20 @@ Another process fires, on the servers' core. The clock that both read is the mac
 import multiprocessing
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.synchronize import Event
 from typing import Any
 
 from benchmarks.cores import on_core_of
-from lightbus_django import fire
+from lightbus_django import fire, listens_to
 from lightbus_django.events.ids import uuid7
 
 from . import Miscounted
 from . import ours as lightbus
 from .bare import CONSUMER, GROUP, payload_of
-from .events import EVENT, STREAM, connect, encode_value, fields_of, payload
+from .events import EVENT, EVENT_NAME, STREAM, connect, encode_value, fields_of, payload
 from .tally import check_stream
 
 WARM_UP = 100
@@ -39,10 +40,10 @@ class Latencies:
     def handle(self, event: object, fired_at: int, **payload: Any) -> None:
         self.all.append((time.monotonic_ns() - fired_at) / 1e6)
 
-    def sample(self, events: int) -> dict[str, Any]:
+    def sample(self, events: int, streams: Sequence[str] = (STREAM,)) -> dict[str, Any]:
         if len(self.all) != events + WARM_UP:
             raise Miscounted(f"{len(self.all)} events were handled, not {events + WARM_UP}")
-        check_stream(connect(), events + WARM_UP)
+        check_stream(connect(), events + WARM_UP, streams)
         counted = sorted(self.all[WARM_UP:])
         percentiles = [counted[min(events * part // PERCENTILES, events - 1)] for part in range(PERCENTILES)]
         return {"events": events, "p50": percentiles[50], "p99": percentiles[99], "percentiles": percentiles}
@@ -50,7 +51,7 @@ class Latencies:
 
 def ours(events: int) -> dict[str, Any]:
     latencies = Latencies()
-    with _fired(_fire, events) as begin:
+    with _fired(partial(_fire, EVENT), events) as begin:
         consumer = lightbus.consumer(latencies.handle, idempotent=False)
         consumer.step(block=0)
         begin.set()
@@ -59,6 +60,27 @@ def ours(events: int) -> dict[str, Any]:
             in_vain = 0 if consumer.step() else in_vain + 1
         consumer.stop()
     return latencies.sample(events)
+
+
+def worker(events: int, *, listeners: int) -> dict[str, Any]:
+    """A whole worker with so many listeners, each of an API of its own; each event is for one of them."""
+    latencies = Latencies()
+    apis = [f"prices{number}" for number in range(listeners)]
+
+    def handle(event: object, **payload: Any) -> None:
+        latencies.handle(event, **payload)
+        if len(latencies.all) == events + WARM_UP:
+            running.stop()
+
+    for api in apis:
+        listens_to(f"{api}.{EVENT_NAME}", listener_name=api, idempotent=False)(handle)
+    running = lightbus.worker()
+    with _fired(partial(_fire, *(f"{api}.{EVENT_NAME}" for api in apis)), events) as begin:
+        for consumer in running.consumers:
+            consumer.step(block=0)
+        begin.set()
+        lightbus.run(running)
+    return latencies.sample(events, [f"{api}.*:stream" for api in apis])
 
 
 def bare(events: int) -> dict[str, Any]:
@@ -76,8 +98,9 @@ def bare(events: int) -> dict[str, Any]:
     return latencies.sample(events)
 
 
-def _fire() -> Callable[[int], object]:
-    return lambda number: fire(EVENT, **payload(number), fired_at=time.monotonic_ns())
+def _fire(*events: str) -> Callable[[int], object]:
+    draw = random.Random(len(events))
+    return lambda number: fire(draw.choice(events), **payload(number), fired_at=time.monotonic_ns())
 
 
 def _xadd() -> Callable[[int], object]:

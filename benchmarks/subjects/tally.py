@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from django.db import connection
 from django.db.models import F, Sum
@@ -54,19 +54,20 @@ class Tally:
             raise Miscounted(f"{self.count} events were handled, not {events}, or not each of them once")
 
 
-def check_stream(client: Client, events: int) -> None:
-    """Raise Miscounted unless so many are in the stream, and all groups are done with them."""
-    if (length := client.xlen(STREAM)) != events:
+def check_stream(client: Client, events: int, streams: Iterable[str] = (STREAM,)) -> None:
+    """Raise Miscounted unless so many are in the streams, and all groups are done with them."""
+    if (length := sum(map(client.xlen, streams))) != events:
         raise Miscounted(f"{length} events are in the stream, not {events}")
-    if events and (behind := groups_behind(client)):
+    if events and (behind := groups_behind(client, streams)):
         raise Miscounted(f"not all is handled and acknowledged: {behind}")
 
 
-def groups_behind(client: Client) -> list[str]:
+def groups_behind(client: Client, streams: Iterable[str] = (STREAM,)) -> list[str]:
     """Return what the groups have not read, or not acknowledged."""
     return [
         f"{group['name'].decode()}: {group.get('lag')} not read, {group['pending']} pending"
-        for group in client.xinfo_groups(STREAM)
+        for stream in streams
+        for group in client.xinfo_groups(stream)
         if group["pending"] or group.get("lag")
     ]
 

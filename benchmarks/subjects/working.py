@@ -15,18 +15,15 @@ from .tally import Tally, check_stream
 
 Sample = dict[str, float]
 
-START_TIMEOUT = 60.0
-
 NAP = 0.01
 """Seconds that a slow handler takes for each event."""
 
 
 class Race:
-    """Listeners on their way from when all of them have their first event to the last one of all."""
+    """Listeners on their way from the first event that one of them gets to the last one of all."""
 
-    def __init__(self, each: int, listeners: int = 1) -> None:
+    def __init__(self, each: int) -> None:
         self.each = each
-        self._start = threading.Barrier(listeners)
         self.tallies: list[Tally] = []
         self.worker: Worker | None = None
         self._marks: list[tuple[float, float]] = []
@@ -39,7 +36,6 @@ class Race:
 
         def handle(event: object, sku: str, price: str, number: int, at: str) -> None:
             if not tally.count:
-                self._start.wait(START_TIMEOUT)
                 self._mark()
             tally.nothing(event, sku, price, number, at)
             if tally.count == self.each:
@@ -51,8 +47,11 @@ class Race:
         return handle
 
     def run(self) -> Sample:
-        """Run a worker until all have arrived."""
+        """Run a worker until all have arrived. All of them have joined their groups before there are events."""
         self.worker = lightbus.worker()
+        for consumer in self.worker.consumers:
+            consumer.step(block=0)
+        fill(connect(), self.each)
         lightbus.run(self.worker)
         for tally in self.tallies:
             tally.check(self.each)
@@ -65,18 +64,17 @@ class Race:
 
 def listeners(events: int, *, listeners: int) -> Sample:
     """Deliver so many events in all, to so many listeners that each get the same ones."""
-    race = Race(each=events // listeners, listeners=listeners)
+    race = Race(each=events // listeners)
     for number in range(listeners):
         listens_to(EVENT, listener_name=f"listener-{number}", idempotent=False, start="beginning")(race.enter())
-    fill(connect(), race.each)
     sample = race.run()
     check_stream(connect(), race.each)
     return sample
 
 
-def beside(events: int, *, slow: bool) -> Sample:
-    """A listener that does nothing, alone or beside one that takes its time for each of the same events."""
-    race = Race(each=events)
+def beside(events: int, *, slow: bool, listeners: int = 1) -> Sample:
+    """Deliver so many events in all to listeners that do nothing, alone or beside one that takes its time for each."""
+    race = Race(each=events // listeners)
     naps = 0
 
     def nap(event: object) -> None:
@@ -84,10 +82,10 @@ def beside(events: int, *, slow: bool) -> Sample:
         naps += 1
         time.sleep(NAP)
 
-    listens_to(EVENT, listener_name="fast", idempotent=False, start="beginning")(race.enter())
+    for number in range(listeners):
+        listens_to(EVENT, listener_name=f"fast-{number}", idempotent=False, start="beginning")(race.enter())
     if slow:
         listens_to(EVENT, listener_name="slow", idempotent=False, start="beginning")(nap)
-    fill(connect(), events)
     sample = race.run()
     if bool(naps) != slow:
         raise Miscounted(f"the slow listener handled {naps} events")
