@@ -196,6 +196,33 @@ GROWTH = (
     ),
 )
 
+PARTITIONS = (
+    Scenario(
+        name="partitions-inbox",
+        title="Consuming with the inbox in partitioned tables, a handler that inserts a row",
+        events=20_000,
+        subjects=(
+            Subject("ours", "30 partitions", "partitioned.inbox", {"handler": "insert", "partitions": True}),
+            Subject("plain", "plain tables", "partitioned.inbox", {"handler": "insert", "partitions": False}),
+        ),
+        reference="plain",
+        targets=(Target(at_least=0.95),),
+        databases=("postgres",),
+    ),
+    Scenario(
+        name="partitions-outbox",
+        title="`on_commit` in a transaction that inserts a row, with the outbox in partitioned tables",
+        events=10_000,
+        subjects=(
+            Subject("ours", "30 partitions", "partitioned.outbox", {"partitions": True}),
+            Subject("plain", "plain tables", "partitioned.outbox", {"partitions": False}),
+        ),
+        reference="plain",
+        targets=(Target(at_least=0.95),),
+        databases=("postgres",),
+    ),
+)
+
 WORKERS = (
     Scenario(
         name="listeners",
@@ -382,4 +409,4 @@ COMPETITORS = (
     ),
 )
 
-SCENARIOS = (*CONSUMING, *FIRING, *LATENCY, *GROWTH, *WORKERS, *COMPETITORS)
+SCENARIOS = (*CONSUMING, *FIRING, *LATENCY, *GROWTH, *PARTITIONS, *WORKERS, *COMPETITORS)

@@ -14,6 +14,7 @@ from django.utils import timezone
 from lightbus_django.bus import streams
 from lightbus_django.bus.client import RedisClient
 from lightbus_django.conf import Settings
+from lightbus_django.database.partitions import is_partitioned
 from lightbus_django.database.text import storable
 from lightbus_django.events.names import stream_key
 from lightbus_django.events.times import SKEW, as_stored
@@ -34,6 +35,11 @@ class Cutoffs:
     failed: datetime
     inbox_of: Mapping[str, datetime] = field(default_factory=dict)
     """Earlier times for the keys of some events, by event name."""
+
+    @property
+    def inbox_of_all(self) -> datetime:
+        """The time before which the keys of all events are old."""
+        return min([self.inbox, *self.inbox_of.values()])
 
     def is_old(self, event_name: str, processed_at: datetime) -> bool:
         return processed_at < min(self.inbox, self.inbox_of.get(event_name, self.inbox))
@@ -75,7 +81,7 @@ def prune(using: str, cutoffs: Cutoffs) -> Iterator[tuple[str, int]]:
     """Delete old rows of the database `using`, some with each step; yield their kind and number.
 
     Failed events that are retried, the keys of failed events, and unpublished events in the outbox are kept whatever
-    their age.
+    their age. Partitioned tables are left alone: their old rows go with their partitions.
     """
     failed = FailedEvent.objects.using(using)
     for rows in _chunks(failed, "failed_at"):
@@ -87,15 +93,25 @@ def prune(using: str, cutoffs: Cutoffs) -> Iterator[tuple[str, int]]:
         old = [key for key, requested_at in rows if requested_at < cutoffs.failed]
         requests.filter(pk__in=old).delete()
 
+    if not is_partitioned(ProcessedEvent, using):
+        yield from _prune_inbox(using, cutoffs.as_stored(using))
+    if not is_partitioned(OutboxEvent, using):
+        yield from _prune_outbox(using, cutoffs)
+
+
+def _prune_inbox(using: str, cutoffs: Cutoffs) -> Iterator[tuple[str, int]]:
     inbox = ProcessedEvent.objects.using(using)
-    cutoffs = cutoffs.as_stored(using)
-    failures = failed.filter(event_id=OuterRef("event_id"), consumer_group=OuterRef("consumer_group"))
+    failures = FailedEvent.objects.using(using).filter(
+        event_id=OuterRef("event_id"), consumer_group=OuterRef("consumer_group")
+    )
     for rows in _chunks(inbox, "processed_at", "event_name", until=cutoffs.inbox):
         old = [key for key, processed_at, event_name in rows if cutoffs.is_old(event_name, processed_at)]
         # The age is checked again because a retry may have renewed it.
         keys = inbox.filter(pk__in=old, processed_at__lt=cutoffs.inbox).exclude(Exists(failures))
         yield "processed events", keys.delete()[0] if old else 0
 
+
+def _prune_outbox(using: str, cutoffs: Cutoffs) -> Iterator[tuple[str, int]]:
     outbox = OutboxEvent.objects.using(using)
     for rows in _chunks(outbox, "created_at", until=cutoffs.outbox):
         old = [key for key, created_at in rows if created_at < cutoffs.outbox]

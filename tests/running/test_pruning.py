@@ -1,6 +1,6 @@
 """Old rows go, a few at a time; what is still needed stays whatever its age."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -107,6 +107,23 @@ def test_the_inbox_outlives_the_stream(listeners, consume, housekeeping, r, ligh
     r.xtrim(KEY, maxlen=0, approximate=False)
     prune(housekeeping(consumer))
     assert ProcessedEvent.objects.count() == 0
+
+
+def test_the_cutoff_of_the_inbox_is_earlier_if_the_stream_has_old_events(listeners, r, capsys):
+    @listens_to("shop.order_placed")
+    def record(event):
+        raise NotImplementedError
+
+    def cutoff(table):
+        call_command("lightbus_prune", "--cutoff", table)
+        return datetime.fromisoformat(capsys.readouterr().out.strip())
+
+    minute = timedelta(minutes=1)
+    assert ago(30) - minute < cutoff("inbox") < ago(30) + minute
+    assert ago(7) - minute < cutoff("outbox") < ago(7) + minute
+    r.xadd(KEY, {"id": "x"}, f"{int(ago(40).timestamp() * 1000)}-0")
+    assert ago(47) - 2 * pruning.SKEW < cutoff("inbox") < ago(47)
+    assert ago(7) - minute < cutoff("outbox") < ago(7) + minute
 
 
 def test_a_database_that_fails_is_tried_again(housekeeping):
