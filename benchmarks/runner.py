@@ -90,7 +90,7 @@ class Runner:
             row = result.row(subject.key)
             if not row.failure:
                 try:
-                    row.samples.append(self._run(subject, self.plan.options(scenario, subject), url))
+                    row.samples.append(self.run_once(subject, self.plan.options(scenario, subject), url))
                 except (SubjectFailed, Unavailable) as error:
                     row.failure = str(error)
             yield result
@@ -100,7 +100,8 @@ class Runner:
         for number in range(self.plan.rounds_of(scenario)):
             yield from scenario.subjects[:: -1 if number % 2 else 1]
 
-    def _run(self, subject: Subject, options: dict[str, Any], database_url: str) -> Sample:
+    def run_once(self, subject: Subject, options: dict[str, Any], database_url: str) -> Sample:
+        """Run a subject once; raises SubjectFailed."""
         command = self._command(subject, options)
         with redis.Redis.from_url(self.redis_url) as client:
             client.flushdb()
