@@ -223,6 +223,47 @@ PARTITIONS = (
     ),
 )
 
+CLUSTER = (
+    Scenario(
+        name="cluster-consume",
+        title="Consuming events of three APIs on a cluster of three masters, `idempotent=False`",
+        events=200_000,
+        subjects=(
+            Subject("ours", "a cluster", "clustered.consume", {"on_cluster": True, "idempotent": False}),
+            Subject("single", "a single server", "clustered.consume", {"on_cluster": False, "idempotent": False}),
+        ),
+        reference="single",
+        measures=("cost", "cpu_cost"),
+        targets=(Target(measure="cost", at_most=1.15),),
+    ),
+    Scenario(
+        name="cluster-inbox",
+        title="The same with the inbox",
+        events=20_000,
+        subjects=(
+            Subject("ours", "a cluster", "clustered.consume", {"on_cluster": True, "idempotent": True}),
+            Subject("single", "a single server", "clustered.consume", {"on_cluster": False, "idempotent": True}),
+        ),
+        reference="single",
+        measures=("cost", "cpu_cost"),
+        targets=(Target(measure="cost", at_most=1.15),),
+        databases=("postgres",),
+    ),
+    Scenario(
+        name="cluster-on-commit",
+        title="`on_commit` in a transaction that inserts a row, for three APIs on a cluster of three masters",
+        events=10_000,
+        subjects=(
+            Subject("ours", "a cluster", "clustered.commit", {"on_cluster": True}),
+            Subject("single", "a single server", "clustered.commit", {"on_cluster": False}),
+        ),
+        reference="single",
+        measures=("cost", "cpu_cost"),
+        targets=(Target(measure="cost", at_most=1.15),),
+        databases=BOTH,
+    ),
+)
+
 WORKERS = (
     Scenario(
         name="listeners",
@@ -409,4 +450,4 @@ COMPETITORS = (
     ),
 )
 
-SCENARIOS = (*CONSUMING, *FIRING, *LATENCY, *GROWTH, *PARTITIONS, *WORKERS, *COMPETITORS)
+SCENARIOS = (*CONSUMING, *FIRING, *LATENCY, *GROWTH, *PARTITIONS, *CLUSTER, *WORKERS, *COMPETITORS)

@@ -168,7 +168,7 @@ def limits(workload: Workload, figures: Figures, machines: Machines) -> list[Lim
             need.postgresql_cores,
             machines.postgresql_cores,
             "the cores of PostgreSQL",
-            "`fire`, `idempotent=False` or batch handlers where they suffice; databases for each service",
+            "`fire`, `idempotent=False` or batch handlers where they suffice",
         ),
         (
             need.postgresql_disk,

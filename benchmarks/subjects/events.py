@@ -37,8 +37,15 @@ end
 
 
 def connect(**options: Any) -> Client:
-    """Return a client, by default as redis-py makes it."""
-    return redis.Redis.from_url(os.environ["LIGHTBUS_URL"], **options)
+    """Return a client, by default as redis-py makes it; of a cluster, if the URL names one."""
+    url = os.environ["LIGHTBUS_URL"]
+    if "+cluster" not in url:
+        return redis.Redis.from_url(url, **options)
+    return redis.RedisCluster.from_url(url.replace("+cluster", "").partition(",")[0], **options)
+
+
+def stream_of(api_name: str) -> str:
+    return f"{api_name}.*:stream"
 
 
 def payload(number: int) -> dict[str, Any]:
@@ -58,10 +65,11 @@ def fields_of(event_id: UUID, number: int) -> dict[bytes, bytes]:
     return fields
 
 
-def fill(client: Client, events: int) -> None:
-    """Put events on the bus, numbered from 0; their ids are in order, as UUIDv7 are."""
+def fill(client: Client, events: int, *, api: str = API_NAME, start: int = 0) -> None:
+    """Put events of an API on the bus, numbered from `start` on; their ids are in order, as UUIDv7 are."""
     prefix = str(uuid7())[:24]
-    template = [part for pair in fields_of(uuid7(), 0).items() for part in pair]
-    for first in range(0, events, _FILL_SIZE):
-        last = min(first + _FILL_SIZE, events) - 1
-        client.eval(_FILL, 1, STREAM, prefix, first, last, *template)
+    fields = {**fields_of(uuid7(), 0), b"api_name": api.encode()}
+    template = [part for pair in fields.items() for part in pair]
+    for first in range(start, start + events, _FILL_SIZE):
+        last = min(first + _FILL_SIZE, start + events) - 1
+        client.eval(_FILL, 1, stream_of(api), prefix, first, last, *template)

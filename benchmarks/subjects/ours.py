@@ -23,11 +23,11 @@ PATIENCE = 5
 """How many steps in a row may find nothing to do before events are missed."""
 
 
-def consumer(handler: Callable[..., None], **options: Any) -> Consumer:
+def consumer(handler: Callable[..., None], *, events: tuple[str, ...] = (EVENT,), **options: Any) -> Consumer:
     """Return the consumer of a listener, with options of `@listens_to`."""
     settings = get_settings()
     return Consumer(
-        Listener(handler=handler, events=(EVENT,), listener_name="measured", **options),
+        Listener(handler=handler, events=events, listener_name="measured", **options),
         service_name=settings.service_name,
         process_name=settings.process_name,
         settings=settings,

@@ -56,6 +56,7 @@ class Tally:
 
 def check_stream(client: Client, events: int, streams: Iterable[str] = (STREAM,)) -> None:
     """Raise Miscounted unless so many are in the streams, and all groups are done with them."""
+    streams = list(streams)
     if (length := sum(map(client.xlen, streams))) != events:
         raise Miscounted(f"{length} events are in the stream, not {events}")
     if events and (behind := groups_behind(client, streams)):
