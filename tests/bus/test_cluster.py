@@ -264,6 +264,14 @@ def test_events_of_other_nodes_are_published(client: RedisClient, frozen: Server
     assert isinstance(results[1], str)
 
 
+def test_a_node_is_down_until_it_answers(
+    client: RedisClient, frozen: Server, keys: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightbus_django.bus.cluster_node.PAUSE", 0.0)
+    client.append_many([(key, FIELDS) for key in keys])
+    assert [client.unreachable(keys) for _ in range(3)] == [{keys[0]}] * 3
+
+
 def test_other_streams_are_read(group: GroupConsumer, client: RedisClient, frozen: Server, keys: list[str]) -> None:
     settled = {key: ["1-1"] for key in keys}
     assert {entry.stream for entry in group.read(keys, count=10, block=0, acknowledge=settled)} == set(keys[1:])

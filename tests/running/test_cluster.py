@@ -15,9 +15,11 @@ from django.utils import timezone
 from lightbus_django import BusUnavailable, fire, fire_many, listens_to, on_commit
 from lightbus_django.bus import streams
 from lightbus_django.bus.client import RedisClient, get_client
+from lightbus_django.bus.consumer_group import Entry
 from lightbus_django.conf import get_settings
 from lightbus_django.exceptions import NodeUnavailable
 from lightbus_django.firing.relay import Relay, republish
+from lightbus_django.listening.delivery import Delivery
 from lightbus_django.listening.listener import Listener
 from lightbus_django.listening.registry import Registry, registry
 from lightbus_django.models import OutboxEvent, ProcessedEvent
@@ -360,6 +362,41 @@ def test_the_relay_postpones_what_is_for_a_node_that_hangs(apis: list[str], froz
         list(republish(OutboxEvent.objects.all(), client(), get_settings()))
     assert client().execute(("XLEN", stream(apis[1])), stream(apis[1])) == 6
     assert not OutboxEvent.objects.exclude(due_at=None).exists()
+
+
+def test_a_consumer_leaves_a_stream_out_and_comes_back(apis: list[str], frozen: Callable[[], Server]) -> None:
+    listen(apis)
+    worker = Worker(registry, service_name="shop", process_name="worker", settings=get_settings())
+    (consumer,) = worker.consumers
+    lost, others = stream(apis[0]), apis[1:]
+    while not (consumer.has_joined and numbers() == [0, 1, 2]):
+        if consumer.has_joined and not OutboxEvent.objects.exists():
+            place(apis, 0)
+        consumer.step(block=0)
+    master = frozen()
+    place(others, 1)
+    consumer.step(block=0)
+    assert lost in consumer.in_flight.settled  # its acknowledgement is sent again
+    consumer.in_flight.add([Delivery(Entry(lost, "1-1", {}))])
+    consumer.step(block=0)
+    assert lost not in {delivery.entry.stream for delivery in consumer.in_flight.leased}
+    assert consumer.group_consumer.unreachable == {lost}
+    assert isinstance(consumer.problem, NodeUnavailable)
+    assert lost in consumer.in_flight.settled
+    master.thaw()
+    # What the node delivered in a reply that never arrived.
+    eventually(lambda: not client().unreachable([lost]))
+    fire(f"{apis[0]}.placed", number=100)
+    command = "XREADGROUP", "GROUP", "shop-book", "worker", "STREAMS", lost, ">"
+    assert client().execute(command, lost)
+    eventually(lambda: not worker.client.unreachable([lost]))
+    eventually(lambda: consumer.step(block=0) and 100 in numbers())
+    consumer.reader.flush()
+    assert not consumer.in_flight.settled
+    assert client().execute(("XPENDING", lost, "shop-book"), lost)[0] == 0
+    assert numbers() == [0, 1, 2, 3, 4, 100]
+    consumer.stop()
+    worker.client.close()
 
 
 @pytest.mark.parametrize("threads", [8, 1])
