@@ -380,6 +380,7 @@ def test_a_consumer_leaves_a_stream_out_and_comes_back(apis: list[str], frozen: 
     consumer.in_flight.add([Delivery(Entry(lost, "1-1", {}))])
     consumer.step(block=0)
     assert lost not in {delivery.entry.stream for delivery in consumer.in_flight.leased}
+    assert "1-1" not in consumer.in_flight.settled[lost]
     assert consumer.group_consumer.unreachable == {lost}
     assert isinstance(consumer.problem, NodeUnavailable)
     assert lost in consumer.in_flight.settled
