@@ -11,7 +11,6 @@ import redis
 from benchmarks.__main__ import wanted
 from benchmarks.report import markdown
 from benchmarks.results import Result, Row, Target, read, write
-from benchmarks.scenarios import SCENARIOS
 from tests.conftest import ROOT
 from tests.servers import valkey
 

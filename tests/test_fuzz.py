@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lightbus_django import EventMessage, listens_to
-from lightbus_django.bus.consumer_group import Entry
+from lightbus_django.bus.group_reads import Entry
 from lightbus_django.events.codec import NOOP, load_fields
 from lightbus_django.listening.delivery import Delivery
 from lightbus_django.models import FailedEvent, ProcessedEvent

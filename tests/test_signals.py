@@ -17,7 +17,7 @@ from lightbus_django import (
     on_commit_many,
     signals,
 )
-from lightbus_django.bus.consumer_group import Entry
+from lightbus_django.bus.group_reads import Entry
 from lightbus_django.events.ids import uuid7
 from lightbus_django.models import FailedEvent, OutboxEvent
 from lightbus_django.running import redis_jobs

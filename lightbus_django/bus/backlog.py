@@ -9,7 +9,7 @@ from lightbus_django.exceptions import GroupMissing
 
 from . import scripts
 from .client import RedisClient
-from .consumer_group import previous_id
+from .stream_ids import previous_id
 from .wire import as_dict
 
 LOOK_AT = 5000

@@ -10,7 +10,7 @@ from lightbus_django.exceptions import GroupMissing
 
 from . import scripts
 from .client import RedisClient
-from .consumer_group import id_key
+from .stream_ids import id_key
 from .streams import Group
 from .wire import as_fields
 

@@ -9,7 +9,8 @@ from django.db import DatabaseError
 from django.utils import timezone
 
 from lightbus_django.bus.client import RedisClient
-from lightbus_django.bus.consumer_group import PLACEHOLDER, Entry, GroupConsumer
+from lightbus_django.bus.consumer_group import PLACEHOLDER, GroupConsumer
+from lightbus_django.bus.group_reads import Entry
 from lightbus_django.conf import Settings
 from lightbus_django.database.connections import release_connections
 from lightbus_django.database.errors import one_line

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from lightbus_django.bus.consumer_group import Entry
+from lightbus_django.bus.group_reads import Entry
 from lightbus_django.events.codec import decode
 from lightbus_django.events.ids import event_key
 from lightbus_django.events.message import EventMessage

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from lightbus_django.bus.consumer_group import Entry, GroupConsumer
+from lightbus_django.bus.consumer_group import GroupConsumer
+from lightbus_django.bus.group_reads import Entry
 from lightbus_django.events.codec import NOOP
 
 from .delivery import Delivery

@@ -8,7 +8,9 @@ from datetime import datetime
 
 from django.db import connections
 
-from lightbus_django.bus.consumer_group import Entry, GroupConsumer, id_key
+from lightbus_django.bus.consumer_group import GroupConsumer
+from lightbus_django.bus.group_reads import Entry
+from lightbus_django.bus.stream_ids import id_key
 from lightbus_django.bus.streams import last_id, last_id_and_time
 from lightbus_django.events.names import stream_key
 from lightbus_django.exceptions import BusError, DatabaseUnavailable, GroupMissing

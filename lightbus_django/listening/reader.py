@@ -4,7 +4,8 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from lightbus_django.bus.consumer_group import Entry, GroupConsumer
+from lightbus_django.bus.consumer_group import GroupConsumer
+from lightbus_django.bus.group_reads import Entry
 
 from .in_flight import InFlight
 

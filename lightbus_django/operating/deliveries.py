@@ -7,7 +7,7 @@ from typing import NamedTuple
 from lightbus_django.bus import entries, first_publications
 from lightbus_django.bus.backlog import StreamSize, read_positions, stream_size
 from lightbus_django.bus.client import RedisClient
-from lightbus_django.bus.consumer_group import id_key
+from lightbus_django.bus.stream_ids import id_key
 from lightbus_django.events.times import as_aware, event_bytes, has_time, is_ahead, stream_time
 from lightbus_django.models import ConsumerGroup
 

@@ -12,8 +12,8 @@ from django.db.models import Count, Min, Q
 from lightbus_django.bus import figures, heartbeats
 from lightbus_django.bus.backlog import Backlog, read_backlog, read_positions, stream_size
 from lightbus_django.bus.client import RedisClient, get_client
-from lightbus_django.bus.consumer_group import id_key
 from lightbus_django.bus.heartbeats import Heartbeat
+from lightbus_django.bus.stream_ids import id_key
 from lightbus_django.bus.streams import groups
 from lightbus_django.conf import Settings, format_name, get_settings
 from lightbus_django.database.errors import describe, one_line, transient_errors

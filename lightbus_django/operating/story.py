@@ -9,7 +9,7 @@ from django.db import router
 
 from lightbus_django.bus import heartbeats
 from lightbus_django.bus.backlog import count_unread
-from lightbus_django.bus.consumer_group import id_key, previous_id
+from lightbus_django.bus.stream_ids import id_key, previous_id
 from lightbus_django.database.errors import one_line
 from lightbus_django.events.times import as_aware, fired_at, is_ahead, stream_time
 from lightbus_django.exceptions import BusError, DatabaseUnavailable

@@ -4,7 +4,9 @@ from contextlib import closing
 
 import pytest
 
-from lightbus_django.bus.consumer_group import PLACEHOLDER, GroupConsumer, GroupProgress, id_key, previous_id
+from lightbus_django.bus.consumer_group import PLACEHOLDER, GroupConsumer
+from lightbus_django.bus.group_progress import GroupProgress
+from lightbus_django.bus.stream_ids import id_key, previous_id
 from lightbus_django.exceptions import GroupMissing
 
 KEY = "shop.*:stream"

@@ -7,7 +7,7 @@ import pytest
 from django.db import DatabaseError, connection
 
 from lightbus_django import fire, listens_to
-from lightbus_django.bus.consumer_group import Entry
+from lightbus_django.bus.group_reads import Entry
 from lightbus_django.conf import get_settings
 from lightbus_django.events.codec import encode, encode_payload
 from lightbus_django.events.message import new_message

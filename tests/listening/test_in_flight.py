@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightbus_django.bus.consumer_group import Entry
+from lightbus_django.bus.group_reads import Entry
 from lightbus_django.listening.delivery import Delivery
 from lightbus_django.listening.in_flight import InFlight
 

@@ -10,7 +10,7 @@ from django.db import Error, IntegrityError, connection, connections, transactio
 from django.utils import timezone
 
 from lightbus_django import BusUnavailable, fire, listens_to, on_commit
-from lightbus_django.bus.consumer_group import Entry
+from lightbus_django.bus.group_reads import Entry
 from lightbus_django.events.codec import load_fields
 from lightbus_django.listening.delivery import Delivery
 from lightbus_django.models import FailedEvent, OutboxEvent, ProcessedEvent

@@ -7,7 +7,7 @@ import pytest
 from django.db import connection, transaction
 
 from lightbus_django import fire, listens_to
-from lightbus_django.bus.consumer_group import Entry
+from lightbus_django.bus.group_reads import Entry
 from lightbus_django.listening.delivery import Delivery
 from lightbus_django.listening.state import State
 from lightbus_django.models import ProcessedEvent

@@ -10,7 +10,7 @@ from django.db.models.signals import pre_delete
 from django.utils import timezone
 
 from lightbus_django import BusUnavailable, listens_to
-from lightbus_django.bus.consumer_group import Entry
+from lightbus_django.bus.group_reads import Entry
 from lightbus_django.events.codec import load_fields
 from lightbus_django.exceptions import DatabaseUnavailable
 from lightbus_django.listening.delivery import Delivery

@@ -5,8 +5,8 @@ import time
 import pytest
 
 from lightbus_django import fire, listens_to
-from lightbus_django.bus.consumer_group import Entry
 from lightbus_django.bus.figures import FAILED, HANDLED, bucket
+from lightbus_django.bus.group_reads import Entry
 from lightbus_django.listening.delivery import Delivery
 from lightbus_django.listening.tally import SAMPLE, Tally
 from lightbus_django.models import FailedEvent

@@ -15,7 +15,7 @@ from django.utils import timezone
 from lightbus_django import BusUnavailable, fire, fire_many, listens_to, on_commit
 from lightbus_django.bus import streams
 from lightbus_django.bus.client import RedisClient, get_client
-from lightbus_django.bus.consumer_group import Entry
+from lightbus_django.bus.group_reads import Entry
 from lightbus_django.conf import get_settings
 from lightbus_django.exceptions import NodeUnavailable
 from lightbus_django.firing.relay import Relay, republish
