@@ -113,6 +113,12 @@ class Cluster:
         master_id = next(view.id for node in self.nodes for view in views(node) if view.port == master.port)
         return next(node for node in self.nodes if node.port == of[master_id])
 
+    def successor(self, key: str, old: Server) -> Server | None:
+        """The master that serves a key instead of an old one, as soon as all other nodes agree on it."""
+        slot = key_slot(key.encode())
+        owners = {view.port for node in self.nodes if node is not old for view in views(node) if view.has(slot)}
+        return next((node for node in self.nodes if {node.port} == owners and node is not old), None)
+
     def other_master(self, key: str) -> Server:
         """A master that does not serve a key."""
         own = self.master_of(key)
@@ -133,16 +139,9 @@ class Cluster:
         return replica
 
     def await_another_master(self, key: str, old: Server) -> Server:
-        """Wait until all nodes agree that another master serves a key than one that was killed or frozen; return it."""
-        slot = key_slot(key.encode())
-
-        def found() -> Server | None:
-            owners = {view.port for node in self.nodes if node is not old for view in views(node) if view.has(slot)}
-            new = [node for node in self.nodes if {node.port} == owners]
-            return new[0] if new and new[0] is not old else None
-
-        found_it: Server = eventually(found, 30)
-        return found_it
+        """Wait until another master serves a key than one that was killed or frozen; return it."""
+        found: Server = eventually(lambda: self.successor(key, old), 30)
+        return found
 
     def await_whole(self) -> None:
         """Wait until every running node sees every slot served, and no replica is missing or behind."""

@@ -1,6 +1,7 @@
 """`python -m tests.chaos`: run events through many processes while things break, and count."""
 
 import argparse
+import math
 import os
 import random
 import shutil
@@ -22,8 +23,9 @@ from rich.table import Table
 from tests.own_postgresql import OwnPostgreSQL, own_postgresql
 from tests.proxies import Proxy
 
+from .cluster import ChaosCluster
 from .processes import process_group
-from .report import add_row, markdown_row
+from .report import CLUSTER_HEAD, HEAD, add_row, markdown_row
 from .sabotage import SABOTAGES
 from .servers import Redis, Unavailable, database, find_redis_binary
 
@@ -56,10 +58,11 @@ def main() -> int:
         console.print("interrupted")
         return 130
     console.print(table(outcome))
-    row = markdown_row(seed, outcome)
+    head = CLUSTER_HEAD if arguments.cluster else HEAD
+    row = markdown_row(seed, outcome, head)
     print(row)
     if arguments.report:
-        add_row(arguments.report, row)
+        add_row(arguments.report, row, head)
     complain(outcome, logs / "wrong.txt")
     if outcome.is_well and not arguments.keep:
         shutil.rmtree(logs)
@@ -73,11 +76,19 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__, allow_abbrev=False)
     parser.add_argument("--events", type=int, default=5000, help="how many events producers commit (5000)")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="stop firing then, though there are fewer events"
+    )
     parser.add_argument("--seed", help="what decides about all mischief; drawn if not given")
     parser.add_argument("--rate", type=float, default=300.0, help="events a second, of all producers (300)")
     parser.add_argument("--workers", type=int, default=4, help="processes that listen (4)")
     parser.add_argument("--producers", type=int, default=3, help="processes that fire (3)")
     parser.add_argument("--pause", type=float, default=2.0, help="seconds between mischief, on average (2)")
+    parser.add_argument(
+        "--cluster",
+        action="store_true",
+        help="on a Redis Cluster, whose masters fail over, die and freeze, and whose slots migrate; with two services",
+    )
     parser.add_argument("--redis", metavar="PATH", help="the server's program; by default the embedded Valkey")
     parser.add_argument(
         "--crashes",
@@ -95,15 +106,19 @@ def parse() -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace, seed: str, logs: Path) -> "Outcome":
-    with process_group() as group, databases_for(arguments) as (url, other_url, postgresql), ExitStack() as stack:
-        proxy = stack.enter_context(Proxy(url))
-        redis = Redis(arguments.redis or find_redis_binary(), group=group, logs=logs)
+    with process_group() as group, databases_for(arguments) as (urls, postgresql), ExitStack() as stack:
+        proxy = stack.enter_context(Proxy(urls["DATABASE_URL"]))
+        redis: Redis | ChaosCluster
+        if arguments.cluster:
+            redis = stack.enter_context(cluster(seed))
+        else:
+            redis = Redis(arguments.redis or find_redis_binary(), group=group, logs=logs)
         # Our processes get all this as well.
         os.environ |= {
             "DJANGO_SETTINGS_MODULE": "tests.chaos.settings",
-            "DATABASE_URL": url,
-            "OTHER_DATABASE_URL": other_url,
+            **urls,
             "LIGHTBUS_URL": redis.url,
+            "CHAOS_SERVICE": "chaos",
             "CHAOS_SEED": seed,
             "CHAOS_SABOTAGE": arguments.sabotage or "",
             "PYTHONUNBUFFERED": "1",
@@ -116,6 +131,7 @@ def run(arguments: argparse.Namespace, seed: str, logs: Path) -> "Outcome":
         options = Options(
             seed=seed,
             events=arguments.events,
+            minutes=arguments.minutes,
             rate=arguments.rate,
             workers=arguments.workers,
             producers=arguments.producers,
@@ -129,26 +145,42 @@ def run(arguments: argparse.Namespace, seed: str, logs: Path) -> "Outcome":
 
 
 @contextmanager
-def databases_for(arguments: argparse.Namespace) -> Iterator[tuple[str, str, OwnPostgreSQL | None]]:
-    """Yield the URLs of two databases, and their server if that is one to be crashed."""
+def databases_for(arguments: argparse.Namespace) -> Iterator[tuple[dict[str, str], OwnPostgreSQL | None]]:
+    """Yield the URLs of two databases, or three, and their server if that is one to be crashed."""
+    names = ["other", "echo"] if arguments.cluster else ["other"]
+    urls = {"ECHO_DATABASE_URL": ""}
     if not arguments.crashes:
         server = os.environ.get("DATABASE_URL") or POSTGRESQL
         if not server.startswith("postgres"):
             raise Unavailable("no PostgreSQL: DATABASE_URL names another database")
-        with database(server, "default") as url, database(server, "other") as other_url:
-            yield url, other_url, None
+        with ExitStack() as stack:
+            urls["DATABASE_URL"] = stack.enter_context(database(server, "default"))
+            for name in names:
+                urls[f"{name.upper()}_DATABASE_URL"] = stack.enter_context(database(server, name))
+            yield urls, None
         return
     try:
         with own_postgresql() as postgresql:
             # Only the gate makes deferred commits durable.
             postgresql.start(wal_writer_delay="10s", max_connections=200)
             with postgresql.connect() as connection:
-                connection.execute("CREATE DATABASE other")
+                for name in names:
+                    connection.execute(f"CREATE DATABASE {name}")
             with postgresql.pooled() as pooled_url:
                 if pooled_url is None:
                     console.print("without a pooler: pgbouncer is not installed")
-                url = pooled_url or postgresql.url
-                yield url, f"{url.rpartition('/')[0]}/other", postgresql
+                urls["DATABASE_URL"] = pooled_url or postgresql.url
+                server = urls["DATABASE_URL"].rpartition("/")[0]
+                yield {**urls, **{f"{name.upper()}_DATABASE_URL": f"{server}/{name}" for name in names}}, postgresql
+    except pytest.skip.Exception as skipped:
+        raise Unavailable(str(skipped)) from None
+
+
+@contextmanager
+def cluster(seed: str) -> Iterator[ChaosCluster]:
+    try:
+        with ChaosCluster(seed) as chaos_cluster:
+            yield chaos_cluster
     except pytest.skip.Exception as skipped:
         raise Unavailable(str(skipped)) from None
 
@@ -194,6 +226,9 @@ def table(outcome: "Outcome") -> Table:
         "entries trimmed from the streams": outcome.trimmed,
         "published by a relay, or perhaps": verdict.relayed,
         "published once more": verdict.copies,
+        "effects restored by lightbus_republish": outcome.restored,
+        "fired with fire alone": verdict.alone,
+        "of these lost": verdict.alone_lost,
         "order looked at: events in the stream": verdict.in_order,
         "order looked at: effects": verdict.handled_in_order,
         **named(outcome.mischief),

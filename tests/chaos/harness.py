@@ -1,6 +1,9 @@
 """One run: events through producers, Redis and workers, in a storm; then calm, and the verdict."""
 
+import math
 import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -8,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import redis
 from django.core.management import call_command
 from django.db import DatabaseError, connections
 
@@ -17,14 +19,14 @@ from lightbus_django.models import FailedEvent, OutboxEvent
 from tests.own_postgresql import OwnPostgreSQL
 from tests.proxies import Proxy
 
-from .listeners import LISTENERS
+from .cluster import ChaosCluster
 from .models import Sent
-from .processes import Producer, Worker
+from .processes import ROOT, Producer, Worker
 from .producer import FATES
 from .servers import Redis, Unavailable
 from .storm import Storm
-from .verdict import DATABASES, Verdict, count_effects, judge
-from .witness import STREAMS, Witness
+from .verdict import DATABASES, FIRING, Verdict, count_effects, judge
+from .witness import AWAY, GROUPS, STREAMS, Witness
 
 Result = TypeVar("Result")
 
@@ -36,6 +38,7 @@ PATIENCE = 90.0
 class Options:
     seed: str
     events: int
+    minutes: float
     rate: float
     workers: int
     producers: int
@@ -58,6 +61,8 @@ class Outcome:
     seconds: float
     drained_in: float
     trimmed: int
+    restored: int
+    """Effects of events that a failover had lost, after they were published again."""
     mischief: Counter[str]
     fates: Counter[str]
     troubles: list[str]
@@ -73,7 +78,7 @@ class Harness:
     def __init__(
         self,
         options: Options,
-        server: Redis,
+        server: Redis | ChaosCluster,
         postgresql: OwnPostgreSQL | None,
         proxy: Proxy,
         group: int,
@@ -84,17 +89,23 @@ class Harness:
         self.redis = server
         self.show = show
         self.troubles: list[str] = []
-        common = {"group": group, "logs": logs, "environment": dict(os.environ)}
-        behind_proxy = {**common, "environment": {**os.environ, "DATABASE_URL": proxy.url}}
+        common = {"group": group, "logs": logs, "environment": environment_of("chaos")}
+        sharing = ["--threads=1"] if isinstance(server, ChaosCluster) else []
         # Half of them come back under their names, to what they left; the others never do.
         self.workers = [
-            Worker(f"worker-{number}", f"worker-{number}" if number % 2 else "{random8}", **behind_proxy)
-            for number in range(1, options.workers + 1)
+            Worker(
+                f"{service}-worker-{number}",
+                *([f"worker-{number}"] if number % 2 else ["{random8}", *sharing]),
+                **{**common, "environment": environment_of(service, proxy)},
+            )
+            for service in FIRING
+            for number in range(1, options.workers // len(FIRING) + 1)
         ]
+        until = time.time() + 60 * options.minutes
         shares = [options.events // options.producers] * options.producers
         shares[0] += options.events % options.producers
         self.producers = [
-            Producer(f"producer-{number}", events=share, rate=options.rate / options.producers, **common)
+            Producer(f"producer-{number}", events=share, rate=options.rate / options.producers, until=until, **common)
             for number, share in enumerate(shares, start=1)
         ]
         self.storm = Storm(
@@ -108,6 +119,8 @@ class Harness:
             pause=options.pause,
             log=logs / "mischief.log",
         )
+        if isinstance(server, ChaosCluster):
+            server.keys = STREAMS
         self.client = server.client()
         self.witness = Witness(self.client)
         self.logs = logs
@@ -134,12 +147,13 @@ class Harness:
         calm = time.monotonic()
         self.drain()
         ended = time.monotonic()
+        restored = self.republish(ended - began + 60) if isinstance(self.redis, ChaosCluster) else 0
         self.stop_workers()
         trimmed = sum(row["entries-added"] - row["length"] for row in map(self.client.xinfo_stream, STREAMS))
         self.witness.read()
         stops = sorted([*self.storm.disturbances, *(stop for worker in self.workers for stop in worker.stops)])
         verdict = judge([*self.witness.seen.values()], stops, self.storm.outages)
-        if verdict.sent != self.options.events:
+        if verdict.sent != self.options.events and math.isinf(self.options.minutes):
             self.troubles.append(f"{verdict.sent} events were committed, not {self.options.events}")
         if len(self.witness.seen) < verdict.sent:
             self.troubles.append(f"of {verdict.sent} events only {len(self.witness.seen)} were seen in the stream")
@@ -148,6 +162,7 @@ class Harness:
             seconds=ended - began,
             drained_in=ended - calm,
             trimmed=trimmed,
+            restored=restored,
             mischief=self.storm.counts,
             fates=self.count_fates(),
             troubles=[*self.troubles, *self.storm.troubles],
@@ -197,12 +212,14 @@ class Harness:
 
     def left(self) -> dict[str, int]:
         left = {
-            "in the outbox": OutboxEvent.objects.filter(due_at__isnull=False).count(),
+            "in the outbox": sum(
+                OutboxEvent.objects.using(alias).filter(due_at__isnull=False).count() for alias in FIRING.values()
+            ),
             "to be retried": sum(
                 FailedEvent.objects.using(alias).filter(next_attempt_at__isnull=False).count() for alias in DATABASES
             ),
         }
-        missing = len(LISTENERS) + 1  # the witness
+        missing = GROUPS
         try:
             for stream in STREAMS:
                 last_id = self.client.xinfo_stream(stream)["last-generated-id"]
@@ -211,9 +228,24 @@ class Harness:
                     name = group["name"].decode()
                     left[f"pending for {name}"] = group["pending"]
                     left[f"undelivered to {name}"] = int(group["last-delivered-id"] != last_id)
-        except redis.RedisError as error:
+        except AWAY as error:
             return {**left, f"not known: {error}": 1}
         return {**left, "groups missing": missing}
+
+    def republish(self, seconds: float) -> int:
+        """Let each service publish its events again, as after a failover; return how many effects that restored."""
+        before = count_effects()
+        self.witness.counts_copies = False
+        for service in FIRING:
+            command = [sys.executable, "manage.py", "lightbus_republish", f"--since={seconds:.0f}s"]
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment_of(service), capture_output=True, text=True, check=False
+            )
+            (self.logs / f"republish-{service}.log").write_text(done.stdout + done.stderr)
+            if done.returncode:
+                self.troubles.append(f"lightbus_republish of {service}: {done.stderr}")
+        self.drain()
+        return count_effects() - before
 
     def stop_workers(self) -> None:
         stops = [worker.stop() for worker in self.workers]
@@ -229,6 +261,16 @@ class Harness:
     def count_fates(self) -> Counter[str]:
         lines = (line for log in self.logs.glob("producer-*.log") for line in log.read_text().splitlines())
         return Counter(line for line in lines if line in FATES)
+
+
+def environment_of(service: str, proxy: Proxy | None = None) -> dict[str, str]:
+    """Return what the processes of a service get: its own databases only, the first one behind the proxy."""
+    own = {"CHAOS_SERVICE": service, "ECHO_DATABASE_URL": ""}
+    if service == "echo":
+        own |= {"DATABASE_URL": os.environ["ECHO_DATABASE_URL"], "OTHER_DATABASE_URL": ""}
+    elif proxy is not None:
+        own["DATABASE_URL"] = proxy.url
+    return {**os.environ, **own}
 
 
 def patiently(query: Callable[[], Result]) -> Result:

@@ -3,6 +3,7 @@
 import time
 import uuid
 import zlib
+from collections.abc import Callable, Collection
 from typing import Any
 
 from django.conf import settings
@@ -12,7 +13,10 @@ from lightbus_django import EventMessage, listens_to, on_commit
 
 from .models import Effect
 
-HAPPENED, FOLLOWED = "chaos.happened", "echo.followed"
+HAPPENED = ["chaos.happened"]
+FOLLOWED = "echo.followed"
+ALONE = "loose.fired"
+"""Fired with `fire`, and only in a cluster."""
 
 LISTENERS = {
     "plain": "default",
@@ -27,6 +31,12 @@ LISTENERS = {
 }
 """All of them, and the database in which their effects are."""
 
+if settings.CHAOS_CLUSTER:
+    HAPPENED += ["mail.happened", "stock.happened"]  # on three nodes, until slots move
+    LISTENERS |= {"follow": "echo", "slow": "echo"}  # listeners of the service `echo`
+    for name in ("awaited", "committing", "closing"):  # what they do is no matter of the cluster
+        del LISTENERS[name]
+
 RUN = str(uuid.uuid4())
 
 # Without keys when the harness is to show that it counts doubles.
@@ -37,21 +47,40 @@ class OnPurpose(Exception):
     """Raised by a handler that is to fail."""
 
 
+def listens(events: str | Collection[str], **options: Any) -> Callable[[Any], Any]:
+    """Register the handler if it is a listener of this process's service."""
+
+    def register(handler: Any) -> Any:
+        alias = LISTENERS.get(handler.__name__)
+        if alias and (alias == "echo") == (settings.LIGHTBUS["SERVICE_NAME"] == "echo"):
+            listens_to(events, **common, **options)(handler)
+        return handler
+
+    return register
+
+
 def drawn(listener: str, sent: int, one_in: int) -> bool:
     """Whether the seed chose this event for this listener: one in so many."""
     return zlib.crc32(f"{settings.CHAOS_SEED} {listener} {sent}".encode()) % one_in == 0
 
 
 def effect(listener: str, event: EventMessage, sent: int) -> Effect:
-    return Effect(listener=listener, sent=sent, attempt=event.attempt, stream_id=event.stream_id, run=RUN)
+    return Effect(
+        listener=listener,
+        api_name=event.api_name,
+        sent=sent,
+        attempt=event.attempt,
+        stream_id=event.stream_id,
+        run=RUN,
+    )
 
 
-@listens_to(HAPPENED, **common)
+@listens(HAPPENED)
 def plain(event: EventMessage, sent: int) -> None:
     effect("plain", event, sent).save()
 
 
-@listens_to(HAPPENED, **common)
+@listens(HAPPENED)
 def follow(event: EventMessage, sent: int) -> None:
     """Fires an event of its own, sometimes just before it fails."""
     effect("follow", event, sent).save()
@@ -60,12 +89,12 @@ def follow(event: EventMessage, sent: int) -> None:
         raise OnPurpose
 
 
-@listens_to(FOLLOWED, **common)
+@listens(FOLLOWED)
 def followed(event: EventMessage, sent: int) -> None:
     effect("followed", event, sent).save()
 
 
-@listens_to(HAPPENED, **common)
+@listens(HAPPENED)
 def flaky(event: EventMessage, sent: int) -> None:
     """Fails once, or twice, after it has written."""
     effect("flaky", event, sent).save()
@@ -73,7 +102,7 @@ def flaky(event: EventMessage, sent: int) -> None:
         raise OnPurpose
 
 
-@listens_to(HAPPENED, **common)
+@listens(HAPPENED)
 def slow(event: EventMessage, sent: int) -> None:
     """Takes longer than the acknowledgement timeout now and then, so that another process takes its event."""
     effect("slow", event, sent).save()
@@ -81,12 +110,12 @@ def slow(event: EventMessage, sent: int) -> None:
         time.sleep(1.5 * settings.LIGHTBUS["ACKNOWLEDGEMENT_TIMEOUT"])
 
 
-@listens_to(HAPPENED, **common)
+@listens(HAPPENED)
 async def awaited(event: EventMessage, sent: int) -> None:
     await effect("awaited", event, sent).asave()
 
 
-@listens_to(HAPPENED, **common)
+@listens(HAPPENED)
 def committing(event: EventMessage, sent: int) -> None:
     """Commits its transaction itself now and then."""
     effect("committing", event, sent).save()
@@ -95,7 +124,7 @@ def committing(event: EventMessage, sent: int) -> None:
             cursor.execute("COMMIT")
 
 
-@listens_to(HAPPENED, **common)
+@listens(HAPPENED)
 def closing(event: EventMessage, sent: int) -> None:
     """Closes its connection now and then: once in each process, or whenever it gets the event for the first time."""
     effect("closing", event, sent).save()
@@ -107,9 +136,17 @@ def closing(event: EventMessage, sent: int) -> None:
 closed: set[int] = set()
 
 
-@listens_to(HAPPENED, using="other", **common)
+@listens(HAPPENED, using="other")
 def elsewhere(event: EventMessage, sent: int) -> None:
     """Has its inbox in another database, and fails there once in a while."""
     effect("elsewhere", event, sent).save(using="other")
     if event.attempt == 1 and drawn("elsewhere", sent, 100):
         raise OnPurpose
+
+
+if settings.CHAOS_CLUSTER and settings.LIGHTBUS["SERVICE_NAME"] == "chaos":
+
+    @listens_to(ALONE, idempotent=False, start="beginning")
+    def counted(event: EventMessage, sent: int) -> None:
+        """What was fired with `fire` may be lost: this is for counting that."""
+        effect("counted", event, sent).save()

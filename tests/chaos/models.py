@@ -21,10 +21,20 @@ class Sent(models.Model):
         return f"{self.pk} ({self.producer} {self.number}.{self.part})"
 
 
+class Alone(models.Model):
+    """An event that was fired with `fire`, and acknowledged by Redis."""
+
+    id = models.BigIntegerField(primary_key=True)
+
+    def __str__(self) -> str:
+        return f"{self.pk}"
+
+
 class Effect(models.Model):
     """What a handler did: one row for each time that it did it, nothing unique, so that doubles show."""
 
     listener = models.CharField(max_length=20)
+    api_name = models.CharField(max_length=20)
     sent = models.BigIntegerField()
     attempt = models.IntegerField()
     stream_id = models.CharField(max_length=50)

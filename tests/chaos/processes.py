@@ -90,8 +90,8 @@ class Child:
 class Worker(Child):
     """`manage.py lightbus_listen`."""
 
-    def __init__(self, name: str, process_name: str, **options: object) -> None:
-        command = [sys.executable, "manage.py", "lightbus_listen", f"--process-name={process_name}"]
+    def __init__(self, name: str, process_name: str, *arguments: str, **options: object) -> None:
+        command = [sys.executable, "manage.py", "lightbus_listen", f"--process-name={process_name}", *arguments]
         super().__init__(name, command, **options)  # type: ignore[arg-type]
         self.stops: list[tuple[float, float]] = []
         """From when to when it was being stopped."""
@@ -114,8 +114,9 @@ class Worker(Child):
 
 
 class Producer(Child):
-    def __init__(self, name: str, *, events: int, rate: float, **options: object) -> None:
-        command = [sys.executable, "-m", "tests.chaos.producer", name, f"--events={events}", f"--rate={rate}"]
+    def __init__(self, name: str, *, events: int, rate: float, until: float, **options: object) -> None:
+        numbers = f"--events={events}", f"--rate={rate}", f"--until={until}"
+        command = [sys.executable, "-m", "tests.chaos.producer", name, *numbers]
         super().__init__(name, command, **options)  # type: ignore[arg-type]
 
     def arguments(self) -> list[str]:

@@ -1,6 +1,6 @@
 """A producer: transactions that write rows and fire events, some of which come to a bad end.
 
-`python -m tests.chaos.producer NAME --events N --rate R --start K`
+`python -m tests.chaos.producer NAME --events N --rate R --until T --start K`
 """
 
 import argparse
@@ -34,22 +34,25 @@ class RolledBack(Exception):
 
 
 class Producer:
-    def __init__(self, name: str, events: int, rate: float, start: int) -> None:
+    def __init__(self, name: str, events: int, rate: float, until: float, start: int) -> None:
         self.name = name
         self.events = events
         self.rate = rate
+        self.until = until
         self.random = random.Random(f"{settings.CHAOS_SEED} {name} {start}")
 
     def run(self) -> None:
-        """Go on where the rows say that we are, until there are enough."""
+        """Go on where the rows say that we are, until there are enough or it is time."""
         while True:
             try:
                 rows = Sent.objects.filter(producer=self.name)
                 left = self.events - rows.count()
                 number = rows.aggregate(last=Max("number", default=0))["last"]
-                while left > 0:
+                while left > 0 and time.time() < self.until:
                     number += 1
                     left -= self.transact(number, left)
+                    if settings.CHAOS_CLUSTER and number % 5 == 0:
+                        self.fire_alone()
                     time.sleep(self.random.expovariate(self.rate / 2.5))
                 return
             except DatabaseError as error:
@@ -91,12 +94,20 @@ class Producer:
 
     def send(self, number: int, part: int) -> None:
         row = Sent.objects.create(producer=self.name, number=number, part=part)
+        name = HAPPENED[(number + part) % len(HAPPENED)]  # those of one transaction are of several APIs
         payload = {"sent": row.pk, "producer": self.name, "number": number, "part": part}
         if settings.CHAOS_SABOTAGE == "outbox":  # as those do it who have none
             with suppress(BusUnavailable):
-                fire(HAPPENED, **payload)
+                fire(name, **payload)
         else:
-            on_commit(HAPPENED, **payload)
+            on_commit(name, **payload)
+
+    def fire_alone(self) -> None:
+        """Fire an event without an outbox, and remember it if Redis has acknowledged it."""
+        sent = self.random.getrandbits(62)
+        with suppress(BusUnavailable):
+            fire(ALONE, sent=sent)
+            Alone.objects.create(id=sent)
 
 
 def die() -> None:
@@ -108,12 +119,13 @@ if __name__ == "__main__":
     from lightbus_django import fire, on_commit
     from lightbus_django.exceptions import BusUnavailable
 
-    from .listeners import HAPPENED
-    from .models import Sent
+    from .listeners import ALONE, HAPPENED
+    from .models import Alone, Sent
 
     parser = argparse.ArgumentParser()
     parser.add_argument("name")
     parser.add_argument("--events", type=int, required=True)
     parser.add_argument("--rate", type=float, required=True)
+    parser.add_argument("--until", type=float, required=True)
     parser.add_argument("--start", type=int, required=True)
     Producer(**vars(parser.parse_args())).run()

@@ -7,9 +7,14 @@ env = environ.Env()
 CHAOS_SEED = env("CHAOS_SEED")
 CHAOS_SABOTAGE = env("CHAOS_SABOTAGE")
 
-DATABASES = {"default": env.db("DATABASE_URL"), "other": env.db("OTHER_DATABASE_URL")}
+CHAOS_CLUSTER = env("LIGHTBUS_URL").startswith("redis+cluster:")
+"""Whether Redis is a cluster, and there is a second service, `echo`."""
+
+# The harness itself has the databases of all services.
+DATABASES = {"default": env.db("DATABASE_URL")}
+DATABASES |= {alias: env.db(name) for alias in ("other", "echo") if env(name := f"{alias.upper()}_DATABASE_URL")}
 LIGHTBUS = {
-    "SERVICE_NAME": "chaos",
+    "SERVICE_NAME": env("CHAOS_SERVICE"),
     "URL": env("LIGHTBUS_URL"),
     "ACKNOWLEDGEMENT_TIMEOUT": 2.0,
     "RECLAIM_INTERVAL": 0.5,

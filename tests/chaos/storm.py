@@ -17,6 +17,7 @@ from lightbus_django.conf import Settings
 from tests.own_postgresql import OwnPostgreSQL
 from tests.proxies import Proxy
 
+from .cluster import ChaosCluster
 from .processes import Child, Producer, Worker
 from .servers import Redis
 
@@ -29,6 +30,8 @@ NOTICED = PAUSE + 3.0
 Mischief = Iterator[float]
 """Does a bit of it, and yields the seconds until it is to go on."""
 
+Target = Child | ChaosCluster
+
 
 class Storm:
     """Troubles the processes as `step` is called again and again. What one mischief has in hand, no other takes."""
@@ -37,7 +40,7 @@ class Storm:
         self,
         seed: str,
         *,
-        redis: Redis,
+        redis: Redis | ChaosCluster,
         workers: Sequence[Worker],
         producers: Sequence[Producer],
         postgresql: OwnPostgreSQL | None,
@@ -65,19 +68,20 @@ class Storm:
             self.kill_worker: 4,
             self.stop_worker: 2,
             self.freeze_worker: 2,
-            self.restart_redis: 1,
-            self.kill_redis: 1,
-            self.freeze_redis: 1,
             self.kill_connections: 2,
             self.silence_connections: 2,
             self.kill_producer: 1,
             self.freeze_producer: 1,
         }
+        if isinstance(redis, Redis):
+            self._kinds |= {self.restart_redis: 1, self.kill_redis: 1, self.freeze_redis: 1}
+        else:
+            self._kinds |= {self.fail_over_master: 2, self.kill_master: 2, self.freeze_master: 1, self.migrate_slot: 3}
         if postgresql is not None:
             self._kinds |= {self.crash_postgresql: 3, self.kill_postgresql: 2, self.kill_backend: 2}
         self._deck: list[Callable[..., Mischief]] = []
         self._next_at = 0.0
-        self._going: list[tuple[float, str, Child | None, Mischief]] = []
+        self._going: list[tuple[float, str, Target | None, Mischief]] = []
 
     def step(self, now: float, *, more: bool = True) -> bool:
         """Go on with what is going on, and begin more when it is time; return whether something is going on."""
@@ -106,21 +110,21 @@ class Storm:
         self._write(name, target)
         self._going.append((now, name, target, kind(target)))
 
-    def _write(self, what: str, target: Child | None) -> None:
+    def _write(self, what: str, target: Target | None) -> None:
         with self.log.open("a") as log:
             log.write(f"{datetime.now(UTC):%H:%M:%S.%f} {what} {target.log.name if target else ''}\n")
 
-    def _target(self, kind: str) -> Child | None:
+    def _target(self, kind: str) -> Target | None:
         """Draw the one that it happens to."""
         if kind in ("connections", "postgresql", "backend"):
             return None
-        if kind == "redis":
+        if kind in ("redis", "master", "slot"):
             return self.redis
         return self.random.choice(self.workers if kind == "worker" else self.producers)
 
-    def is_at(self, child: Child) -> bool:
-        """Whether some mischief has this process in hand."""
-        return any(target is child for _, _, target, _ in self._going)
+    def is_at(self, one: Target) -> bool:
+        """Whether some mischief has this process, or the cluster, in hand."""
+        return any(target is one for _, _, target, _ in self._going)
 
     # --- What may happen ----------------------------------------------------------------------
 
@@ -155,12 +159,30 @@ class Storm:
         yield self.random.uniform(0, 2)
         redis.start()
 
-    def _outage(self, redis: Redis, mischief: Mischief) -> Mischief:
+    def _outage(self, redis: Redis | ChaosCluster, mischief: Mischief) -> Mischief:
         began_at = time.time()
         yield from mischief
         while not redis.answers():  # it loads its data
             yield 0.1
         self.outages.append((began_at - 1, time.time() + NOTICED))
+
+    def fail_over_master(self, cluster: ChaosCluster) -> Mischief:
+        yield from self._failover(cluster, cluster.fail_over_master())
+
+    def kill_master(self, cluster: ChaosCluster) -> Mischief:
+        yield from self._failover(cluster, cluster.kill_master())
+
+    def freeze_master(self, cluster: ChaosCluster) -> Mischief:
+        yield from self._failover(cluster, cluster.freeze_master())
+
+    def migrate_slot(self, cluster: ChaosCluster) -> Mischief:
+        yield from self._failover(cluster, cluster.migrate_slot())
+
+    def _failover(self, cluster: ChaosCluster, mischief: Mischief) -> Mischief:
+        """Groups may go back in it, so that events are delivered for the first time once more."""
+        began_at = time.time()
+        yield from self._outage(cluster, mischief)
+        self.disturbances.append((began_at, self.outages[-1][1]))
 
     def kill_connections(self, _: None) -> Mischief:
         """All to our database, but the one that says so."""

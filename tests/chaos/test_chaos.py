@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 from .processes import process_group
-from .report import HEAD, add_row
+from .report import CLUSTER_HEAD, HEAD, add_row
 
 on_postgresql = pytest.mark.skipif(
     not os.environ.get("DATABASE_URL", "").startswith("postgres"),
@@ -35,7 +35,8 @@ def chaos(directory: Path, *arguments: str) -> tuple[int, dict[str, str], str]:
     if process.returncode == UNAVAILABLE:
         pytest.skip(process.stdout)
     [row] = [line for line in process.stdout.splitlines() if line.startswith("| ")] or [""]
-    return process.returncode, dict(zip(HEAD, row.strip("| ").split(" | "), strict=False)), process.stdout
+    head = CLUSTER_HEAD if "--cluster" in arguments else HEAD
+    return process.returncode, dict(zip(head, row.strip("| ").split(" | "), strict=False)), process.stdout
 
 
 @on_postgresql
@@ -58,6 +59,20 @@ def test_though_the_database_crashes(tmp_path):
     assert code == 0
     assert {row[name] for name in HEAD[-7:]} == {"0"}
     assert row["database_crashes"] != "0"
+
+
+@on_postgresql
+def test_on_a_cluster(tmp_path):
+    code, row, output = chaos(
+        tmp_path, "--cluster", "--events", "200", "--rate", "25", "--seed", "20", "--pause", "0.5"
+    )
+    print(output)
+    assert code == 0
+    assert {row[name] for name in CLUSTER_HEAD[-7:]} == {"0"}
+    # Masters were replaced, and slots moved.
+    assert any(row[name] != "0" for name in ("failovers", "master_kills", "master_freezes"))
+    assert row["migrations"] != "0"
+    assert row["fire_alone"] != "0"
 
 
 @on_postgresql

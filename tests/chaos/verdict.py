@@ -10,10 +10,13 @@ from itertools import accumulate
 from lightbus_django.models import FailedEvent, OutboxEvent
 
 from .listeners import LISTENERS
-from .models import Effect, Sent
+from .models import Alone, Effect, Sent
 from .witness import Seen
 
 DATABASES = sorted(set(LISTENERS.values()))
+
+FIRING = {"chaos": "default", "echo": "echo"} if "echo" in DATABASES else {"chaos": "default"}
+"""The services that fire with `on_commit`, and the database in which each has its outbox."""
 
 Stops = Sequence[tuple[float, float]]
 
@@ -41,6 +44,10 @@ class Verdict:
     dead_letters: list[str] = field(default_factory=list)
     cut_off: int = 0
     """Dead letters of the handler that commits by itself, whose connection broke in its own COMMIT: they have to be."""
+    alone: int = 0
+    """Events fired with `fire` that Redis acknowledged."""
+    alone_lost: int = 0
+    """Those of them that never arrived."""
 
     @property
     def wrong(self) -> dict[str, list[str]]:
@@ -55,7 +62,7 @@ class Verdict:
 
 
 def judge(seen: Sequence[Seen], stops: Stops, outages: Stops) -> Verdict:
-    """Compare, with the stream as it was seen and the times when workers were being stopped, in order.
+    """Compare, with the streams as they were seen and the times when workers were being stopped, in order.
 
     What was fired in an outage of Redis may have been published by a relay, as soon as that was back.
     """
@@ -68,6 +75,9 @@ def judge(seen: Sequence[Seen], stops: Stops, outages: Stops) -> Verdict:
         verdict.lost += [f"{listener}: {lost[sent]}; {traces(lost[sent])}" for sent in sorted(lost)]
         verdict.doubled += [f"{listener}: {sent}, {count} times" for sent, count in sorted(times.items()) if count > 1]
         verdict.ghosts += [f"{listener}: {sent}" for sent in sorted(set(times).difference(committed))]
+    alone = set(Alone.objects.values_list("pk", flat=True))
+    counted = Effect.objects.filter(listener="counted").values_list("sent", flat=True)
+    verdict.alone, verdict.alone_lost = len(alone), len(alone.difference(counted.iterator()))
     verdict.ghosts += [f"in the stream: {one}" for one in seen if one.sent not in committed]
     failures = [failed for alias in DATABASES for failed in FailedEvent.objects.using(alias).order_by("pk")]
     dead = [failed for failed in failures if not is_cut_off(failed)]
@@ -88,8 +98,8 @@ def judge(seen: Sequence[Seen], stops: Stops, outages: Stops) -> Verdict:
     for alias in DATABASES:
         effects = Effect.objects.using(alias)
         verdict.retried += effects.filter(attempt__gt=1).count()
-        rows = effects.order_by("pk").values_list("listener", "run", "stream_id", "attempt", "at")
-        first_hand += [row[:3] for row in rows.iterator() if is_first_hand(*row[2:])]
+        rows = effects.order_by("pk").values_list("listener", "api_name", "run", "stream_id", "attempt", "at")
+        first_hand += [row[:4] for row in rows.iterator() if is_first_hand(*row[3:])]
     verdict.handled_in_order = len(first_hand)
     verdict.handled_out_of_order = handling_disorder(first_hand)
     return verdict
@@ -108,15 +118,15 @@ def count_effects() -> int:
 
 
 def stream_disorder(seen: Iterable[Seen]) -> list[str]:
-    """Return the events that are in the stream behind a later one of their producer."""
+    """Return the events that are in their stream behind a later one of their producer."""
     disorder = []
-    last: dict[str, Seen] = {}
+    last: dict[tuple[str, str], Seen] = {}
     for one in seen:
-        before = last.setdefault(one.producer, one)
+        before = last.setdefault((one.stream, one.producer), one)
         if (one.number, one.part) < (before.number, before.part):
             disorder.append(f"{one} behind {before}")
         else:
-            last[one.producer] = one
+            last[one.stream, one.producer] = one
     return disorder
 
 
@@ -136,16 +146,19 @@ class FirstHand:
         return attempt == 1 and self.all_ended[bisect_right(self.began, at.timestamp())] < published
 
 
-def handling_disorder(effects: Iterable[tuple[str, str, str]]) -> list[str]:
-    """Return the effects that a process wrote behind those of a later event, given (listener, process, stream id)."""
+def handling_disorder(effects: Iterable[tuple[str, str, str, str]]) -> list[str]:
+    """Return the effects that a process wrote behind those of a later event of the stream.
+
+    What is given of each is the listener, the API, the process and the stream id.
+    """
     disorder = []
-    last: dict[tuple[str, str], tuple[int, ...]] = {}
-    for listener, run, stream_id in effects:
+    last: dict[tuple[str, str, str], tuple[int, ...]] = {}
+    for listener, api_name, run, stream_id in effects:
         place = tuple(map(int, stream_id.split("-")))
-        if place < last.get((listener, run), place):
-            disorder.append(f"{listener}: {stream_id} handled late by process {run}")
+        if place < last.get((listener, api_name, run), place):
+            disorder.append(f"{listener}: {stream_id} of {api_name} handled late by process {run}")
         else:
-            last[listener, run] = place
+            last[listener, api_name, run] = place
     return disorder
 
 
