@@ -102,7 +102,10 @@ def parse() -> argparse.Namespace:
         choices=SABOTAGES,
         help=f"break the package, so that the run has to fail: {'; '.join(map(': '.join, SABOTAGES.items()))}",
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.cluster and arguments.redis:
+        parser.error("--cluster runs the redis-server on the path")
+    return arguments
 
 
 def run(arguments: argparse.Namespace, seed: str, logs: Path) -> "Outcome":
