@@ -209,6 +209,7 @@ class Harness:
             elif time.monotonic() - since > PATIENCE:
                 self.troubles.append(f"nothing goes on for {PATIENCE:.0f} s, and there is left: {_some(left)}")
                 return
+            time.sleep(0.5)  # counting takes a while if there are many
 
     def left(self) -> dict[str, int]:
         left = {
