@@ -8,18 +8,16 @@ import random
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import redis
-from redis.crc import key_slot
 
 from .cluster_node import ClusterNode, Exchange, exchange_with
 from .errors import NodeError, Redirected
 from .server import scan
+from .slots import SLOTS, key_of, slot_of
 from .wire import Command, ask
-
-SLOTS = 16384
 
 REFRESH_INTERVAL = 0.25
 """Seconds between two questions who serves what, while a node is down."""
@@ -29,26 +27,6 @@ MAX_CANDIDATES = 3
 
 MAX_REDIRECTIONS = 5
 """How often a command is sent to another node before it fails."""
-
-_WITH_SUBCOMMAND = {"XINFO", "XGROUP", "MEMORY"}
-
-
-def key_of(command: Command) -> str | bytes | None:
-    """Return the first key of a command; None if it has none."""
-    name = command[0] if isinstance(command[0], str) else command[0].decode()
-    if name == "EVAL":
-        position = 3 if command[2] else len(command)
-    elif name in {"XREAD", "XREADGROUP"}:
-        position = command.index("STREAMS", 4 if name == "XREADGROUP" else 1) + 1
-    else:
-        position = 2 if name in _WITH_SUBCOMMAND else 1
-    return command[position] if position < len(command) else None
-
-
-@lru_cache(maxsize=4096)
-def slot_of(key: str | bytes) -> int:
-    """Return the slot of a key."""
-    return key_slot(key.encode() if isinstance(key, str) else key)
 
 
 class Cluster:

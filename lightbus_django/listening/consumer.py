@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-from collections.abc import Collection
 
 from django.db import DatabaseError
 from django.utils import timezone
@@ -25,6 +24,7 @@ from .listener import Listener
 from .offsets import Offsets
 from .pause import Pause
 from .processor import Processor
+from .reachability import Reachability
 from .reader import StreamReader
 from .republished import young_streams
 from .state import State
@@ -74,6 +74,7 @@ class Consumer:
         self.offsets = Offsets(self.group_consumer, listener, settings.stream_use, self.inbox, service_name)
         self.streams = self.offsets.streams
         self.in_flight = InFlight()
+        self.reachability = Reachability(self.group_consumer, self.streams, self.in_flight)
         timeout = settings.acknowledgement_timeout
         self.intake = Intake(listener, self.group_consumer, self.in_flight, self.offsets)
         self.leases = Leases(self.group_consumer, self.in_flight, timeout, self.streams, self.inbox.activity)
@@ -106,9 +107,7 @@ class Consumer:
     @property
     def problem(self) -> EventContended | NodeUnavailable | None:
         """Why it can't do all of its work, though it can do some."""
-        if (unreachable := self.group_consumer.unreachable) and self.contended is None:
-            return NodeUnavailable(f"Redis at {self.client}: the nodes of {', '.join(sorted(unreachable))} are down")
-        return self.contended
+        return self.contended or self.reachability.problem
 
     def step(self, now: float | None = None, *, block: float = BLOCK) -> bool:
         """Do the next thing; return whether there was something to do.
@@ -135,14 +134,15 @@ class Consumer:
             # Redis may have delivered entries in an answer that never arrived.
             if self.has_joined:
                 self.state = State.OWN_PENDING
-            if isinstance(error, NodeUnavailable) and self._can_do_without():
+            if isinstance(error, NodeUnavailable) and self.reachability.can_do_without():
                 return True
             raise
 
     def _step(self, now: float, block: float) -> bool:
         self.inbox.activity.end()
         self.leases.watch_thread()
-        self._leave_out(self.client.unreachable(self.streams))
+        if self.reachability.update():
+            self.state = State.JOINING
         if not self.has_joined:
             self.offsets.join()
             self.state = State.OWN_PENDING
@@ -172,32 +172,6 @@ class Consumer:
             self.stopping.wait(block)
             return True
         return self._fetch(now, block)
-
-    def _can_do_without(self) -> bool:
-        """Whether a node of the cluster is found to be down, and others have some of the streams."""
-        known, unreachable = self.group_consumer.unreachable, self.client.unreachable(self.streams)
-        return len(unreachable) < len(self.streams) and any(stream not in known for stream in unreachable)
-
-    def _leave_out(self, unreachable: Collection[str]) -> None:
-        """Do without streams whose node of the cluster is down; join their groups again when it is back.
-
-        Raises:
-            NodeUnavailable: that is all of them.
-        """
-        known = self.group_consumer.unreachable
-        if unreachable == known and len(unreachable) < len(self.streams):
-            return
-        self.group_consumer.unreachable = unreachable
-        gone = sorted(stream for stream in unreachable if stream not in known)
-        self.in_flight.drop_unhandled_of(gone)
-        if any(stream not in unreachable for stream in known):
-            self.state = State.JOINING
-        if len(unreachable) == len(self.streams):
-            raise NodeUnavailable(f"Redis at {self.client}: the nodes of {', '.join(self.streams)} are down")
-        if gone:
-            logger.warning("%s: %s can't be read, because the nodes are down", self.group, ", ".join(gone))
-        elif known:
-            logger.warning("%s: %s can be read again", self.group, ", ".join(known))
 
     def _rest(self, block: float) -> None:
         """Acknowledge what is settled, release the rest, and wait."""

@@ -10,10 +10,10 @@ import pytest
 from lightbus_django import BusUnavailable, fire, fire_many
 from lightbus_django.bus import heartbeats, streams
 from lightbus_django.bus.client import RedisClient
-from lightbus_django.bus.cluster import key_of, slot_of
 from lightbus_django.bus.connection import PipelinedConnection
 from lightbus_django.bus.consumer_group import GroupConsumer
 from lightbus_django.bus.heartbeats import ProcessSign
+from lightbus_django.bus.slots import key_of, slot_of
 from lightbus_django.bus.stream_watch import StreamWatch
 from lightbus_django.conf import find_problems
 from lightbus_django.exceptions import BusForbidden, BusUnsupported, NodeUnavailable, SlotMoved
