@@ -34,6 +34,9 @@ logger = logging.getLogger("lightbus_django")
 BLOCK = 1.0
 """Seconds that a read waits for new events: short, so that a stop is quick and our idle time in Redis stays low."""
 
+OFFSETS_INTERVAL = 30.0
+"""Seconds between two looks at the offsets of a listener that gets no events."""
+
 PAUSE = 0.05
 """Minimum number of seconds that a read waits while an event is set aside."""
 
@@ -93,6 +96,8 @@ class Consumer:
         )
         self.reclaim_at = 0.0
         """When to look next for events that others left behind, on the monotonic clock."""
+        self.offsets_at = 0.0
+        """When to look next at the offsets although no event has come, on the monotonic clock."""
         self._leave = leave
 
     @property
@@ -227,7 +232,9 @@ class Consumer:
         if self.state is State.RECLAIMING:
             if self._receive(self.reader.reclaim(), now):
                 return True
-            self.offsets.update()
+            if now >= self.offsets_at:
+                self.offsets.update()
+                self.offsets_at = now + OFFSETS_INTERVAL
             self.reclaim_at = now + self.settings.reclaim_interval
             self.state = State.READING
         # A retry and new events take turns.
@@ -252,6 +259,8 @@ class Consumer:
 
     def _receive(self, entries: list[Entry], now: float) -> bool:
         """Handle what the listener wants of these entries, and settle the rest; return whether there are any."""
+        if entries:
+            self.offsets_at = 0.0
         self.intake.receive(entries)
         if self.in_flight.fetched:
             self._handle(now)

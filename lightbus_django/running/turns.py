@@ -10,7 +10,7 @@ from lightbus_django.listening.consumer import BLOCK, Consumer
 from .health import Health
 from .turn import Turn, TurnState
 
-TICK = 0.1
+TICK = 0.25
 """Seconds between two looks for listeners that are due."""
 
 

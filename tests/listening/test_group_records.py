@@ -168,7 +168,7 @@ class TestWriting:
         def work(**times):
             for name, time in times.items():
                 setattr(records, name, time)
-            consumer.reclaim_at = 0.0
+            consumer.reclaim_at = consumer.offsets_at = 0.0
             drain(consumer)
             return ConsumerGroup.objects.get()
 
