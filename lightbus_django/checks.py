@@ -96,7 +96,7 @@ def check_groups(
 ) -> list[CheckMessage]:
     """Check the records of consumer groups, with `check --database` and `migrate`.
 
-    W002: a group of this service has no listener.
+    W002: groups of this service have no listener.
     """
     raw: Any = getattr(settings, "LIGHTBUS", None)
     if find_problems(raw) or is_random(raw["SERVICE_NAME"]):
@@ -110,10 +110,10 @@ def check_groups(
             continue  # it is about to be migrated
         rows = ConsumerGroup.objects.using(alias).filter(service_name=service_name)
         recorded.update(rows.values_list("consumer_group", flat=True))
-    return [
-        CheckWarning(_sentence(problem), hint=_sentence(way_out), id="lightbus_django.W002")
-        for problem, way_out in find_unclaimed_groups(recorded, service_name)
-    ]
+    unclaimed = find_unclaimed_groups(recorded, service_name)
+    if unclaimed is None:
+        return []
+    return [CheckWarning(_sentence(unclaimed.problem), hint=_sentence(unclaimed.way_out), id="lightbus_django.W002")]
 
 
 def _sentence(text: str) -> str:

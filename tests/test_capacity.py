@@ -101,10 +101,22 @@ def test_what_is_printed() -> None:
     assert "inbox: 7,776,000,000 rows, 2.3 TB for 30 days\n" in text
     assert "Redis       0.1 cores: a single server\n" in text
     assert "partitions: by day, see docs/partitioning.md\n" in text
+    assert text.endswith(
+        "\n\nCalculated with figures of 2026-03-01, `python -m benchmarks capacity --measure`: Python 3.11."
+    )
     rows = [line.split() for line in report.describe_figures(FIGURES).splitlines()]
     assert "on_commit 5,000 50,000 10,000".split() in rows
     assert "fire 20,000 100,000 -".split() in rows
     assert "row of the outbox 500 1,400".split() in rows
+
+
+def test_what_is_passed_already_is_marked() -> None:
+    machines = Machines(use=1, redis_memory=8.64)
+    lines = report.describe(workload(), FIGURES, machines).splitlines()
+    (memory,) = (line for line in lines if "the memory of Redis;" in line)
+    (redis,) = (line for line in lines if "one core of Redis;" in line)
+    assert "already passed: the memory of Redis;" in memory
+    assert "already passed" not in redis
 
 
 def test_a_node_for_what_a_server_does_not_hold() -> None:
@@ -125,5 +137,5 @@ def test_a_page_is_updated() -> None:
 
 def test_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(figures, "PATH", tmp_path / "none.json")
-    assert main(["--events-per-day", "1e9"]) == 0
+    assert main(["--events-per-day", "1e9"]) == 1
     assert "no measured figures yet" in capsys.readouterr().out

@@ -100,3 +100,6 @@ def test_a_group_of_this_service_without_a_listener_is_a_warning(listeners):
         "lightbus_retire gone --move-to LISTENER; if it was removed, run manage.py lightbus_retire gone."
         in message.hint
     )
+    baker.make(ConsumerGroup, key="lost", service_name="price-monitor", consumer_group="lost")
+    (message,) = run_checks(tags=["database"], databases=["default"])
+    assert message.msg == "No listener of this service has the consumer groups gone, lost, so their events wait."

@@ -49,6 +49,7 @@ def main(words: Sequence[str]) -> int:
         page.PAGE.write_text(page.updated(page.PAGE.read_text(), lambda words: output(parser().parse_args(words))))
     else:
         print(output(arguments))
+        return 0 if figures.PATH.exists() else 1
     return 0
 
 

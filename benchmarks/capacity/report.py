@@ -28,7 +28,9 @@ def describe(workload: Workload, figures: Figures, machines: Machines) -> str:
             "",
             "If everything grows, this is reached first:",
             "",
-            *_aligned(_limit(limit) for limit in limits(workload, figures, machines)),
+            *_aligned(_limit(limit, workload) for limit in limits(workload, figures, machines)),
+            "",
+            textwrap.fill(f"Calculated with figures of {_provenance(figures)}.", WIDTH),
         ]
     )
 
@@ -42,7 +44,6 @@ def describe_figures(figures: Figures) -> str:
         ("handle, idempotent=False", figures.handle_without_inbox),
         ("delete an old row", figures.delete),
     ]
-    machine = ", ".join(f"{name} {value}" for name, value in figures.machine.items())
     small, large = (f"{payload:,} bytes" for payload in PAYLOADS)
     sizes = [
         ("entry of a stream", figures.stream),
@@ -51,7 +52,7 @@ def describe_figures(figures: Figures) -> str:
     ]
     return "\n".join(
         [
-            textwrap.fill(f"{figures.date[:10]}, `{figures.command}`: {machine}.", WIDTH),
+            textwrap.fill(f"{_provenance(figures)}.", WIDTH),
             "",
             *_aligned(
                 [
@@ -102,9 +103,16 @@ def _nodes(need: Needs, machines: Machines) -> str:
     )
 
 
-def _limit(limit: Limit) -> list[str]:
+def _limit(limit: Limit, workload: Workload) -> list[str]:
     rounded = float(f"{limit.events_per_day:.2g}")
-    return [f"{rounded:,.0f}", "events a day", f"{limit.what}; then {limit.remedy}"]
+    passed = "already passed: " if limit.events_per_day < workload.events_per_day else ""
+    return [f"{rounded:,.0f}", "events a day", f"{passed}{limit.what}; then {limit.remedy}"]
+
+
+def _provenance(figures: Figures) -> str:
+    """Return when, how and on what the figures were measured; the scale is in the command."""
+    machine = ", ".join(f"{name} {value}" for name, value in figures.machine.items())
+    return f"{figures.date[:10]}, `{figures.command}`: {machine}"
 
 
 def _rate(microseconds: float) -> str:

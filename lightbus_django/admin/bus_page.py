@@ -59,7 +59,7 @@ def _listener(listener: ListenerStatus, site: AdminSite) -> dict[str, Any]:
         "events": listener.events,
         "waiting": _waiting(listener),
         "behind": duration(round(listener.seconds_behind)) if listener.oldest else "-",
-        "in_hand": f"{listener.in_hand:,}",
+        "in_hand": _("unknown") if listener.unknown_streams else f"{listener.in_hand:,}",
         "retrying": f"{listener.retrying:,}",
         "retrying_url": failed_events_of(listener, site, state="retrying") if listener.retrying else "",
         "dead": f"{listener.dead_letters:,}",
@@ -72,7 +72,7 @@ def _listener(listener: ListenerStatus, site: AdminSite) -> dict[str, Any]:
         "is_paused": listener.paused_at is not None,
         "paused": relative_time(listener.paused_at),
         "paused_by": listener.paused_by,
-        "can_be_paused": listener.waiting is not None,
+        "can_be_paused": listener.waiting is not None or bool(listener.unknown_streams),
     }
 
 
@@ -86,6 +86,8 @@ def _sparkline(minutes: Sequence[int]) -> dict[str, str]:
 
 
 def _waiting(listener: ListenerStatus) -> str:
+    if listener.unknown_streams:
+        return _("unknown")
     if listener.waiting is None:
         return _("not run yet")
     return f"{listener.waiting:,}" if listener.is_exact else _("about %s") % f"{listener.waiting:,}"

@@ -1,8 +1,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from django.contrib import admin, messages
-from django.contrib.admin.models import DELETION
+from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
@@ -17,6 +16,7 @@ from lightbus_django.models import FailedEvent, FailedEventQuerySet
 
 from . import frames
 from .base import EventAdmin
+from .discard_confirmation import DiscardConfirmation
 from .display import breakable, first_line, relative_time, state_word
 from .edit_page import EditPage, may_edit
 from .failures_page import FailuresPage
@@ -179,14 +179,9 @@ class FailedEventAdmin(EventAdmin):
         return RetryConfirmation(self.admin_site, request, queryset).respond()
 
     @admin.action(description=_("Discard"), permissions=["discard"])
-    def discard(self, request: HttpRequest, queryset: QuerySet[FailedEvent]) -> None:
-        def discard_by_user(events: FailedEventQuerySet) -> int:
-            return events.discard(by=request.user.get_username())
-
-        count = self.act(request, queryset, discard_by_user, DELETION, "Discard")
-        self.message_user(
-            request, ngettext("%d event discarded.", "%d events discarded.", count) % count, messages.SUCCESS
-        )
+    def discard(self, request: HttpRequest, queryset: FailedEventQuerySet) -> HttpResponse | None:
+        """Ask for a reason; once it is given, discard."""
+        return DiscardConfirmation(self.admin_site, request, queryset).respond()
 
 
 def _short_type(event: FailedEvent) -> str:

@@ -22,6 +22,7 @@ from lightbus_django.operating.failures import FailureGroup
 from lightbus_django.operating.retrying import RetryOutcome, latest_outcomes
 
 from . import bulk
+from .discard_confirmation import discard
 from .display import relative_time
 from .failures_filter import FailureFilter
 from .links import discard_group_url, failed_event_url, failed_list_url, failures_url, may_view
@@ -92,7 +93,7 @@ class FailuresPage:
         self._require(request, "discard_failedevent")
         chosen = FailureFilter(request.GET)
         if request.method == "POST":
-            self._attempt(request, chosen, self._discard)
+            self._attempt(request, chosen, discard)
             return redirect(self._back(chosen))
         cause, events = self._events(request.GET, chosen)
         count = events.count()
@@ -197,12 +198,6 @@ class FailuresPage:
         if key.isdecimal():  # one first
             events = events.filter(pk=int(key))
         bulk.retry(events, request.user).report(request)
-
-    def _discard(self, request: HttpRequest, events: FailedEventQuerySet) -> None:
-        reason = request.POST.get("reason", "").strip()
-        count = bulk.discard(events, request.user, reason)
-        text = ngettext("%s event discarded.", "%s events discarded.", count)
-        messages.success(request, text % f"{count:,}")
 
     def _require(self, request: HttpRequest, codename: str) -> None:
         if not request.user.has_perm(f"lightbus_django.{codename}"):

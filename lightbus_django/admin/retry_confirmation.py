@@ -5,8 +5,7 @@ from typing import Any
 from django.contrib import messages
 from django.contrib.admin import AdminSite
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
-from django.db import DatabaseError, router
-from django.db.models import Max
+from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
@@ -19,6 +18,7 @@ from lightbus_django.models import FailedEvent, FailedEventQuerySet
 from . import bulk
 from .edit_page import may_edit
 from .links import edit_url, failures_url
+from .selected import Selected
 
 
 class RetryConfirmation:
@@ -32,40 +32,33 @@ class RetryConfirmation:
         """
         self.site = site
         self.request = request
-        self.using = router.db_for_write(FailedEvent)
-        self.selected = selected.using(self.using).order_by()
+        self.selected = Selected(request, selected)
 
     def respond(self) -> HttpResponse | None:
         """Show what a retry would do; if that was confirmed, retry, and go to the page that shows what comes of it."""
         if "confirmed" in self.request.POST:
             try:
-                bulk.retry(self._events(self.request.POST.get("last", "")), self.request.user).report(self.request)
+                bulk.retry(self.selected.as_shown(), self.request.user).report(self.request)
             except DatabaseError as error:
                 messages.error(self.request, one_line(error))
             return redirect(failures_url(self.site))
-        last = self.selected.aggregate(last=Max("pk"))["last"]
+        last = self.selected.last()
         if last is None:
             messages.warning(self.request, _("They are no failed events any more."))
             return None
-        return self._show(bulk.preview(self._events(str(last))), last)
-
-    def _events(self, last: str) -> FailedEventQuerySet:
-        """Return the selected events, but none that has failed since the page was shown."""
-        return self.selected.filter(pk__lte=int(last)) if last.isdecimal() else self.selected
+        return self._show(bulk.preview(self.selected.up_to(last)), last)
 
     def _edit_url(self, key: int | None) -> str:
         """Return the address of the page where the payload is edited; empty if that is not for this user or event."""
         if key is None or not may_edit(self.site, self.request):
             return ""
-        return edit_url(self.site, self.using, key)
+        return edit_url(self.site, self.selected.using, key)
 
     def _show(self, preview: bulk.Preview, last: int) -> HttpResponse:
         count = f"{preview.retried:,}"
         title = ngettext("Retry %s failed event?", "Retry %s failed events?", preview.retried) % count
         if not preview.retried:
             title = _("There is nothing to retry")
-        is_all = self.request.POST.get("select_across") == "1"
-        chosen = self.request.POST.getlist(ACTION_CHECKBOX_NAME)
         context: dict[str, Any] = {
             **self.site.each_context(self.request),
             "opts": FailedEvent._meta,
@@ -80,9 +73,8 @@ class RetryConfirmation:
             ],
             "warnings": [(f"{number:,}", text) for text, number in preview.warnings.most_common(bulk.REASONS)],
             "checkbox_name": ACTION_CHECKBOX_NAME,
-            # With "all across the pages", Django asks for one of them only.
-            "selected": chosen[:1] if is_all else chosen,
-            "select_across": "1" if is_all else "0",
+            "selected": self.selected.keys,
+            "select_across": "1" if self.selected.is_all else "0",
             "last": last,
             "back_url": self.request.get_full_path(),
         }

@@ -7,6 +7,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, datetime, timedelta
+from io import StringIO
 from typing import Any
 
 import msgspec
@@ -128,8 +129,8 @@ def add_span(parser: CommandParser, what: str) -> None:
         "--since",
         required=True,
         metavar="TIME",
-        help=f"only {what} at or after this time: 2026-03-01T12:00, in settings.TIME_ZONE, or how long ago, such as "
-        "90m, 12h or 7d",
+        help=f"only {what} at or after this time: 2026-03-01T12:00 in settings.TIME_ZONE, 2026-03-01T12:00+01:00, or "
+        "how long ago, such as 90m, 12h or 7d",
     )
     parser.add_argument("--until", metavar="TIME", help=f"only {what} before this time, given as with --since")
 
@@ -140,6 +141,8 @@ def span(options: dict[str, Any]) -> tuple[datetime, datetime]:
         datetime.now(UTC) if text is None else as_aware(point_in_time(text)).astimezone(UTC)
         for text in (options["since"], options["until"])
     )
+    if since > datetime.now(UTC):
+        raise CommandError(f"--since {options['since']} is in the future: {since.astimezone().isoformat()}.")
     if options["until"] is not None and until <= since:
         raise CommandError(f"--until {options['until']} is not after --since {options['since']}.")
     return since, until
@@ -166,6 +169,14 @@ class _Console(Console):
 def console(stream: Any) -> Console:
     """Return a console that writes plain text, wide enough for long names if the stream is not a terminal."""
     return _Console(file=stream, width=None if stream.isatty() else 200, no_color=True, markup=False)
+
+
+def print_table(stream: Any, rows: Table) -> None:
+    """Print a table without the blank line that it begins with: nothing is above it."""
+    output = StringIO()
+    width, is_terminal = console(stream).width, stream.isatty()
+    Console(file=output, width=width, no_color=True, markup=False, force_terminal=is_terminal).print(rows)
+    stream.write(output.getvalue().partition("\n")[2])
 
 
 def table(*headings: str, right: Collection[str] = ()) -> Table:

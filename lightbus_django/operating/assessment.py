@@ -87,6 +87,7 @@ def assess_listener(
     using: str,
     now: datetime,
     backlogs: Mapping[str, Backlog | None],
+    unknown_streams: Collection[str],
     running: Sequence[Heartbeat],
     failed: tuple[int, int],
     done: Figures | None,
@@ -98,6 +99,7 @@ def assess_listener(
         group: its consumer group.
         using: its database.
         backlogs: what its group has ahead of it, by stream; None if it has no group there.
+        unknown_streams: those of its streams that could not be read, which `backlogs` lacks.
         running: the heartbeats of the processes of the service.
         failed: the numbers of its retries and of its dead letters.
         done: its figures; None if Redis could not be asked.
@@ -110,9 +112,7 @@ def assess_listener(
     paused = next((row for row in rows if row.paused_at is not None), None)
     paused_at = None if paused is None or paused.paused_at is None else as_aware(paused.paused_at)
     processes = [
-        heartbeat.process.process_name
-        for heartbeat, _ in heartbeats.of_listener(running, group)
-        if heartbeat.age <= FROZEN_AFTER
+        heartbeat.process.process_name for heartbeat, _ in heartbeats.of_listener(running, group) if is_fresh(heartbeat)
     ]
     is_running = bool(processes or active_consumers(known)) or done is None
     problems = []
@@ -130,9 +130,10 @@ def assess_listener(
         name=listener.listener_name,
         group=group,
         events=sorted(listener.events),
-        streams=sorted(backlogs),
+        streams=sorted({*backlogs, *unknown_streams}),
+        unknown_streams=sorted(unknown_streams),
         database=using,
-        waiting=sum(each.waiting for each in known) if known else None,
+        waiting=sum(each.waiting for each in known) if known and not unknown_streams else None,
         is_exact=all(each.is_exact for each in known),
         in_hand=sum(each.pending for each in known),
         oldest=oldest,
@@ -157,6 +158,11 @@ def assess_listener(
 def percentiles(minutes: Iterable[Minute], share: float) -> list[float | None]:
     """Return the latency that this share of the events of each minute keeps to, in seconds; None if there are none."""
     return [percentile(minute.latencies, share) for minute in minutes]
+
+
+def is_fresh(heartbeat: Heartbeat) -> bool:
+    """Return whether a process has written its heartbeat lately."""
+    return heartbeat.age <= FROZEN_AFTER
 
 
 def active_consumers(backlogs: Collection[Backlog]) -> set[str]:

@@ -45,11 +45,11 @@ class ListenerStatus(msgspec.Struct, frozen=True, kw_only=True):
     streams: list[str]
     database: str
     waiting: int | None
-    """Events that it wants and has not read; None if that is unknown, because it has no group yet."""
+    """Events that it wants and has not read; None if it has no group yet, or if `unknown_streams` has any."""
     is_exact: bool
     """False if `waiting` is an estimate."""
     in_hand: int
-    """Events that it has read and not acknowledged."""
+    """Events that it has read and not acknowledged, without those of `unknown_streams`."""
     oldest: datetime | None
     """When the oldest of these events was published; in UTC."""
     seconds_behind: float
@@ -73,6 +73,8 @@ class ListenerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Whether any process runs it, with or without a heartbeat; true if that is unknown."""
     paused_at: datetime | None
     paused_by: str
+    unknown_streams: list[str] = []
+    """Those of its streams that could not be read, because Redis or a node of the cluster is down, for instance."""
     problems: list[str]
 
 

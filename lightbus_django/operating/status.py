@@ -31,6 +31,7 @@ from .assessment import (
     active_consumers,
     assess_listener,
     assess_process,
+    is_fresh,
     percentiles,
     seconds_since,
 )
@@ -81,6 +82,7 @@ class _Reading:
         self.client: RedisClient = get_client(settings.url, settings.redis_timeout)
         self.problems: list[str] = []
         self.is_redis_known = True
+        self.has_read_heartbeats = False
         self.unknown_databases: list[str] = []
         self.heartbeats: list[Heartbeat] = []
         self.figures: dict[str, figures.Figures] = {}
@@ -91,6 +93,7 @@ class _Reading:
         self.outboxes: list[Outbox] = []
         self.streams: list[Stream] = []
         self.backlogs: dict[str, dict[str, Backlog | None]] = defaultdict(dict)
+        self.unknown_streams: dict[str, set[str]] = defaultdict(set)
 
     def status(self) -> Status:
         for alias in distinct_databases():
@@ -101,7 +104,11 @@ class _Reading:
         except BusError as error:
             self.problems.append(one_line(error))
             self.is_redis_known = False
-        self.problems += map(": ".join, find_unclaimed_groups(self.groups, self.service_name))
+        # A listener that no process runs says so itself.
+        if self.has_read_heartbeats and not listeners and not any(map(is_fresh, self.heartbeats)):
+            self.problems.append("no process has a heartbeat: start lightbus_listen, which relays and deletes old rows")
+        if unclaimed := find_unclaimed_groups(self.groups, self.service_name):
+            self.problems.append(": ".join(unclaimed))
         names = {heartbeat.process.process_name for heartbeat in self.heartbeats}
         known = [backlog for of_streams in self.backlogs.values() for backlog in of_streams.values() if backlog]
         minutes = figures.merge(self.figures.values())
@@ -130,6 +137,7 @@ class _Reading:
             using=using,
             now=self.now,
             backlogs=self.backlogs[group],
+            unknown_streams=self.unknown_streams[group],
             running=self.heartbeats,
             failed=self.failed.get((using, stored_group(group, using)), (0, 0)),
             done=self.figures.get(group),
@@ -172,22 +180,25 @@ class _Reading:
     # --- Redis --------------------------------------------------------------------------------
 
     def _read_redis(self, listeners: Iterable[Listener]) -> None:
-        with self._if_readable():
-            self.heartbeats = _ours(self.client, self.service_name)
-            names = [listener.group(self.service_name) for listener in listeners]
-            self.figures = figures.read(self.client, names, self.now)
-            self.handled = figures.read_processes(self.client, self.service_name, self.now)
-        streams = {stream_key(event, self.settings.stream_use) for event in self.fired}
+        wanted: dict[str, dict[str, list[str]]] = {}
         for listener in listeners:
             group = listener.group(self.service_name)
-            wanted: defaultdict[str, list[str]] = defaultdict(list)
+            wanted[group] = defaultdict(list)
             for event in listener.events:
-                wanted[stream_key(event, self.settings.stream_use)].append(event)
-            for stream, events in wanted.items():
-                self.backlogs[group][stream] = None
+                wanted[group][stream_key(event, self.settings.stream_use)].append(event)
+            self.unknown_streams[group].update(wanted[group])
+        with self._if_readable():
+            self.heartbeats = _ours(self.client, self.service_name)
+            self.has_read_heartbeats = True
+            self.figures = figures.read(self.client, list(wanted), self.now)
+            self.handled = figures.read_processes(self.client, self.service_name, self.now)
+        streams = {stream_key(event, self.settings.stream_use) for event in self.fired}
+        for group, events_of in wanted.items():
+            for stream, events in events_of.items():
                 with self._if_readable():
                     self.backlogs[group][stream] = read_backlog(self.client, stream, group, events)
-            streams.update(wanted)
+                    self.unknown_streams[group].remove(stream)
+            streams.update(events_of)
         self.streams = list(self._sizes(sorted(streams)))
 
     @contextmanager

@@ -24,7 +24,7 @@ from lightbus_django.models import ConsumerGroup, FailedEvent, ProcessedEvent, s
 from . import deliveries
 from .fired_events import Fired, FiredEvents
 from .replay import find_fields, hand_over
-from .unclaimed_groups import UnclaimedGroup, find_unclaimed_groups
+from .unclaimed_groups import UnclaimedGroups, find_unclaimed_groups
 
 _EVENT_ID = ProcessedEvent._meta.get_field("event_id")
 
@@ -117,10 +117,10 @@ class Verification:
         return stream_key(name, self.settings.stream_use)
 
     @property
-    def unclaimed_groups(self) -> list[UnclaimedGroup]:
-        """The groups of this service without a listener, whose events are not compared."""
+    def unclaimed_groups(self) -> UnclaimedGroups | None:
+        """The groups of this service without a listener, whose events are not compared; None if there are none."""
         ours = {row.consumer_group for row in self._rows.values() if row.service_name == self.service_name}
-        return list(find_unclaimed_groups(ours, self.service_name))
+        return find_unclaimed_groups(ours, self.service_name)
 
     # --- What became of the events ------------------------------------------------------------
 

@@ -61,7 +61,7 @@ def act_on_all(client, action):
 def test_takes_a_few_queries_and_selects_nothing_large(action, admin_client):
     # What is retried is checked first, in small chunks, for which its content is needed.
     large = ("traceback", "payload") if action == "retry" else LARGE
-    chunk = bulk.CHUNK if action == "retry" else CHUNK
+    chunk = CHUNK if action == "publish_again" else bulk.CHUNK
     make = publish if action == "publish_again" else fail
     make(1)
     few = act_on_all(admin_client, action)

@@ -102,6 +102,13 @@ def test_without_any_listener_process_or_redis(admin_client, listeners, lightbus
     assert "Needs attention" in text
 
 
+def test_what_waits_is_unknown_without_redis(admin_client, book, lightbus):
+    lightbus(URL="redis://127.0.0.1:1", REDIS_TIMEOUT=1)
+    text = " ".join(admin_client.get(BUS).content.decode().split())
+    assert 'data-label="Waiting">unknown<' in text
+    assert "not run yet" not in text
+
+
 def test_problems_come_first_with_the_way_out(admin_client, book):
     dead_letters(1234)
     text = shown(admin_client)

@@ -76,6 +76,16 @@ def test_tracebacks_keep_their_indentation_and_stay_within_the_page(
     assert shown.text.count("\n") == TRACEBACK.strip().count("\n")
 
 
+def discard_selected(browser):
+    Select(browser.find_element(By.NAME, "action")).select_by_visible_text("Discard")
+    browser.find_element(By.CSS_SELECTOR, ".actions button").click()
+
+
+def give_reason(browser):
+    browser.find_element(By.NAME, "reason").send_keys("bad data")
+    browser.find_element(By.CSS_SELECTOR, ".lightbus-confirm button").click()
+
+
 def test_failed_events_are_seen_retried_and_discarded(browser, wait_for, shoot, rows, live_server, admin_user):
     browser.get(f"{live_server.url}/admin/lightbus_django/failedevent/")
     browser.find_element(By.NAME, "username").send_keys("admin")
@@ -101,8 +111,9 @@ def test_failed_events_are_seen_retried_and_discarded(browser, wait_for, shoot, 
     wait_for("Select failed event")
 
     browser.find_element(By.ID, "action-toggle").click()
-    Select(browser.find_element(By.NAME, "action")).select_by_visible_text("Discard")
-    browser.find_element(By.CSS_SELECTOR, ".actions button").click()
+    discard_selected(browser)
+    wait_for("Discard 3 failed events?")
+    give_reason(browser)
     wait_for("3 events discarded.")
     shoot("discarded")
     assert not FailedEvent.objects.exists()
@@ -127,8 +138,9 @@ def test_all_of_a_page_are_selected_but_not_more_than_can_be_counted(
     wait_for("1 of 1 selected")
     wait_for("To select more than a page, filter the list to 2 or fewer.")
     shoot("more-than-can-be-selected")
-    Select(logged_in.find_element(By.NAME, "action")).select_by_visible_text("Discard")
-    logged_in.find_element(By.CSS_SELECTOR, ".actions button").click()
+    discard_selected(logged_in)
+    wait_for("Discard 1 failed event?")
+    give_reason(logged_in)
     wait_for("1 event discarded.")
 
 
@@ -138,6 +150,7 @@ def test_all_of_all_pages_are_selected(logged_in, live_server, wait_for, rows, m
     logged_in.find_element(By.ID, "action-toggle").click()
     logged_in.find_element(By.LINK_TEXT, "Select all 3 failed events").click()
     wait_for("All 3 selected")
-    Select(logged_in.find_element(By.NAME, "action")).select_by_visible_text("Discard")
-    logged_in.find_element(By.CSS_SELECTOR, ".actions button").click()
+    discard_selected(logged_in)
+    wait_for("Discard 3 failed events?")
+    give_reason(logged_in)
     wait_for("3 events discarded.")

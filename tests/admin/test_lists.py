@@ -176,14 +176,14 @@ def test_all_are_selected_only_if_it_is_known_how_many_they_are(rows, can_select
     ("said", "is_done"), [("2", False), ("3", True), ("5", True), ("nonsense", True), (None, True)]
 )
 def test_an_action_on_all_is_on_no_more_than_the_page_said(said, is_done, admin_client):
-    events = [failed(event_id=str(number), next_attempt_at=None) for number in range(3)]
-    data = {"action": "discard", "select_across": "1", "_selected_action": [events[0].pk]}
+    events = baker.make(OutboxEvent, event_name="a.b", due_at=None, published_at=timezone.now(), _quantity=3)
+    data = {"action": "publish_again", "select_across": "1", "_selected_action": [events[0].pk]}
     if said is not None:
         data["result_count"] = said
-    text = admin_client.post(LISTS[FailedEvent], data, follow=True).content.decode()
-    assert ("3 events discarded." in text) == is_done
+    text = admin_client.post(LISTS[OutboxEvent], data, follow=True).content.decode()
+    assert ("3 events will be published again." in text) == is_done
     assert ("Meanwhile, 3 events are selected and not 2; nothing was changed." in text) == (not is_done)
-    assert FailedEvent.objects.count() == (0 if is_done else 3)
+    assert OutboxEvent.objects.exclude(due_at=None).count() == (3 if is_done else 0)
 
 
 def test_the_list_says_how_many_there_are_to_an_action(admin_client):

@@ -157,9 +157,9 @@ def test_rows_can_be_looked_at_and_nothing_else(model, admin_client):
 
 
 def act(client, action, *events):
-    return client.post(
-        LISTS[FailedEvent], {"action": action, "_selected_action": [event.pk for event in events]}, follow=True
-    )
+    """Do an action that asks first, as if it had asked."""
+    data = {"action": action, "confirmed": "1", "reason": "bad data"}
+    return client.post(LISTS[FailedEvent], {**data, "_selected_action": [event.pk for event in events]}, follow=True)
 
 
 def test_discard_removes_them_and_counts_them_as_processed(admin_client):
@@ -167,9 +167,9 @@ def test_discard_removes_them_and_counts_them_as_processed(admin_client):
     assert not FailedEvent.objects.exists()
     processed = ProcessedEvent.objects.get()
     assert (processed.event_id, processed.discarded) == ("one", True)
-    assert processed.discarded_by == "admin"
+    assert (processed.discarded_by, processed.discard_reason) == ("admin", "bad data")
     assert states(admin_client, ProcessedEvent) == ["Discarded"]
-    assert LogEntry.objects.get().get_change_message() == "Discard"
+    assert LogEntry.objects.get().get_change_message() == "Discard: bad data"
 
 
 def test_the_actions_need_permissions_of_their_own(client, django_user_model):
@@ -219,11 +219,11 @@ def test_published_events_can_be_published_again(admin_client, client, django_us
 
 def test_an_action_works_on_no_more_than_the_page_has_counted(admin_client, monkeypatch):
     monkeypatch.setattr("lightbus_django.admin.base.COUNT_LIMIT", 3)
-    events = [failed(event_id=str(number), next_attempt_at=None) for number in range(5)]
-    data = {"action": "discard", "select_across": "1", "_selected_action": [events[0].pk]}
-    response = admin_client.post(LISTS[FailedEvent], data, follow=True)
+    events = baker.make(OutboxEvent, event_name="a.b", due_at=None, published_at=timezone.now(), _quantity=5)
+    data = {"action": "publish_again", "select_across": "1", "_selected_action": [events[0].pk]}
+    response = admin_client.post(LISTS[OutboxEvent], data, follow=True)
     assert "More than 3 events are selected; nothing was changed" in response.content.decode()
-    assert FailedEvent.objects.count() == 5
+    assert not OutboxEvent.objects.exclude(due_at=None).exists()
 
 
 def test_what_a_retry_has_mended_meanwhile_is_not_discarded():

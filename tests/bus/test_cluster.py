@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lightbus_django import BusUnavailable, fire, fire_many
+from lightbus_django import BusUnavailable, fire, fire_many, listens_to
 from lightbus_django.bus import heartbeats, streams
 from lightbus_django.bus.client import RedisClient
 from lightbus_django.bus.connection import PipelinedConnection
@@ -17,6 +17,7 @@ from lightbus_django.bus.slots import key_of, slot_of
 from lightbus_django.bus.stream_watch import StreamWatch
 from lightbus_django.conf import find_problems
 from lightbus_django.exceptions import BusForbidden, BusUnsupported, NodeUnavailable, SlotMoved
+from lightbus_django.operating.status import read_status
 from tests.clusters import Cluster, ask, views
 from tests.conftest import eventually
 from tests.servers import Server, redis_server
@@ -280,6 +281,21 @@ def test_other_streams_are_read(group: GroupConsumer, client: RedisClient, froze
         group.read(keys, count=10, block=0.1, acknowledge={})
     assert group.read(keys[1:], count=10, block=0, acknowledge={}) == []
     assert not group.unanswered
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_what_waits_there_is_unknown(
+    frozen: Server, cluster: Cluster, keys: list[str], lightbus: Callable[..., None], listeners: object
+) -> None:
+    apis = [key.removesuffix(".*:stream") for key in keys]
+    for name, events in (("there", apis[:1]), ("elsewhere", apis[1:2]), ("both", apis[:2])):
+        listens_to([f"{api}.happened" for api in events], listener_name=name)(lambda event: None)
+    with closing(RedisClient(cluster.url, timeout=2)) as client:
+        for name in ("elsewhere", "both"):
+            GroupConsumer(client, f"price-monitor-{name}", "one").join(keys[1], "$")
+    lightbus(URL=cluster.url, REDIS_TIMEOUT=1)
+    found = {each.name: (each.waiting, each.unknown_streams) for each in read_status().listeners}
+    assert found == {"there": (None, keys[:1]), "elsewhere": (0, []), "both": (None, keys[:1])}
 
 
 # --- Errors -----------------------------------------------------------------------------------

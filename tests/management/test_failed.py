@@ -53,6 +53,7 @@ def due():
 class TestList:
     def test_by_cause(self, ids, failed):
         output = failed("list")
+        assert output.splitlines()[0].split()[0] == "group"  # no blank line comes first
         (row,) = [line.split() for line in output.splitlines() if " ValueError " in line]
         assert row[:2] == [GROUP, "ValueError"]
         assert "operating/conftest.py" in row[2]

@@ -62,6 +62,14 @@ class TestTables:
         output = status()
         assert "No process has a heartbeat." in output
         assert "This service has no listeners." in output
+        assert "All is well." not in output
+        with pytest.raises(CommandError, match="no process has a heartbeat"):
+            status("--check")
+
+    def test_of_a_listener_whose_streams_are_unknown(self, record, lightbus, status):
+        lightbus(URL="redis://127.0.0.1:1", REDIS_TIMEOUT=1)
+        assert row(status(), "record")[:3] == ["record", "unknown", "unknown"]
+        assert json.loads(status("--json"))["listeners"][0]["unknown_streams"] == ["shop.*:stream"]
 
     def test_say_what_needs_attention_and_name_old_processes(self, record, consume, beat, status):
         consume(process_name="old")

@@ -38,11 +38,30 @@ def later(**ago):
     return read_status(datetime.now(UTC) + timedelta(**ago))
 
 
-def test_a_service_without_anything(r):
+def test_a_service_without_listeners(r, beat):
+    beat(listeners=[])
     status = read_status()
-    assert (status.service_name, status.processes, status.listeners, status.streams) == ("price-monitor", [], [], [])
+    assert (status.service_name, status.listeners, status.streams) == ("price-monitor", [], [])
+    assert [process.name for process in status.processes] == ["worker"]
     assert [outbox.database for outbox in status.outboxes] == ["default", "other"]
     assert status.all_problems() == []
+
+
+def test_a_service_without_listeners_needs_a_process_too(r, beat):
+    problem = "no process has a heartbeat: start lightbus_listen, which relays and deletes old rows"
+    assert read_status().problems == [problem]
+    beat(listeners=[], age=20)
+    assert read_status().problems == [problem]
+
+
+def test_without_redis_nothing_is_said_of_processes_and_backlogs(record, lightbus):
+    lightbus(URL="redis://127.0.0.1:1", REDIS_TIMEOUT=1)
+    status = read_status()
+    (problem,) = status.problems
+    assert "is not available" in problem
+    found = listener(status)
+    assert (found.waiting, found.streams, found.unknown_streams) == (None, [KEY], [KEY])
+    assert found.problems == []
 
 
 def test_a_key_that_is_not_a_stream_is_named_and_hides_nothing(r, record, consume, beat):
@@ -239,13 +258,22 @@ class TestProcesses:
 
 
 class TestGroupsWithoutAListener:
-    def test_are_named(self, record, listeners, consume):
+    def test_are_named(self, record, listeners, consume, beat):
         consume()
+        beat()
         for each in list(listeners):
             listeners.remove(each)
         (problem,) = read_status().problems
         assert problem.startswith(f"no listener of this service has the consumer group {GROUP}")
         assert problem.endswith(f"lightbus_retire {GROUP}")
+
+    def test_many_are_one_problem(self, beat, listeners):
+        beat()
+        for group in ("price-monitor-b", "price-monitor-a"):
+            ConsumerGroup.objects.create(key=group, service_name="price-monitor", consumer_group=group)
+        (problem,) = read_status().problems
+        assert "has the consumer groups price-monitor-a, price-monitor-b, so their events wait: if" in problem
+        assert problem.endswith("run manage.py lightbus_retire GROUP")
 
     def test_those_of_other_services_are_theirs(self, record, consume):
         consume()
@@ -260,7 +288,8 @@ class TestOutboxes:
         outbox, _ = read_status().outboxes
         assert (outbox.database, outbox.unpublished, outbox.refused, outbox.seconds_behind) == ("default", 0, 0, 0)
 
-    def test_what_waits_for_long(self):
+    def test_what_waits_for_long(self, beat):
+        beat(listeners=[])
         ago = timezone.now() - timedelta(minutes=10)
         OutboxEvent.objects.create(event_name="shop.order_placed", payload="{}", created_at=ago, due_at=ago)
         status = read_status()
@@ -268,7 +297,8 @@ class TestOutboxes:
         (problem,) = status.problems
         assert problem.startswith("1 events in the outbox of 'default' are not published, the oldest for 10 min")
 
-    def test_what_redis_refuses(self):
+    def test_what_redis_refuses(self, beat):
+        beat(listeners=[])
         OutboxEvent.objects.create(event_name="a.b", payload="{}", due_at=timezone.now(), error="too large")
         status = read_status()
         assert status.outboxes[0].refused == 1

@@ -11,9 +11,9 @@ from lightbus_django.management import selection
 from lightbus_django.management.base import LightbusCommand
 from lightbus_django.management.output import (
     check_tables,
-    console,
     current_user,
     database,
+    print_table,
     reporting_errors,
     seconds,
     table,
@@ -193,7 +193,7 @@ class Command(LightbusCommand):
 
     def print(self, rows: Any, empty: str) -> None:
         if rows.rows:
-            console(self.stdout).print(rows)
+            print_table(self.stdout, rows)
         else:
             self.stdout.write(empty)
 

@@ -1,3 +1,4 @@
+from datetime import datetime
 from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
@@ -33,8 +34,8 @@ class Command(LightbusCommand):
             self.republish(options)
 
     def republish(self, options: dict[str, Any]) -> None:
-        since, until = map(as_stored, span(options))
-        rows = OutboxEvent.objects.using(options["database"]).published(since, until)
+        since, until = span(options)
+        rows = OutboxEvent.objects.using(options["database"]).published(as_stored(since), as_stored(until))
         if options["event"]:
             rows = rows.filter(event_name__in=options["event"])
         counts = dict(rows.values_list("event_name").annotate(Count("pk")).order_by("event_name"))
@@ -42,7 +43,8 @@ class Command(LightbusCommand):
             self.stdout.write(f"{name}: {count}")
         total = sum(counts.values())
         if not total:
-            self.stdout.write(f"The outbox has no such events that were published between {since} and {until}.")
+            span_text = f"between {_local(since)} and {_local(until)}"
+            self.stdout.write(f"The outbox has no such events that were published {span_text}.")
             return
         if options["dry_run"]:
             self.stdout.write(f"{total} events would be published again.")
@@ -61,3 +63,7 @@ class Command(LightbusCommand):
                 "Run the command again: listeners skip events that they have handled."
             ) from error
         self.stdout.write(f"{done} events published again.")
+
+
+def _local(moment: datetime) -> str:
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"

@@ -9,7 +9,7 @@ from lightbus_django.bus.client import get_client
 from lightbus_django.conf import format_name, get_settings
 from lightbus_django.firing.databases import databases_with_tables
 from lightbus_django.management.base import LightbusCommand
-from lightbus_django.management.output import confirm, console, reporting_errors, seconds, table
+from lightbus_django.management.output import confirm, console, print_table, reporting_errors, seconds, table
 from lightbus_django.operating.durations import duration
 from lightbus_django.operating.pausing import find_listener
 from lightbus_django.operating.renaming import move_records
@@ -131,7 +131,7 @@ class Command(LightbusCommand):
         if not rows.rows:
             self.stdout.write("There are no consumer groups.")
             return
-        console(self.stdout).print(rows)
+        print_table(self.stdout, rows)
 
     def show_orphaned(self, service_name: str) -> None:
         rows = table("group", "database", "retrying", "dead letters")

@@ -122,7 +122,7 @@ def render(status: Status) -> RenderableType:
             listener.name,
             _waiting(listener),
             duration(listener.seconds_behind) if listener.oldest else "",
-            str(listener.in_hand),
+            "unknown" if listener.unknown_streams else str(listener.in_hand),
             str(listener.retrying),
             str(listener.dead_letters),
             f"{listener.per_minute:.0f}",
@@ -149,6 +149,8 @@ def render(status: Status) -> RenderableType:
 
 
 def _waiting(listener: ListenerStatus) -> str:
+    if listener.unknown_streams:
+        return "unknown"
     if listener.waiting is None:
         return "no group yet"
     return f"{listener.waiting:,}" if listener.is_exact else f"about {listener.waiting:,}"

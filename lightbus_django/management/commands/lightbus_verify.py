@@ -6,7 +6,7 @@ from lightbus_django.database.errors import one_line
 from lightbus_django.exceptions import BusError, DatabaseUnavailable
 from lightbus_django.listening.registry import registry
 from lightbus_django.management.base import LightbusCommand
-from lightbus_django.management.output import add_span, console, progress, reporting_errors, span, table, write_json
+from lightbus_django.management.output import add_span, print_table, progress, reporting_errors, span, table, write_json
 from lightbus_django.operating.pausing import find_listener
 from lightbus_django.operating.verification import Verification, Verified
 
@@ -42,8 +42,8 @@ class Command(LightbusCommand):
             write_json(self.stdout, results)
         else:
             self.show(results)
-        for group in verification.unclaimed_groups:
-            self.stderr.write(f"Not compared: {group.problem}; {group.way_out}")
+        if unclaimed := verification.unclaimed_groups:
+            self.stderr.write(f"Not compared: {unclaimed.problem}; {unclaimed.way_out}")
         missing = sum(result.missing for result in results)
         replayed = sum(result.replayed for result in results)
         if missing > replayed:
@@ -58,7 +58,7 @@ class Command(LightbusCommand):
         if not rows.rows:
             self.stdout.write("This service has no listeners.")
             return
-        console(self.stdout).print(rows)
+        print_table(self.stdout, rows)
         for result in results:
             for event_id in result.missing_ids[:SHOWN]:
                 self.stdout.write(f"missing for {result.listener}: {event_id}")
