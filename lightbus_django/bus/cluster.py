@@ -4,6 +4,7 @@
 is elsewhere. Only the keys of some slots are concerned then: all others go on as before.
 """
 
+import math
 import random
 import threading
 import time
@@ -53,7 +54,7 @@ class Cluster:
         self._is_stale = True
         """Whether to ask again who serves what."""
         self._refresh_at = 0.0
-        self._problem: redis.RedisError | None = None
+        self._problem: redis.RedisError = NodeError("no node is known")
         """Why no node could tell."""
         self._lock = threading.Lock()
 
@@ -80,8 +81,8 @@ class Cluster:
         self._refresh_if_stale()
         owners = {key: self._slots[slot_of(key)] for key in keys}
         for node in set(owners.values()):
-            if node is not None and node.is_down and node.take_turn():
-                threading.Thread(target=_probe, args=[node], name=f"probe of {node.name}", daemon=True).start()
+            if node is not None:
+                node.try_again()
         return {key for key, node in owners.items() if node is None or node.is_down}
 
     def node(self, host: str, port: int) -> ClusterNode:
@@ -106,42 +107,52 @@ class Cluster:
             raise NodeError(f"no node serves slot {slot_of(key)}")
         return node
 
-    def _refresh_if_stale(self) -> None:
-        if not self._is_stale or (self._slots and time.monotonic() < self._refresh_at):
-            return
-        # Who knows something goes on with that while another thread asks.
-        if self._lock.acquire(blocking=not self._slots):
-            try:
-                if self._is_stale and time.monotonic() >= self._refresh_at:
-                    self._refresh()
-            finally:
-                self._lock.release()
-        if not self._slots and self._problem is not None:
-            raise self._problem  # of the thread that has just asked
+    def _refresh_if_stale(self, *, at_once: bool = False) -> None:
+        """Ask who serves what, if that may have changed: in the background, where what is known will do.
 
-    def _refresh(self) -> None:
-        """Ask who serves what; those nodes first that are not known to be down."""
+        Raises:
+            RedisError: nothing is known, and no node tells.
+        """
+        if not self._slots:
+            with self._lock:  # who waits here shares what the first one finds out
+                if not self._slots and time.monotonic() >= self._refresh_at:
+                    self._refresh(self._candidates())
+            if not self._slots:
+                raise self._problem
+        elif self._is_stale and time.monotonic() >= self._refresh_at:
+            candidates = self._candidates()
+            if not at_once:
+                self._refresh_at = math.inf
+                threading.Thread(target=self._refresh, args=[candidates], name="cluster slots", daemon=True).start()
+            elif healthy := [node for node in candidates if not node.is_down]:
+                self._refresh(healthy)
+
+    def _candidates(self) -> list[ClusterNode]:
+        """Return the nodes to ask: those first that are not down, and none that must rest."""
         known = list(self._nodes.values())
         random.shuffle(known)
         candidates = sorted(known, key=lambda node: node.is_down)[:MAX_CANDIDATES]
         candidates += [node for host in self._hosts if (node := self.node(*host)) not in candidates]
-        problem = None
-        for node in candidates:
-            try:
-                (reply,) = exchange_with(node, [("CLUSTER", "SLOTS")])
-                if isinstance(reply, Exception):
-                    raise reply
-            except redis.RedisError as error:
-                problem = error
-                node.explain(error)
-            else:
-                self._adopt(reply, node)
-                return
-        self._problem = problem
-        self._refresh_at = time.monotonic() + REFRESH_INTERVAL
+        return [node for node in candidates if not node.must_rest]
+
+    def _refresh(self, candidates: Iterable[ClusterNode]) -> None:
+        try:
+            for node in candidates:
+                try:
+                    (reply,) = exchange_with(node, [("CLUSTER", "SLOTS")])
+                    if isinstance(reply, Exception):
+                        raise reply
+                except redis.RedisError as error:
+                    self._problem = error
+                    node.explain(error)
+                else:
+                    self._adopt(reply, node)
+                    return
+        finally:
+            self._refresh_at = time.monotonic() + REFRESH_INTERVAL
 
     def _adopt(self, reply: Sequence[Any], told_by: ClusterNode) -> None:
-        slots = self._slots.copy() or [None] * SLOTS  # during a failover some slots may be nobody's, for a moment
+        slots = self._slots.copy() or [None] * SLOTS  # during a failover some slots may briefly have no node
         served = 0
         for first, last, *servers in reply:
             # The first one is the master. The others may be, next time.
@@ -149,8 +160,7 @@ class Cluster:
             slots[first : last + 1] = nodes[:1] * (last + 1 - first)
             served += last + 1 - first
         self._slots = slots
-        self._is_stale = served < SLOTS or any(node is None or node.must_rest for node in set(slots))
-        self._refresh_at = time.monotonic() + REFRESH_INTERVAL
+        self._is_stale = served < SLOTS or any(node is None or node.is_down for node in set(slots))
 
     def _masters(self) -> list[ClusterNode]:
         self._refresh_if_stale()
@@ -225,6 +235,7 @@ class Cluster:
         if not self._retries or not isinstance(error, redis.ConnectionError):
             return False
         try:
+            self._refresh_if_stale(at_once=True)
             return self._node_for(command, key) is not node
         except redis.RedisError:
             return False
@@ -242,14 +253,6 @@ class Cluster:
 
     def forget_idle(self) -> None:
         """Do nothing: a connection that has become that of a replica says where the master is."""
-
-
-def _probe(node: ClusterNode) -> None:
-    """Find out whether a node answers again, be it with an error."""
-    try:
-        exchange_with(node, [("PING",)])
-    except redis.RedisError as error:
-        node.explain(error)
 
 
 def _execute(node: ClusterNode, command: Command) -> Any:

@@ -1,5 +1,6 @@
 """One node of a Redis Cluster, and commands on their way to it."""
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -10,7 +11,10 @@ from .errors import NodeError, NodeResting, Redirected, is_unavailable
 from .wire import Command, exchange, exchanging
 
 PAUSE = 4.0
-"""Seconds between two attempts to reach a node that is down, by callers whose events can wait."""
+"""Seconds between two attempts to reach a node that is down, in the background."""
+
+PROBE_WAIT = 0.1
+"""Seconds that a caller whose events can wait gives a node that is tried again."""
 
 ASKING: Command = ("ASKING",)
 """Lets the next command reach a key whose slot is still moving to the node."""
@@ -48,18 +52,25 @@ class ClusterNode:
         """Whether it is down, and it is too early to try again."""
         return self._try_at is not None and time.monotonic() < self._try_at
 
-    def take_turn(self) -> bool:
-        """Return whether the caller should use the node: if it is down, one caller gets to try after each PAUSE."""
-        if self._try_at is None:
-            return True
-        if self.must_rest:
-            return False
-        self._try_at = time.monotonic() + PAUSE
-        return True
+    def try_again(self, *, wait: float = 0.0) -> None:
+        """Try a node that is down in the background, once in each PAUSE; wait up to `wait` seconds for its answer."""
+        if self.is_down and not self.must_rest:
+            self._try_at = time.monotonic() + PAUSE
+            probe = threading.Thread(target=self._probe, name=f"probe of {self.name}", daemon=True)
+            probe.start()
+            probe.join(wait)
+
+    def _probe(self) -> None:
+        """Find out whether it answers again, be it with an error."""
+        try:
+            exchange_with(self, [("PING",)])
+        except redis.RedisError as error:
+            self.explain(error)
 
     def check(self) -> None:
-        """Raise NodeResting if it is not the caller's turn to use the node."""
-        if not self.take_turn():
+        """Raise NodeResting if the node is down. Its callers' events can wait, but they themselves don't."""
+        self.try_again(wait=PROBE_WAIT)
+        if self.is_down:
             raise NodeResting(f"{self.name} does not answer")
 
     def explain(self, error: Exception) -> Exception:

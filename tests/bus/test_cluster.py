@@ -282,6 +282,23 @@ def test_other_streams_are_read(group: GroupConsumer, client: RedisClient, froze
     assert not group.unanswered
 
 
+def test_when_all_nodes_hang_one_caller_finds_out(cluster: Cluster, keys: list[str]) -> None:
+    """The others, whose events can wait, don't: the nodes are tried in the background."""
+    with closing(RedisClient(cluster.url, timeout=0.5)) as client:
+        client.append_many([(key, FIELDS) for key in keys])
+        for node in cluster.nodes:
+            node.freeze()
+        try:
+            assert "Timeout" in str(client.append_many([(keys[0], FIELDS)], can_wait=True)[0])
+            began = time.monotonic()
+            for _ in range(3):
+                assert "does not answer" in str(client.append_many([(keys[0], FIELDS)], can_wait=True)[0])
+            assert time.monotonic() - began < 0.5
+        finally:
+            for node in cluster.nodes:
+                node.thaw()
+
+
 # --- Errors -----------------------------------------------------------------------------------
 
 
