@@ -77,13 +77,19 @@ class Cluster:
         node.check()
         return node
 
-    def unreachable(self, keys: Collection[str]) -> Collection[str]:
+    def unreachable(self, keys: Collection[str]) -> Mapping[str, NodeError]:
         self._refresh_if_stale()
-        owners = {key: self._slots[slot_of(key)] for key in keys}
-        for node in set(owners.values()):
-            if node is not None:
-                node.try_again()
-        return {key for key, node in owners.items() if node is None or node.is_down}
+        problems: dict[str, NodeError] = {}
+        for key in keys:
+            try:
+                node = self._owner(key)
+            except NodeError as error:
+                problems[key] = error
+                continue
+            node.try_again(("XACK", key, "", "0-0"))  # only a write shows whether it accepts writes
+            if (problem := node.problem) is not None:
+                problems[key] = problem
+        return problems
 
     def node(self, host: str, port: int) -> ClusterNode:
         """Return the node at an address."""
@@ -94,6 +100,11 @@ class Cluster:
     def moved(self, slot: int, node: ClusterNode) -> None:
         """Take note that another node serves a slot now."""
         self._slots[slot] = node
+        self._is_stale = True
+
+    def unserved(self, key: str | bytes) -> None:
+        """Take note that no node serves the slot of a key."""
+        self._slots[slot_of(key)] = None
         self._is_stale = True
 
     def changed(self) -> None:
@@ -118,7 +129,7 @@ class Cluster:
                 if not self._slots and time.monotonic() >= self._refresh_at:
                     self._refresh(self._candidates())
             if not self._slots:
-                raise self._problem
+                raise self._problem.with_traceback(None)
         elif self._is_stale and time.monotonic() >= self._refresh_at:
             candidates = self._candidates()
             if not at_once:
@@ -187,7 +198,7 @@ class Cluster:
                     replies[number] = reply
                     if not isinstance(reply, Exception):
                         continue
-                    replies[number] = problem = each.node.explain(reply)
+                    replies[number] = problem = each.node.explain(reply, key or key_of(commands[number]) or "")
                     if isinstance(problem, Redirected):
                         left.append(number)
                         if problem.asks is not None:

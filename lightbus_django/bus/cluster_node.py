@@ -19,7 +19,8 @@ PROBE_WAIT = 0.1
 ASKING: Command = ("ASKING",)
 """Lets the next command reach a key whose slot is still moving to the node."""
 
-_DOWN = (redis.ConnectionError, redis.TimeoutError)
+_REFUSALS = (redis.ResponseError, redis.AuthenticationError)
+"""Errors with which a node answers. So does one that doesn't accept our password."""
 
 
 class Topology(Protocol):
@@ -28,6 +29,8 @@ class Topology(Protocol):
     def node(self, host: str, port: int) -> "ClusterNode": ...
 
     def moved(self, slot: int, node: "ClusterNode") -> None: ...
+
+    def unserved(self, key: str | bytes) -> None: ...
 
     def changed(self) -> None: ...
 
@@ -40,40 +43,45 @@ class ClusterNode:
         self.name = f"{host}:{port}"
         self.pool: Any = redis.ConnectionPool(host=host, port=port, **options)
         self._topology = topology
-        self._try_at: float | None = None
+        self.problem: NodeResting | None = None
+        """Why it is of no use: it does not answer, until it does; or it refuses, until it accepts a write."""
+        self._try_at = 0.0
 
     @property
     def is_down(self) -> bool:
-        """Whether it did not answer last time."""
-        return self._try_at is not None
+        """Whether it did not answer last time. A refusal is an answer."""
+        problem = self.problem
+        return problem is not None and not problem.answers
 
     @property
     def must_rest(self) -> bool:
         """Whether it is down, and it is too early to try again."""
-        return self._try_at is not None and time.monotonic() < self._try_at
+        return self.is_down and time.monotonic() < self._try_at
 
-    def try_again(self, *, wait: float = 0.0) -> None:
-        """Try a node that is down in the background, once in each PAUSE; wait up to `wait` seconds for its answer."""
-        if self.is_down and not self.must_rest:
+    def try_again(self, command: Command = ("PING",), *, wait: float = 0.0) -> None:
+        """Try a node with a problem in the background, once in each PAUSE; wait up to `wait` seconds for its answer."""
+        if self.problem is not None and time.monotonic() >= self._try_at:
             self._try_at = time.monotonic() + PAUSE
-            probe = threading.Thread(target=self._probe, name=f"probe of {self.name}", daemon=True)
+            probe = threading.Thread(target=self._probe, args=[command], name=f"probe of {self.name}", daemon=True)
             probe.start()
             probe.join(wait)
 
-    def _probe(self) -> None:
-        """Find out whether it answers again, be it with an error."""
+    def _probe(self, command: Command) -> None:
         try:
-            exchange_with(self, [("PING",)])
+            (reply,) = exchange_with(self, [command])
         except redis.RedisError as error:
-            self.explain(error)
+            reply = error
+        if not (isinstance(reply, Exception) and isinstance(self.explain(reply), NodeError)):
+            self.problem = None
 
     def check(self) -> None:
         """Raise NodeResting if the node is down. Its callers' events can wait, but they themselves don't."""
-        self.try_again(wait=PROBE_WAIT)
         if self.is_down:
-            raise NodeResting(f"{self.name} does not answer")
+            self.try_again(wait=PROBE_WAIT)
+        if (problem := self.problem) is not None and not problem.answers:
+            raise problem.with_traceback(None)
 
-    def explain(self, error: Exception) -> Exception:
+    def explain(self, error: Exception, key: str | bytes = "") -> Exception:
         if isinstance(error, redis.exceptions.AskError):  # or MovedError
             other = self._topology.node(error.host or self.host, error.port)
             text = f"{self.name} names {other.name} for slot {error.slot_id}"
@@ -87,12 +95,19 @@ class ClusterNode:
         if isinstance(error, NodeError) or not is_unavailable(error):
             return error
         self._topology.changed()
-        if isinstance(error, _DOWN):
+        found = NodeError(f"{self.name}: {text}", answers=isinstance(error, _REFUSALS))
+        if "Hash slot not served" in text:  # the others are
+            self._topology.unserved(key)
+        elif not isinstance(error, redis.exceptions.TryAgainError):
+            self.problem = NodeResting(
+                str(found) if found.answers else f"{self.name} does not answer", answers=found.answers
+            )
             self._try_at = time.monotonic() + PAUSE
-        return NodeError(f"{self.name}: {text}")
+        return found
 
     def answered(self) -> None:
-        self._try_at = None
+        if self.is_down:
+            self.problem = None
 
 
 class Exchange:

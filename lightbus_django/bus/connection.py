@@ -118,7 +118,7 @@ class PipelinedConnection:
                 self.close()
                 if node is None or not isinstance(error, redis.RedisError):
                     raise
-                problem = node.explain(error)
+                problem = node.explain(error, self._key)
                 if isinstance(problem, Redirected):
                     self._asks = problem.asks
                 raise problem from None

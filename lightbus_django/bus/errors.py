@@ -59,9 +59,14 @@ _PLAIN = re.compile(r"(?:[\w ,.()/-]|(?<=\w)'(?=\w))*")
 class NodeError(redis.ConnectionError):
     """One node of a cluster can't serve what it was asked. The text names it."""
 
+    def __init__(self, text: str, *, answers: bool = False) -> None:
+        """Make the error; `answers` tells whether the node answers, with a refusal."""
+        super().__init__(text)
+        self.answers = answers
+
 
 class NodeResting(NodeError):
-    """A node is known to be down, and was not tried."""
+    """A node is known to be of no use, and was not tried."""
 
 
 class Redirected(NodeError):
@@ -84,8 +89,10 @@ def translate(error: Exception, server: str, key: str) -> BusError:
     if isinstance(error, redis.OutOfMemoryError) or text.startswith("OOM"):
         return BusFull(f"Redis at {server} is full and accepts no new events: raise its 'maxmemory', or drain it")
     if isinstance(error, NodeError):
-        kinds = {Redirected: SlotMoved, NodeResting: NodeDown}
-        return kinds.get(type(error), NodeUnavailable)(f"Redis at {server} is not available: {text}")
+        kinds: dict[type, type[NodeUnavailable]] = {Redirected: SlotMoved, NodeResting: NodeDown}
+        found = kinds.get(type(error), NodeUnavailable)(f"Redis at {server} is not available: {text}")
+        found.answers = error.answers
+        return found
     if isinstance(error, _UNAVAILABLE) or text.startswith(_UNAVAILABLE_CODES):
         return BusUnavailable(f"Redis at {server} is not available: {type(error).__name__}: {text}")
     if text.startswith(_NO_GROUP):

@@ -105,7 +105,7 @@ class Consumer:
         return self.processor.contended
 
     @property
-    def problem(self) -> EventContended | NodeUnavailable | None:
+    def problem(self) -> EventContended | BusError | None:
         """Why it can't do all of its work, though it can do some."""
         return self.contended or self.reachability.problem
 

@@ -256,7 +256,7 @@ def test_events_of_other_nodes_are_published(client: RedisClient, frozen: Server
     assert f":{frozen.port}: Timeout" in str(results[0])
     assert isinstance(results[1], str)
     assert isinstance(results[2], str)
-    assert client.unreachable(keys) == {keys[0]}
+    assert client.unreachable(keys).keys() == {keys[0]}
     assert not client.is_down
     # From now on, those whose events can wait don't try.
     results = client.append_many([(key, FIELDS) for key in keys], can_wait=True)
@@ -269,7 +269,7 @@ def test_a_node_is_down_until_it_answers(
 ) -> None:
     monkeypatch.setattr("lightbus_django.bus.cluster_node.PAUSE", 0.0)
     client.append_many([(key, FIELDS) for key in keys])
-    assert [client.unreachable(keys) for _ in range(3)] == [{keys[0]}] * 3
+    assert [list(client.unreachable(keys)) for _ in range(3)] == [[keys[0]]] * 3
 
 
 def test_other_streams_are_read(group: GroupConsumer, client: RedisClient, frozen: Server, keys: list[str]) -> None:
@@ -297,6 +297,61 @@ def test_when_all_nodes_hang_one_caller_finds_out(cluster: Cluster, keys: list[s
         finally:
             for node in cluster.nodes:
                 node.thaw()
+
+
+# --- Nodes that refuse ------------------------------------------------------------------------
+
+
+def test_a_node_that_refuses_writes(
+    client: RedisClient, cluster: Cluster, keys: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is left out until it accepts one: an answer to a question is not enough."""
+    monkeypatch.setattr("lightbus_django.bus.cluster_node.PAUSE", 0.0)
+    master = cluster.master_of(keys[0])
+    ask(master, "CONFIG", "SET", "min-replicas-to-write", 5)
+    try:
+        with pytest.raises(NodeUnavailable, match=rf":{master.port}: NOREPLICAS"):
+            client.append(keys[0], FIELDS)
+        for _ in range(3):
+            assert client.execute(("XLEN", keys[0]), keys[0]) == 0
+            assert client.ping()
+            (problem,) = client.unreachable(keys).values()
+            assert isinstance(problem, NodeUnavailable)
+            assert problem.answers
+            assert "NOREPLICAS" in str(problem)
+    finally:
+        ask(master, "CONFIG", "SET", "min-replicas-to-write", 0)
+    eventually(lambda: not client.unreachable(keys))
+
+
+def test_a_node_that_does_not_know_the_user(cluster: Cluster, keys: list[str]) -> None:
+    for node in cluster.nodes:
+        if node is not cluster.master_of(keys[0]):
+            ask(node, "ACL", "SETUSER", "some", "on", ">secret", "~*", "+@all")
+    with closing(RedisClient(cluster.url_of("some", "secret"), timeout=1)) as client:
+        results = client.append_many([(key, FIELDS) for key in keys])
+        assert [isinstance(result, str) for result in results] == [False, True, True]
+        (problem,) = client.unreachable(keys).values()
+        assert "invalid username-password pair" in str(problem)
+        assert isinstance(problem, NodeUnavailable)
+        assert problem.answers
+
+
+def test_a_slot_that_no_node_serves(client: RedisClient, cluster: Cluster, keys: list[str]) -> None:
+    master = cluster.master_of(keys[0])
+    slot = slot_of(keys[0])
+    client.append_many([(key, FIELDS) for key in keys])
+    other = next(key for number in range(9999) if master is cluster.master_of(key := f"other{number}.*:stream"))
+    for node in cluster.nodes[:]:
+        ask(node, "CLUSTER", "DELSLOTS", slot)
+    try:
+        with pytest.raises(NodeUnavailable, match="Hash slot not served"):
+            client.append(keys[0], FIELDS)
+        assert client.unreachable([*keys, other]).keys() == {keys[0]}
+        assert isinstance(client.append_many([(other, FIELDS)], can_wait=True)[0], str)
+    finally:
+        ask(master, "CLUSTER", "ADDSLOTS", slot)
+    eventually(lambda: not client.unreachable(keys))
 
 
 # --- Errors -----------------------------------------------------------------------------------

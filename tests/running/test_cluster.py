@@ -381,7 +381,7 @@ def test_a_consumer_leaves_a_stream_out_and_comes_back(apis: list[str], frozen: 
     consumer.step(block=0)
     assert lost not in {delivery.entry.stream for delivery in consumer.in_flight.leased}
     assert "1-1" not in consumer.in_flight.settled[lost]
-    assert consumer.group_consumer.unreachable == {lost}
+    assert consumer.group_consumer.unreachable.keys() == {lost}
     assert isinstance(consumer.problem, NodeUnavailable)
     assert lost in consumer.in_flight.settled
     master.thaw()
@@ -398,6 +398,44 @@ def test_a_consumer_leaves_a_stream_out_and_comes_back(apis: list[str], frozen: 
     assert numbers() == [0, 1, 2, 3, 4, 100]
     consumer.stop()
     worker.client.close()
+
+
+@pytest.fixture
+def refusing(cluster: Cluster, apis: list[str]) -> Iterator[Callable[[], Server]]:
+    """Let the master of the first API refuse writes."""
+    master = cluster.master_of(stream(apis[0]))
+
+    def refuse() -> Server:
+        ask(master, "CONFIG", "SET", "min-replicas-to-write", 5)
+        return master
+
+    yield refuse
+    ask(master, "CONFIG", "SET", "min-replicas-to-write", 0)
+
+
+def test_a_node_that_refuses_writes_needs_attention_and_the_others_flow(
+    apis: list[str],
+    run: Callable[..., Worker],
+    refusing: Callable[[], Server],
+    logs: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lightbus_django.running.health.PROBE_INTERVAL", 0.1)
+    monkeypatch.setattr("lightbus_django.running.health.GRACE_PERIOD", 1.0)
+    listen(apis)
+    run()
+    place(apis, 0)
+    eventually(lambda: numbers() == [0, 1, 2])
+    master = refusing()
+    reason = f"{master.port}: NOREPLICAS"
+    eventually(lambda: any("shop-book: needs attention" in text and reason in text for text in logs.messages))
+    for number in range(3, 6):
+        fire(f"{apis[1]}.placed", number=number)
+        eventually(lambda number=number: number in numbers())
+    assert sum("can't be read: " in text and reason in text for text in logs.messages) == 1
+    ask(master, "CONFIG", "SET", "min-replicas-to-write", 0)
+    fire(f"{apis[0]}.placed", number=6)
+    eventually(lambda: 6 in numbers())
 
 
 @pytest.mark.parametrize("threads", [8, 1])
@@ -438,5 +476,5 @@ def test_streams_of_a_node_that_hangs_wait_and_the_others_flow(
     OutboxEvent.objects.exclude(due_at=None).update(due_at=timezone.now(), claimed_until=None)
     eventually(lambda: set(range(18)) <= set(numbers()), 60)
     assert [number for number in numbers() if number < 100] == [*range(18), 19]
-    assert logs.text.count("because the nodes are down") == 1
+    assert logs.text.count("can't be read: ") == 1
     assert logs.text.count(f"shop-book: {stream(apis[0])} can be read again") == 1
