@@ -93,9 +93,9 @@ class Cluster:
 
     def node(self, host: str, port: int) -> ClusterNode:
         """Return the node at an address."""
-        if (host, port) not in self._nodes:
-            self._nodes.setdefault((host, port), ClusterNode(self, host, port, self._options))
-        return self._nodes[host, port]
+        if found := self._nodes.get((host, port)):
+            return found
+        return self._nodes.setdefault((host, port), ClusterNode(self, host, port, self._options))
 
     def moved(self, slot: int, node: ClusterNode) -> None:
         """Take note that another node serves a slot now."""
@@ -164,14 +164,23 @@ class Cluster:
 
     def _adopt(self, reply: Sequence[Any], told_by: ClusterNode) -> None:
         slots = self._slots.copy() or [None] * SLOTS  # during a failover some slots may briefly have no node
-        served = 0
+        served, told = 0, set[ClusterNode]()
         for first, last, *servers in reply:
             # The first one is the master. The others may be, next time.
             nodes = [self.node(host.decode() if host else told_by.host, port) for host, port, *_ in servers]
             slots[first : last + 1] = nodes[:1] * (last + 1 - first)
             served += last + 1 - first
+            told.update(nodes)
         self._slots = slots
+        self._forget_all_but(told.union(slots))
         self._is_stale = served < SLOTS or any(node is None or node.is_down for node in set(slots))
+
+    def _forget_all_but(self, nodes: Collection[ClusterNode | None]) -> None:
+        """Forget the nodes that have left the cluster, but for those that the URL names."""
+        for address, node in list(self._nodes.items()):
+            if node not in nodes and address not in self._hosts:
+                del self._nodes[address]
+                node.pool.disconnect(inuse_connections=False)
 
     def _masters(self) -> list[ClusterNode]:
         self._refresh_if_stale()
@@ -239,6 +248,8 @@ class Cluster:
         if found := key or key_of(command):
             return self._owner(found)
         masters = self._masters()
+        if not masters:
+            raise NodeError("no node serves any slot")
         return random.choice([node for node in masters if not node.is_down] or masters)
 
     def _is_served_elsewhere(self, command: Command, key: str, node: ClusterNode, error: Exception) -> bool:
@@ -267,4 +278,7 @@ class Cluster:
 
 
 def _execute(node: ClusterNode, command: Command) -> Any:
-    return exchange_with(node, [command])[0]
+    try:
+        return exchange_with(node, [command])[0]
+    except redis.RedisError as error:
+        raise node.explain(error) from None

@@ -68,6 +68,8 @@ class PipelinedConnection:
             rest = [self._read_or_error() for _ in range(after)]
         if self._node is not None:
             self._node.answered()
+        if is_moving and not reply:
+            self._release()  # the next command finds out whether the key is still moving
         return reply, [None] * following if is_moving else rest
 
     def _read_or_error(self) -> Any:

@@ -10,6 +10,7 @@ import pytest
 from lightbus_django import BusUnavailable, fire, fire_many
 from lightbus_django.bus import heartbeats, streams
 from lightbus_django.bus.client import RedisClient
+from lightbus_django.bus.cluster import Cluster as Nodes
 from lightbus_django.bus.connection import PipelinedConnection
 from lightbus_django.bus.consumer_group import GroupConsumer
 from lightbus_django.bus.heartbeats import ProcessSign
@@ -19,7 +20,7 @@ from lightbus_django.conf import find_problems
 from lightbus_django.exceptions import BusForbidden, BusUnsupported, NodeUnavailable, SlotMoved
 from tests.clusters import Cluster, ask, views
 from tests.conftest import eventually
-from tests.servers import Server, redis_server
+from tests.servers import LOOPBACK, Server, redis_server
 
 PASSWORD = "pa55-of-the-tests"
 FIELDS = {b"any": b"thing"}
@@ -171,8 +172,12 @@ def test_while_a_slot_moves(client: RedisClient, group: GroupConsumer, cluster: 
     cluster.end_migration(key, other)
     client.append(key, FIELDS)
     assert read(group, keys) == [key]
-    assert ask(other, "XLEN", key) == 5
-    assert [len(group.claim_own(each, 100)) for each in keys] == [5, 2, 2]
+    ask(other, "CONFIG", "RESETSTAT")
+    client.append(key, FIELDS)
+    assert read(group, keys) == [key]
+    assert ask(other, "XLEN", key) == 6
+    assert "cmdstat_asking" not in ask(other, "INFO", "commandstats")
+    assert [len(group.claim_own(each, 100)) for each in keys] == [6, 2, 2]
 
 
 def test_what_waits_at_a_node_from_which_the_slot_moves(
@@ -352,6 +357,35 @@ def test_a_slot_that_no_node_serves(client: RedisClient, cluster: Cluster, keys:
     finally:
         ask(master, "CLUSTER", "ADDSLOTS", slot)
     eventually(lambda: not client.unreachable(keys))
+
+
+# --- Nodes that come and go -------------------------------------------------------------------
+
+
+def test_a_cluster_without_slots() -> None:
+    with Server("cluster-enabled yes", binary=redis_server()) as server:
+        url = server.url.replace("redis://", "redis+cluster://").removesuffix("/0")
+        with closing(RedisClient(url, timeout=1)) as client:
+            (reply,) = client.send([("PING",)])
+            assert "no node serves any slot" in str(client.handle_error(reply))
+
+
+def test_a_node_that_has_left_is_forgotten(client: RedisClient, cluster: Cluster, keys: list[str]) -> None:
+    client.append(keys[0], FIELDS)
+    servers = client.servers
+    assert isinstance(servers, Nodes)
+    left = servers.node(LOOPBACK, 1)
+    named = [servers.node(LOOPBACK, node.port) for node in cluster.nodes[:6]]
+    servers.changed()
+    eventually(lambda: client.append(keys[0], FIELDS) and servers.node(LOOPBACK, 1) is not left)
+    assert [servers.node(LOOPBACK, node.port) for node in cluster.nodes[:6]] == named
+
+
+def test_a_scan_while_a_node_is_down(client: RedisClient, frozen: Server, keys: list[str]) -> None:
+    with pytest.raises(NodeUnavailable, match=f":{frozen.port}"):
+        list(streams.find_streams(client))
+    assert not client.is_down
+    assert client.unreachable(keys).keys() == {keys[0]}
 
 
 # --- Errors -----------------------------------------------------------------------------------
