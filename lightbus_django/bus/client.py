@@ -17,11 +17,8 @@ from .address import connect
 from .cluster import Cluster
 from .errors import translate
 from .sandbox import NO_BUS, keep, keeps_events
-from .server import Server
+from .server import PAUSE, Server
 from .wire import Command, flat
-
-PAUSE = 4.0
-"""Seconds between two attempts to reach a server that is down, by callers whose events can wait."""
 
 _WITHOUT_PASSWORD = "without any password"  # noqa: S105
 

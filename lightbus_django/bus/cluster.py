@@ -14,7 +14,7 @@ from typing import Any
 
 import redis
 
-from .cluster_node import ClusterNode, Exchange, exchange_with
+from .cluster_node import ClusterNode, Exchange, execute
 from .errors import NodeError, Redirected
 from .server import scan
 from .slots import SLOTS, key_of, slot_of
@@ -22,6 +22,9 @@ from .wire import Command, ask
 
 REFRESH_INTERVAL = 0.25
 """Seconds between two questions who serves what, while a node is down."""
+
+POLL_INTERVAL = 0.05
+"""Seconds between two looks at several streams, where Redis can't wait for all of them at a time."""
 
 MAX_CANDIDATES = 3
 """How many of the known nodes are asked who serves what, at most: each may take a timeout."""
@@ -149,16 +152,12 @@ class Cluster:
     def _refresh(self, candidates: Iterable[ClusterNode]) -> None:
         try:
             for node in candidates:
-                try:
-                    (reply,) = exchange_with(node, [("CLUSTER", "SLOTS")])
-                    if isinstance(reply, Exception):
-                        raise reply
-                except redis.RedisError as error:
-                    self._problem = error
-                    node.explain(error)
-                else:
+                reply = execute(node, ("CLUSTER", "SLOTS"))
+                if not isinstance(reply, redis.RedisError):
                     self._adopt(reply, node)
                     return
+                self._problem = reply
+                node.explain(reply)
         finally:
             self._refresh_at = time.monotonic() + REFRESH_INTERVAL
 
@@ -278,7 +277,5 @@ class Cluster:
 
 
 def _execute(node: ClusterNode, command: Command) -> Any:
-    try:
-        return exchange_with(node, [command])[0]
-    except redis.RedisError as error:
-        raise node.explain(error) from None
+    reply = execute(node, command)
+    return node.explain(reply) if isinstance(reply, Exception) else reply

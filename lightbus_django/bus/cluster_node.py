@@ -2,16 +2,14 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import redis
 
 from .errors import NodeError, NodeResting, Redirected, is_unavailable
-from .wire import Command, exchange, exchanging
-
-PAUSE = 4.0
-"""Seconds between two attempts to reach a node that is down, in the background."""
+from .server import PAUSE
+from .wire import Command, exchanging
 
 PROBE_WAIT = 0.1
 """Seconds that a caller whose events can wait gives a node that is tried again."""
@@ -67,10 +65,7 @@ class ClusterNode:
             probe.join(wait)
 
     def _probe(self, command: Command) -> None:
-        try:
-            (reply,) = exchange_with(self, [command])
-        except redis.RedisError as error:
-            reply = error
+        reply = execute(self, command)
         if not (isinstance(reply, Exception) and isinstance(self.explain(reply), NodeError)):
             self.problem = None
 
@@ -172,16 +167,11 @@ class Exchange:
             self.node.pool.release(connection)
 
 
-def exchange_with(node: ClusterNode, commands: Sequence[Command]) -> list[Any]:
-    """Send commands to a node; return the replies."""
-    replies: list[Any] = []
-    connection = node.pool.get_connection()
-    try:
-        exchange(connection, commands, replies)
-    except BaseException:
-        connection.disconnect()
-        raise
-    finally:
-        node.pool.release(connection)
-    node.answered()
-    return replies
+def execute(node: ClusterNode, command: Command) -> Any:
+    """Send a command to a node; return the reply, an error as an exception."""
+    exchange = Exchange(node, False, retries=0)
+    exchange.add(0, command)
+    while exchange.step():
+        pass
+    (reply,) = exchange.replies()
+    return reply

@@ -83,6 +83,11 @@ def is_unavailable(error: Exception) -> bool:
     return isinstance(error, (*_UNAVAILABLE, *_CLUSTER)) or str(error).startswith(_UNAVAILABLE_CODES)
 
 
+def is_outage(error: Exception) -> bool:
+    """Whether Redis can't be used, rather than one of the nodes of a cluster."""
+    return isinstance(error, BusUnavailable) and not isinstance(error, NodeUnavailable)
+
+
 def translate(error: Exception, server: str, key: str) -> BusError:
     """Return what an error means. `server` is the address, and `key` what the command worked on."""
     text = _IN_SCRIPT.sub("", str(error).removeprefix("ERR "), count=1).removeprefix("ERR ")

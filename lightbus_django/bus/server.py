@@ -6,6 +6,9 @@ from typing import Any, Self
 from .errors import NodeError
 from .wire import Command, ask, exchange
 
+PAUSE = 4.0
+"""Seconds between two attempts to reach a server that is down, for callers whose events can wait."""
+
 
 class Server:
     """The server, with its connections. `Cluster` has the same methods but the last two, which its nodes have.

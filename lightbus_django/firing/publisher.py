@@ -13,6 +13,7 @@ from django.db.models.functions import Coalesce, Greatest
 
 from lightbus_django.bus.client import RedisClient
 from lightbus_django.bus.confirmations import CONFIRMATIONS_SIZE, MAX_FIELDS, Confirmations
+from lightbus_django.bus.errors import is_outage
 from lightbus_django.bus.first_publications import record
 from lightbus_django.bus.sandbox import keeps_events
 from lightbus_django.conf import Settings
@@ -121,7 +122,7 @@ def mark_confirmed(
         try:
             count += _mark_confirmed_in(stream, confirmations, using)
         except BusError as error:
-            if isinstance(error, BusUnavailable) and not isinstance(error, NodeUnavailable):
+            if is_outage(error):
                 raise
             errors |= dict.fromkeys(names, error)
     return count, errors
