@@ -43,13 +43,13 @@ class ClusterNode:
         self._topology = topology
         self.problem: NodeResting | None = None
         """Why it is of no use: it does not answer, until it does; or it refuses, until it accepts a write."""
+        self._refuses_writes = False
         self._try_at = 0.0
 
     @property
     def is_down(self) -> bool:
-        """Whether it did not answer last time. A refusal is an answer."""
-        problem = self.problem
-        return problem is not None and not problem.answers
+        """Whether it did not answer last time, or did not let us in. A node that refuses writes is not down."""
+        return self.problem is not None and not self._refuses_writes
 
     @property
     def must_rest(self) -> bool:
@@ -73,7 +73,7 @@ class ClusterNode:
         """Raise NodeResting if the node is down. Its callers' events can wait, but they themselves don't."""
         if self.is_down:
             self.try_again(wait=PROBE_WAIT)
-        if (problem := self.problem) is not None and not problem.answers:
+        if (problem := self.problem) is not None and self.is_down:
             raise problem.with_traceback(None)
 
     def explain(self, error: Exception, key: str | bytes = "") -> Exception:
@@ -92,8 +92,10 @@ class ClusterNode:
         self._topology.changed()
         found = NodeError(f"{self.name}: {text}", answers=isinstance(error, _REFUSALS))
         if "Hash slot not served" in text:  # the others are
-            self._topology.unserved(key)
+            if key:
+                self._topology.unserved(key)
         elif not isinstance(error, redis.exceptions.TryAgainError):
+            self._refuses_writes = isinstance(error, redis.ResponseError)
             self.problem = NodeResting(
                 str(found) if found.answers else f"{self.name} does not answer", answers=found.answers
             )

@@ -17,7 +17,7 @@ from lightbus_django.bus.heartbeats import ProcessSign
 from lightbus_django.bus.slots import key_of, slot_of
 from lightbus_django.bus.stream_watch import StreamWatch
 from lightbus_django.conf import find_problems
-from lightbus_django.exceptions import BusForbidden, BusUnsupported, NodeUnavailable, SlotMoved
+from lightbus_django.exceptions import BusForbidden, BusUnsupported, NodeDown, NodeUnavailable, SlotMoved
 from tests.clusters import Cluster, ask, views
 from tests.conftest import eventually
 from tests.servers import LOOPBACK, Server, redis_server
@@ -337,6 +337,7 @@ def test_a_node_that_does_not_know_the_user(cluster: Cluster, keys: list[str]) -
         results = client.append_many([(key, FIELDS) for key in keys])
         assert [isinstance(result, str) for result in results] == [False, True, True]
         (problem,) = client.unreachable(keys).values()
+        assert isinstance(client.append_many([(keys[0], FIELDS)], can_wait=True)[0], NodeDown)
         assert "invalid username-password pair" in str(problem)
         assert isinstance(problem, NodeUnavailable)
         assert problem.answers
