@@ -52,6 +52,9 @@ class BusUnavailable(BusError):
 class NodeUnavailable(BusUnavailable):
     """One node of a Redis Cluster can't be reached or can't serve requests at the moment; others may."""
 
+    answers = False
+    """Whether the node answers, with a refusal."""
+
 
 class NodeDown(NodeUnavailable):
     """The node is known to be down, and was not tried."""

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -17,11 +17,8 @@ from .address import connect
 from .cluster import Cluster
 from .errors import translate
 from .sandbox import NO_BUS, keep, keeps_events
-from .server import Server
+from .server import PAUSE, Server
 from .wire import Command, flat
-
-PAUSE = 4.0
-"""Seconds between two attempts to reach a server that is down, by callers whose events can wait."""
 
 _WITHOUT_PASSWORD = "without any password"  # noqa: S105
 
@@ -82,10 +79,11 @@ class RedisClient:
         """Whether keys are on several servers. Then a command can't work on streams of several slots."""
         return isinstance(self._servers, Cluster)
 
-    def unreachable(self, streams: Collection[str]) -> Collection[str]:
-        """Return those of some streams whose node in a cluster is known to be down, until it answers again."""
+    def unreachable(self, streams: Collection[str]) -> Mapping[str, BusError]:
+        """Return those of some streams whose node in a cluster can't be used, and why: it is down or refuses writes."""
         with self.handle_errors():
-            return self.servers.unreachable(streams)
+            problems = self.servers.unreachable(streams)
+        return {stream: translate(problem, str(self), stream) for stream, problem in problems.items()}
 
     # --- Commands -----------------------------------------------------------------------------
 

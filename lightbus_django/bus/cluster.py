@@ -4,6 +4,7 @@
 is elsewhere. Only the keys of some slots are concerned then: all others go on as before.
 """
 
+import math
 import random
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 import redis
 
-from .cluster_node import ClusterNode, Exchange, exchange_with
+from .cluster_node import ClusterNode, Exchange, execute
 from .errors import NodeError, Redirected
 from .server import scan
 from .slots import SLOTS, key_of, slot_of
@@ -21,6 +22,9 @@ from .wire import Command, ask
 
 REFRESH_INTERVAL = 0.25
 """Seconds between two questions who serves what, while a node is down."""
+
+POLL_INTERVAL = 0.05
+"""Seconds between two looks at several streams, where Redis can't wait for all of them at a time."""
 
 MAX_CANDIDATES = 3
 """How many of the known nodes are asked who serves what, at most: each may take a timeout."""
@@ -53,7 +57,7 @@ class Cluster:
         self._is_stale = True
         """Whether to ask again who serves what."""
         self._refresh_at = 0.0
-        self._problem: redis.RedisError | None = None
+        self._problem: redis.RedisError = NodeError("no node is known")
         """Why no node could tell."""
         self._lock = threading.Lock()
 
@@ -76,23 +80,34 @@ class Cluster:
         node.check()
         return node
 
-    def unreachable(self, keys: Collection[str]) -> Collection[str]:
+    def unreachable(self, keys: Collection[str]) -> Mapping[str, NodeError]:
         self._refresh_if_stale()
-        owners = {key: self._slots[slot_of(key)] for key in keys}
-        for node in set(owners.values()):
-            if node is not None and node.is_down and node.take_turn():
-                threading.Thread(target=_probe, args=[node], name=f"probe of {node.name}", daemon=True).start()
-        return {key for key, node in owners.items() if node is None or node.is_down}
+        problems: dict[str, NodeError] = {}
+        for key in keys:
+            try:
+                node = self._owner(key)
+            except NodeError as error:
+                problems[key] = error
+                continue
+            node.try_again(("XACK", key, "", "0-0"))  # only a write shows whether it accepts writes
+            if (problem := node.problem) is not None:
+                problems[key] = problem
+        return problems
 
     def node(self, host: str, port: int) -> ClusterNode:
         """Return the node at an address."""
-        if (host, port) not in self._nodes:
-            self._nodes.setdefault((host, port), ClusterNode(self, host, port, self._options))
-        return self._nodes[host, port]
+        if found := self._nodes.get((host, port)):
+            return found
+        return self._nodes.setdefault((host, port), ClusterNode(self, host, port, self._options))
 
     def moved(self, slot: int, node: ClusterNode) -> None:
         """Take note that another node serves a slot now."""
         self._slots[slot] = node
+        self._is_stale = True
+
+    def unserved(self, key: str | bytes) -> None:
+        """Take note that no node serves the slot of a key."""
+        self._slots[slot_of(key)] = None
         self._is_stale = True
 
     def changed(self) -> None:
@@ -106,51 +121,65 @@ class Cluster:
             raise NodeError(f"no node serves slot {slot_of(key)}")
         return node
 
-    def _refresh_if_stale(self) -> None:
-        if not self._is_stale or (self._slots and time.monotonic() < self._refresh_at):
-            return
-        # Who knows something goes on with that while another thread asks.
-        if self._lock.acquire(blocking=not self._slots):
-            try:
-                if self._is_stale and time.monotonic() >= self._refresh_at:
-                    self._refresh()
-            finally:
-                self._lock.release()
-        if not self._slots and self._problem is not None:
-            raise self._problem  # of the thread that has just asked
+    def _refresh_if_stale(self, *, at_once: bool = False) -> None:
+        """Ask who serves what, if that may have changed: in the background, where what is known will do.
 
-    def _refresh(self) -> None:
-        """Ask who serves what; those nodes first that are not known to be down."""
+        Raises:
+            RedisError: nothing is known, and no node tells.
+        """
+        if not self._slots:
+            with self._lock:  # who waits here shares what the first one finds out
+                if not self._slots and time.monotonic() >= self._refresh_at:
+                    self._refresh(self._candidates())
+            if not self._slots:
+                raise self._problem.with_traceback(None)
+        elif self._is_stale and time.monotonic() >= self._refresh_at:
+            candidates = self._candidates()
+            if not at_once:
+                self._refresh_at = math.inf
+                threading.Thread(target=self._refresh, args=[candidates], name="cluster slots", daemon=True).start()
+            elif healthy := [node for node in candidates if not node.is_down]:
+                self._refresh(healthy)
+
+    def _candidates(self) -> list[ClusterNode]:
+        """Return the nodes to ask: those first that are not down, and none that must rest."""
         known = list(self._nodes.values())
         random.shuffle(known)
         candidates = sorted(known, key=lambda node: node.is_down)[:MAX_CANDIDATES]
         candidates += [node for host in self._hosts if (node := self.node(*host)) not in candidates]
-        problem = None
-        for node in candidates:
-            try:
-                (reply,) = exchange_with(node, [("CLUSTER", "SLOTS")])
-                if isinstance(reply, Exception):
-                    raise reply
-            except redis.RedisError as error:
-                problem = error
-                node.explain(error)
-            else:
-                self._adopt(reply, node)
-                return
-        self._problem = problem
-        self._refresh_at = time.monotonic() + REFRESH_INTERVAL
+        return [node for node in candidates if not node.must_rest]
+
+    def _refresh(self, candidates: Iterable[ClusterNode]) -> None:
+        try:
+            for node in candidates:
+                reply = execute(node, ("CLUSTER", "SLOTS"))
+                if not isinstance(reply, redis.RedisError):
+                    self._adopt(reply, node)
+                    return
+                self._problem = reply
+                node.explain(reply)
+        finally:
+            self._refresh_at = time.monotonic() + REFRESH_INTERVAL
 
     def _adopt(self, reply: Sequence[Any], told_by: ClusterNode) -> None:
-        slots = self._slots.copy() or [None] * SLOTS  # during a failover some slots may be nobody's, for a moment
-        served = 0
+        slots = self._slots.copy() or [None] * SLOTS  # during a failover some slots may briefly have no node
+        served, told = 0, set[ClusterNode]()
         for first, last, *servers in reply:
             # The first one is the master. The others may be, next time.
             nodes = [self.node(host.decode() if host else told_by.host, port) for host, port, *_ in servers]
             slots[first : last + 1] = nodes[:1] * (last + 1 - first)
             served += last + 1 - first
+            told.update(nodes)
         self._slots = slots
-        self._is_stale = served < SLOTS or any(node is None or node.must_rest for node in set(slots))
-        self._refresh_at = time.monotonic() + REFRESH_INTERVAL
+        self._forget_all_but(told.union(slots))
+        self._is_stale = served < SLOTS or any(node is None or node.is_down for node in set(slots))
+
+    def _forget_all_but(self, nodes: Collection[ClusterNode | None]) -> None:
+        """Forget the nodes that have left the cluster, but for those that the URL names."""
+        for address, node in list(self._nodes.items()):
+            if node not in nodes and address not in self._hosts:
+                del self._nodes[address]
+                node.pool.disconnect(inuse_connections=False)
 
     def _masters(self) -> list[ClusterNode]:
         self._refresh_if_stale()
@@ -177,7 +206,7 @@ class Cluster:
                     replies[number] = reply
                     if not isinstance(reply, Exception):
                         continue
-                    replies[number] = problem = each.node.explain(reply)
+                    replies[number] = problem = each.node.explain(reply, key or key_of(commands[number]) or "")
                     if isinstance(problem, Redirected):
                         left.append(number)
                         if problem.asks is not None:
@@ -218,6 +247,8 @@ class Cluster:
         if found := key or key_of(command):
             return self._owner(found)
         masters = self._masters()
+        if not masters:
+            raise NodeError("no node serves any slot")
         return random.choice([node for node in masters if not node.is_down] or masters)
 
     def _is_served_elsewhere(self, command: Command, key: str, node: ClusterNode, error: Exception) -> bool:
@@ -225,6 +256,7 @@ class Cluster:
         if not self._retries or not isinstance(error, redis.ConnectionError):
             return False
         try:
+            self._refresh_if_stale(at_once=True)
             return self._node_for(command, key) is not node
         except redis.RedisError:
             return False
@@ -244,13 +276,6 @@ class Cluster:
         """Do nothing: a connection that has become that of a replica says where the master is."""
 
 
-def _probe(node: ClusterNode) -> None:
-    """Find out whether a node answers again, be it with an error."""
-    try:
-        exchange_with(node, [("PING",)])
-    except redis.RedisError as error:
-        node.explain(error)
-
-
 def _execute(node: ClusterNode, command: Command) -> Any:
-    return exchange_with(node, [command])[0]
+    reply = execute(node, command)
+    return node.explain(reply) if isinstance(reply, Exception) else reply

@@ -1,21 +1,24 @@
 """One node of a Redis Cluster, and commands on their way to it."""
 
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import redis
 
 from .errors import NodeError, NodeResting, Redirected, is_unavailable
-from .wire import Command, exchange, exchanging
+from .server import PAUSE
+from .wire import Command, exchanging
 
-PAUSE = 4.0
-"""Seconds between two attempts to reach a node that is down, by callers whose events can wait."""
+PROBE_WAIT = 0.1
+"""Seconds that a caller whose events can wait gives a node that is tried again."""
 
 ASKING: Command = ("ASKING",)
 """Lets the next command reach a key whose slot is still moving to the node."""
 
-_DOWN = (redis.ConnectionError, redis.TimeoutError)
+_REFUSALS = (redis.ResponseError, redis.AuthenticationError)
+"""Errors with which a node answers. So does one that doesn't accept our password."""
 
 
 class Topology(Protocol):
@@ -24,6 +27,8 @@ class Topology(Protocol):
     def node(self, host: str, port: int) -> "ClusterNode": ...
 
     def moved(self, slot: int, node: "ClusterNode") -> None: ...
+
+    def unserved(self, key: str | bytes) -> None: ...
 
     def changed(self) -> None: ...
 
@@ -36,33 +41,42 @@ class ClusterNode:
         self.name = f"{host}:{port}"
         self.pool: Any = redis.ConnectionPool(host=host, port=port, **options)
         self._topology = topology
-        self._try_at: float | None = None
+        self.problem: NodeResting | None = None
+        """Why it is of no use: it does not answer, until it does; or it refuses, until it accepts a write."""
+        self._refuses_writes = False
+        self._try_at = 0.0
 
     @property
     def is_down(self) -> bool:
-        """Whether it did not answer last time."""
-        return self._try_at is not None
+        """Whether it did not answer last time, or did not let us in. A node that refuses writes is not down."""
+        return self.problem is not None and not self._refuses_writes
 
     @property
     def must_rest(self) -> bool:
         """Whether it is down, and it is too early to try again."""
-        return self._try_at is not None and time.monotonic() < self._try_at
+        return self.is_down and time.monotonic() < self._try_at
 
-    def take_turn(self) -> bool:
-        """Return whether the caller should use the node: if it is down, one caller gets to try after each PAUSE."""
-        if self._try_at is None:
-            return True
-        if self.must_rest:
-            return False
-        self._try_at = time.monotonic() + PAUSE
-        return True
+    def try_again(self, command: Command = ("PING",), *, wait: float = 0.0) -> None:
+        """Try a node with a problem in the background, once in each PAUSE; wait up to `wait` seconds for its answer."""
+        if self.problem is not None and time.monotonic() >= self._try_at:
+            self._try_at = time.monotonic() + PAUSE
+            probe = threading.Thread(target=self._probe, args=[command], name=f"probe of {self.name}", daemon=True)
+            probe.start()
+            probe.join(wait)
+
+    def _probe(self, command: Command) -> None:
+        reply = execute(self, command)
+        if not (isinstance(reply, Exception) and isinstance(self.explain(reply), NodeError)):
+            self.problem = None
 
     def check(self) -> None:
-        """Raise NodeResting if it is not the caller's turn to use the node."""
-        if not self.take_turn():
-            raise NodeResting(f"{self.name} does not answer")
+        """Raise NodeResting if the node is down. Its callers' events can wait, but they themselves don't."""
+        if self.is_down:
+            self.try_again(wait=PROBE_WAIT)
+        if (problem := self.problem) is not None and self.is_down:
+            raise problem.with_traceback(None)
 
-    def explain(self, error: Exception) -> Exception:
+    def explain(self, error: Exception, key: str | bytes = "") -> Exception:
         if isinstance(error, redis.exceptions.AskError):  # or MovedError
             other = self._topology.node(error.host or self.host, error.port)
             text = f"{self.name} names {other.name} for slot {error.slot_id}"
@@ -76,12 +90,21 @@ class ClusterNode:
         if isinstance(error, NodeError) or not is_unavailable(error):
             return error
         self._topology.changed()
-        if isinstance(error, _DOWN):
+        found = NodeError(f"{self.name}: {text}", answers=isinstance(error, _REFUSALS))
+        if "Hash slot not served" in text:  # the others are
+            if key:
+                self._topology.unserved(key)
+        elif not isinstance(error, redis.exceptions.TryAgainError):
+            self._refuses_writes = isinstance(error, redis.ResponseError)
+            self.problem = NodeResting(
+                str(found) if found.answers else f"{self.name} does not answer", answers=found.answers
+            )
             self._try_at = time.monotonic() + PAUSE
-        return NodeError(f"{self.name}: {text}")
+        return found
 
     def answered(self) -> None:
-        self._try_at = None
+        if self.is_down:
+            self.problem = None
 
 
 class Exchange:
@@ -146,16 +169,11 @@ class Exchange:
             self.node.pool.release(connection)
 
 
-def exchange_with(node: ClusterNode, commands: Sequence[Command]) -> list[Any]:
-    """Send commands to a node; return the replies."""
-    replies: list[Any] = []
-    connection = node.pool.get_connection()
-    try:
-        exchange(connection, commands, replies)
-    except BaseException:
-        connection.disconnect()
-        raise
-    finally:
-        node.pool.release(connection)
-    node.answered()
-    return replies
+def execute(node: ClusterNode, command: Command) -> Any:
+    """Send a command to a node; return the reply, an error as an exception."""
+    exchange = Exchange(node, False, retries=0)
+    exchange.add(0, command)
+    while exchange.step():
+        pass
+    (reply,) = exchange.replies()
+    return reply

@@ -68,6 +68,8 @@ class PipelinedConnection:
             rest = [self._read_or_error() for _ in range(after)]
         if self._node is not None:
             self._node.answered()
+        if is_moving and not reply:
+            self._release()  # the next command finds out whether the key is still moving
         return reply, [None] * following if is_moving else rest
 
     def _read_or_error(self) -> Any:
@@ -118,7 +120,7 @@ class PipelinedConnection:
                 self.close()
                 if node is None or not isinstance(error, redis.RedisError):
                     raise
-                problem = node.explain(error)
+                problem = node.explain(error, self._key)
                 if isinstance(problem, Redirected):
                     self._asks = problem.asks
                 raise problem from None

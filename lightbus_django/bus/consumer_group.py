@@ -6,7 +6,7 @@ it remembers the consumer, the time, and the number of deliveries.
 
 from collections.abc import Collection, Mapping, Sequence
 
-from lightbus_django.exceptions import BusFull, GroupMissing
+from lightbus_django.exceptions import BusError, BusFull, GroupMissing
 
 from . import scripts
 from .client import RedisClient
@@ -36,8 +36,8 @@ class GroupConsumer:
         self.client = client
         self.group = group
         self.name = name
-        self.unreachable: Collection[str] = ()
-        """The streams that are left out because their node of a cluster is down."""
+        self.unreachable: Mapping[str, BusError] = {}
+        """The streams that are left out because their node of a cluster can't be used, and why."""
         self._connections: dict[str, PipelinedConnection] = {}
         self._reads = GroupReads(group, name, self._connection, is_of_cluster=client.is_of_cluster)
 

@@ -59,9 +59,14 @@ _PLAIN = re.compile(r"(?:[\w ,.()/-]|(?<=\w)'(?=\w))*")
 class NodeError(redis.ConnectionError):
     """One node of a cluster can't serve what it was asked. The text names it."""
 
+    def __init__(self, text: str, *, answers: bool = False) -> None:
+        """Make the error; `answers` tells whether the node answers, with a refusal."""
+        super().__init__(text)
+        self.answers = answers
+
 
 class NodeResting(NodeError):
-    """A node is known to be down, and was not tried."""
+    """A node is known to be of no use, and was not tried."""
 
 
 class Redirected(NodeError):
@@ -78,14 +83,21 @@ def is_unavailable(error: Exception) -> bool:
     return isinstance(error, (*_UNAVAILABLE, *_CLUSTER)) or str(error).startswith(_UNAVAILABLE_CODES)
 
 
+def is_outage(error: Exception) -> bool:
+    """Whether Redis can't be used, rather than one of the nodes of a cluster."""
+    return isinstance(error, BusUnavailable) and not isinstance(error, NodeUnavailable)
+
+
 def translate(error: Exception, server: str, key: str) -> BusError:
     """Return what an error means. `server` is the address, and `key` what the command worked on."""
     text = _IN_SCRIPT.sub("", str(error).removeprefix("ERR "), count=1).removeprefix("ERR ")
     if isinstance(error, redis.OutOfMemoryError) or text.startswith("OOM"):
         return BusFull(f"Redis at {server} is full and accepts no new events: raise its 'maxmemory', or drain it")
     if isinstance(error, NodeError):
-        kinds = {Redirected: SlotMoved, NodeResting: NodeDown}
-        return kinds.get(type(error), NodeUnavailable)(f"Redis at {server} is not available: {text}")
+        kinds: dict[type, type[NodeUnavailable]] = {Redirected: SlotMoved, NodeResting: NodeDown}
+        found = kinds.get(type(error), NodeUnavailable)(f"Redis at {server} is not available: {text}")
+        found.answers = error.answers
+        return found
     if isinstance(error, _UNAVAILABLE) or text.startswith(_UNAVAILABLE_CODES):
         return BusUnavailable(f"Redis at {server} is not available: {type(error).__name__}: {text}")
     if text.startswith(_NO_GROUP):

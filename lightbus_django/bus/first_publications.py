@@ -12,9 +12,10 @@ from itertools import chain
 from uuid import UUID
 
 from lightbus_django.events.times import as_aware, stream_time
-from lightbus_django.exceptions import BusError, BusForbidden, BusUnavailable, NodeUnavailable
+from lightbus_django.exceptions import BusError, BusForbidden
 
 from .client import RedisClient
+from .errors import is_outage
 from .wire import Command
 
 logger = logging.getLogger("lightbus_django")
@@ -51,7 +52,7 @@ def record(client: RedisClient, streams: Mapping[str, Mapping[UUID, datetime]], 
         for reply in replies[2 * number : 2 * number + 2]:
             if isinstance(reply, Exception):
                 problem = client.handle_error(reply, key(stream))
-                if isinstance(problem, BusUnavailable) and not isinstance(problem, NodeUnavailable):
+                if is_outage(problem):
                     raise problem
                 problems[stream] = problem
     return problems

@@ -11,11 +11,9 @@ from lightbus_django.events.codec import Fields
 from lightbus_django.exceptions import NodeUnavailable
 
 from . import first_publications
+from .cluster import POLL_INTERVAL
 from .connection import PipelinedConnection, follow
 from .wire import Command, as_fields
-
-POLL_INTERVAL = 0.05
-"""Seconds between two looks at several streams in a cluster, where Redis can't wait for all of them at a time."""
 
 
 class Entry(msgspec.Struct, frozen=True, eq=False):

@@ -1,9 +1,13 @@
 """One Redis server, or the one that Redis Sentinel names as the master: it has all keys."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Self
 
+from .errors import NodeError
 from .wire import Command, ask, exchange
+
+PAUSE = 4.0
+"""Seconds between two attempts to reach a server that is down, for callers whose events can wait."""
 
 
 class Server:
@@ -49,9 +53,9 @@ class Server:
         """Return the server that has a key."""
         return self
 
-    def unreachable(self, keys: Collection[str]) -> Collection[str]:
-        """Return the keys whose node in a cluster is known to be down; see to it that such a node is tried again."""
-        return ()
+    def unreachable(self, keys: Collection[str]) -> Mapping[str, NodeError]:
+        """Return the keys whose node in a cluster is known to be of no use, and why; let it be tried again."""
+        return {}
 
     def scan(self, *options: Any) -> Iterator[bytes]:
         """Yield the keys of all servers that SCAN finds with these options."""
@@ -73,7 +77,7 @@ class Server:
 
     # --- What a node does as well -------------------------------------------------------------
 
-    def explain(self, error: Exception) -> Exception:
+    def explain(self, error: Exception, key: str | bytes = "") -> Exception:
         """Take note of an error; return the one to tell, which in a cluster may be a NodeError."""
         return error
 

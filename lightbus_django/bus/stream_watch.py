@@ -10,10 +10,8 @@ from lightbus_django.exceptions import BusError, BusUnavailable, NodeUnavailable
 
 from . import scripts
 from .client import RedisClient
+from .cluster import POLL_INTERVAL
 from .connection import PipelinedConnection
-
-POLL_INTERVAL = 0.05
-"""Seconds between two looks at the streams where Redis does not wait for all of them at a time."""
 
 
 class StreamWatch:

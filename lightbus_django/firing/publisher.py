@@ -13,6 +13,7 @@ from django.db.models.functions import Coalesce, Greatest
 
 from lightbus_django.bus.client import RedisClient
 from lightbus_django.bus.confirmations import CONFIRMATIONS_SIZE, MAX_FIELDS, Confirmations
+from lightbus_django.bus.errors import is_outage
 from lightbus_django.bus.first_publications import record
 from lightbus_django.bus.sandbox import keeps_events
 from lightbus_django.conf import Settings
@@ -97,30 +98,33 @@ def publish_and_confirm(
     unreachable = _put_off_refused(rows, results, using, client)
     if any(isinstance(result, int) and result % MARK_EVERY == 0 for result in results):
         _, errors = mark_confirmed({row.event_name for row in rows}, using, client, settings)
-        for error in errors:
+        for error in errors.values():
             raise error
     return list(unreachable.values())
 
 
 def mark_confirmed(
     event_names: Iterable[str], using: str, client: RedisClient, settings: Settings
-) -> tuple[int, list[BusError]]:
+) -> tuple[int, dict[str, BusError]]:
     """Mark the rows whose publication is confirmed in the streams of these events.
 
-    Returns how many confirmations there were, and the errors of streams whose confirmations can't be read.
+    Returns how many confirmations there were, and an error for each event whose confirmations can't be read.
 
     Raises:
         BusUnavailable: rows that are not marked are still confirmed.
     """
     confirmations = Confirmations(client, settings.service_name, using)
-    count, errors = 0, []
-    for stream in {stream_key(name, settings.stream_use) for name in event_names if is_name(name)}:
+    names_of = defaultdict(set)
+    for name in filter(is_name, event_names):
+        names_of[stream_key(name, settings.stream_use)].add(name)
+    count, errors = 0, dict[str, BusError]()
+    for stream, names in names_of.items():
         try:
             count += _mark_confirmed_in(stream, confirmations, using)
         except BusError as error:
-            if isinstance(error, BusUnavailable) and not isinstance(error, NodeUnavailable):
+            if is_outage(error):
                 raise
-            errors.append(error)
+            errors |= dict.fromkeys(names, error)
     return count, errors
 
 

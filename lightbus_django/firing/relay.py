@@ -1,13 +1,13 @@
 """The relay: publishes events that were left in the outbox, or that are to be published again."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from lightbus_django.bus.client import RedisClient
 from lightbus_django.conf import Settings
-from lightbus_django.exceptions import BusError, BusUnavailable
+from lightbus_django.exceptions import BusError, BusUnavailable, NodeUnavailable
 from lightbus_django.models import Claim, OutboxEvent, OutboxEventQuerySet, QueuePosition
 
 from .publisher import GRACE, POSTPONEMENT, mark_confirmed, publish_and_mark
@@ -58,21 +58,25 @@ class Relay:
             BusError: some confirmations can't be read, and nothing else is due.
         """
         self.is_behind = False
-        queue = self._look(now)
-        errors: list[BusError] = []
+        errors: dict[str, BusError] = {}
         names, done = self._waiting_names(now), set[str]()
-        while new := (names | {name for _, name in queue}) - done:
-            marked, new_errors = mark_confirmed(new, self._using, self._client, self._settings)
-            done |= new
-            errors += new_errors
-            if marked and queue:
-                queue = self._look(now)
-        if queue and (count := self._publish([position for position, _ in queue], now)):
+        count, postponed = 0, 1
+        while postponed and not count:  # others may be behind them
+            queue = self._look(now)
+            while new := (names | {name for _, name in queue}) - done:
+                marked, new_errors = mark_confirmed(new, self._using, self._client, self._settings)
+                done |= new
+                errors |= new_errors
+                if marked and queue:
+                    queue = self._look(now)
+            unknown = {name: error for name, error in errors.items() if isinstance(error, NodeUnavailable)}
+            count, postponed = self._publish(queue, unknown, now) if queue else (0, 0)
+        if count:
             return count
-        if self._unreachable and now < self._unreachable[1]:
-            errors.append(self._unreachable[0])
-        for error in errors:
+        for error in errors.values():
             raise error
+        if self._unreachable and now < self._unreachable[1]:
+            raise self._unreachable[0]
         return 0
 
     def _look(self, now: datetime) -> list[tuple[QueuePosition, str]]:
@@ -106,23 +110,35 @@ class Relay:
         waiting = self._outbox.waiting(until=now + GRACE / 2).order_by("-due_at")
         return set(waiting.values_list("event_name", flat=True)[:RELAY_SIZE])
 
-    def _publish(self, positions: list[QueuePosition], now: datetime) -> int:
-        """Publish the first of these events, up to one that another process has claimed; return how many."""
-        head, claim = positions[0], Claim(now + GRACE)
+    def _publish(
+        self, queue: Sequence[tuple[QueuePosition, str]], unknown: Mapping[str, NodeUnavailable], now: datetime
+    ) -> tuple[int, int]:
+        """Publish the first events of the queue, up to one that another process has claimed.
+
+        Args:
+            unknown: names of events that may be published already, each with the reason. Those are postponed.
+
+        Returns how many were published or refused, and how many are postponed.
+        """
+        head, claim = queue[0][0], Claim(now + GRACE)
         if not self._outbox.at(head).claim(now, claim):
-            return 0
+            return 0, 0
         try:
             # Every process looks for other claims only after its own claim, so of two, at least one sees the other.
             others: Any = self._outbox.claimed(now).exclude(pk=head.id).values_list("due_at", "pk")
             first_other = min((QueuePosition(*row) for row in others), default=None)
-            ids = [position.id for position in positions if first_other is None or position < first_other]
+            ours = [each for each in queue if first_other is None or each[0] < first_other]
+            ids = [position.id for position, name in ours if name not in unknown]
             rows = read_rows(self._outbox.filter(pk__in=ids).due(now))
             _, unreachable = publish_and_mark(rows, self._using, self._client, self._settings)
+            rest = {position.id: unknown[name] for position, name in ours if name in unknown}
+            self._outbox.filter(pk__in=rest).postpone(now + POSTPONEMENT)
         finally:
             self._outbox.filter(pk=head.id).release(claim)
-        if unreachable:  # these events are due again later, and hold up no others
-            self._unreachable = unreachable[0], now + POSTPONEMENT
-        return len(ids) - len(unreachable)
+        problems = [*unreachable, *rest.values()]
+        if problems:  # these events are due again later, and hold up no others
+            self._unreachable = problems[0], now + POSTPONEMENT
+        return len(ours) - len(problems), len(problems)
 
 
 def republish(events: OutboxEventQuerySet, client: RedisClient, settings: Settings) -> Iterator[int]:

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from django.db import DatabaseError
 from django.utils import timezone
@@ -110,7 +111,7 @@ class Consumer:
         return self.processor.contended
 
     @property
-    def problem(self) -> EventContended | NodeUnavailable | None:
+    def problem(self) -> EventContended | BusError | None:
         """Why it can't do all of its work, though it can do some."""
         return self.contended or self.reachability.problem
 
@@ -191,7 +192,11 @@ class Consumer:
         self.stopping.wait(block)
 
     def stop(self) -> None:
-        """Acknowledge what is settled, and release the rest to other processes."""
+        """Acknowledge what is settled, and release the rest to other processes.
+
+        Raises:
+            NodeUnavailable: the other nodes of a cluster have done it.
+        """
         self.stopping.set()
         self.leases.end()
         try:
@@ -199,10 +204,10 @@ class Consumer:
         except (DatabaseUnavailable, DatabaseError) as error:
             text = "%s: releasing %d events that are handled, because their commits can't be confirmed: %s"
             logger.warning(text, self.group, len(self.in_flight.handled), one_line(error))
-        self.reader.flush()
         released = self.in_flight.leased
-        self.leases.release(released, to=PLACEHOLDER if self._leave else None)
-        if released:
+        problems = [*self._attempt(self.reader.flush), *self._attempt(self._release_all)]
+        self.group_consumer.unreachable = self.client.unreachable(self.streams)
+        if released and not problems:
             logger.info("%s: released %d events to other processes", self.group, len(released))
         self.in_flight.drop_all()
         self.group_consumer.close()  # Redis may have closed the connection during a long handler
@@ -214,6 +219,19 @@ class Consumer:
         self.group_consumer.close()
         self.inbox.give_back()
         self.state = State.STOPPED
+        for problem in problems:
+            raise problem
+
+    def _release_all(self) -> None:
+        self.leases.release(self.in_flight.leased, to=PLACEHOLDER if self._leave else None)
+
+    def _attempt(self, work: Callable[[], None]) -> list[NodeUnavailable]:
+        """Do something; return the error if one of the nodes of a cluster can't. The others have done it."""
+        try:
+            work()
+        except NodeUnavailable as error:
+            return [error]
+        return []
 
     def renew(self, now: float | None = None) -> None:
         """Renew the leases of what is in flight, unless the event in hand exceeds the timeout."""

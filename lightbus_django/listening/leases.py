@@ -103,14 +103,23 @@ class Leases:
 
         Args:
             to: another consumer under whose name they wait, if not this one's.
+
+        Raises:
+            NodeUnavailable: those of other nodes of a cluster are released.
         """
         alike = defaultdict(list)
         for entry in (delivery.entry for delivery in deliveries):
             alike[entry.stream, entry.deliveries - 1].append(entry.stream_id)
+        problem: NodeUnavailable | None = None
         for (stream, count), stream_ids in alike.items():
             if stream in self.group_consumer.unreachable:
                 continue  # others reclaim them when they time out
-            self.group_consumer.release(stream, stream_ids, idle=self.timeout + 1, deliveries=count, to=to)
+            try:
+                self.group_consumer.release(stream, stream_ids, idle=self.timeout + 1, deliveries=count, to=to)
+            except NodeUnavailable as error:
+                problem = error
+        if problem is not None:
+            raise problem
 
     def _renew(self, deliveries: Iterable[Delivery]) -> None:
         by_stream = defaultdict(list)

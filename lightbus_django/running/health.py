@@ -85,7 +85,7 @@ class Health:
         elif now >= self._probe_at:
             self._probe_at = now + PROBE_INTERVAL
             if isinstance(error, BusError):
-                answers = not isinstance(error, NodeUnavailable) and self._client.ping()
+                answers = error.answers if isinstance(error, NodeUnavailable) else self._client.ping()
             else:
                 answers = reconnect()
             self._answers_since = (self._answers_since or now) if answers else None

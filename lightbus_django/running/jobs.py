@@ -9,8 +9,9 @@ from typing import TypeVar
 from django.db import Error as DatabaseError
 
 from lightbus_django.bus.client import RedisClient
+from lightbus_django.bus.errors import is_outage
 from lightbus_django.database.errors import close_broken
-from lightbus_django.exceptions import BusUnavailable, LightbusError, NodeUnavailable
+from lightbus_django.exceptions import LightbusError
 
 from .health import Health
 
@@ -133,7 +134,7 @@ def for_each(items: Iterable[Item], work: Callable[[Item], Result]) -> list[Resu
         try:
             results.append(work(item))
         except (LightbusError, DatabaseError) as error:
-            if isinstance(error, BusUnavailable) and not isinstance(error, NodeUnavailable):
+            if is_outage(error):
                 raise
             close_broken()
             problem = error

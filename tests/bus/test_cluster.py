@@ -10,17 +10,18 @@ import pytest
 from lightbus_django import BusUnavailable, fire, fire_many, listens_to
 from lightbus_django.bus import heartbeats, streams
 from lightbus_django.bus.client import RedisClient
+from lightbus_django.bus.cluster import Cluster as Nodes
 from lightbus_django.bus.connection import PipelinedConnection
 from lightbus_django.bus.consumer_group import GroupConsumer
 from lightbus_django.bus.heartbeats import ProcessSign
 from lightbus_django.bus.slots import key_of, slot_of
 from lightbus_django.bus.stream_watch import StreamWatch
 from lightbus_django.conf import find_problems
-from lightbus_django.exceptions import BusForbidden, BusUnsupported, NodeUnavailable, SlotMoved
+from lightbus_django.exceptions import BusForbidden, BusUnsupported, NodeDown, NodeUnavailable, SlotMoved
 from lightbus_django.operating.status import read_status
 from tests.clusters import Cluster, ask, views
 from tests.conftest import eventually
-from tests.servers import Server, redis_server
+from tests.servers import LOOPBACK, Server, redis_server
 
 PASSWORD = "pa55-of-the-tests"
 FIELDS = {b"any": b"thing"}
@@ -172,8 +173,12 @@ def test_while_a_slot_moves(client: RedisClient, group: GroupConsumer, cluster: 
     cluster.end_migration(key, other)
     client.append(key, FIELDS)
     assert read(group, keys) == [key]
-    assert ask(other, "XLEN", key) == 5
-    assert [len(group.claim_own(each, 100)) for each in keys] == [5, 2, 2]
+    ask(other, "CONFIG", "RESETSTAT")
+    client.append(key, FIELDS)
+    assert read(group, keys) == [key]
+    assert ask(other, "XLEN", key) == 6
+    assert "cmdstat_asking" not in ask(other, "INFO", "commandstats")
+    assert [len(group.claim_own(each, 100)) for each in keys] == [6, 2, 2]
 
 
 def test_what_waits_at_a_node_from_which_the_slot_moves(
@@ -257,7 +262,7 @@ def test_events_of_other_nodes_are_published(client: RedisClient, frozen: Server
     assert f":{frozen.port}: Timeout" in str(results[0])
     assert isinstance(results[1], str)
     assert isinstance(results[2], str)
-    assert client.unreachable(keys) == {keys[0]}
+    assert client.unreachable(keys).keys() == {keys[0]}
     assert not client.is_down
     # From now on, those whose events can wait don't try.
     results = client.append_many([(key, FIELDS) for key in keys], can_wait=True)
@@ -270,7 +275,7 @@ def test_a_node_is_down_until_it_answers(
 ) -> None:
     monkeypatch.setattr("lightbus_django.bus.cluster_node.PAUSE", 0.0)
     client.append_many([(key, FIELDS) for key in keys])
-    assert [client.unreachable(keys) for _ in range(3)] == [{keys[0]}] * 3
+    assert [list(client.unreachable(keys)) for _ in range(3)] == [[keys[0]]] * 3
 
 
 def test_other_streams_are_read(group: GroupConsumer, client: RedisClient, frozen: Server, keys: list[str]) -> None:
@@ -296,6 +301,106 @@ def test_what_waits_there_is_unknown(
     lightbus(URL=cluster.url, REDIS_TIMEOUT=1)
     found = {each.name: (each.waiting, each.unknown_streams) for each in read_status().listeners}
     assert found == {"there": (None, keys[:1]), "elsewhere": (0, []), "both": (None, keys[:1])}
+
+
+def test_when_all_nodes_hang_one_caller_finds_out(cluster: Cluster, keys: list[str]) -> None:
+    """The others, whose events can wait, don't: the nodes are tried in the background."""
+    with closing(RedisClient(cluster.url, timeout=0.5)) as client:
+        client.append_many([(key, FIELDS) for key in keys])
+        for node in cluster.nodes:
+            node.freeze()
+        try:
+            assert "Timeout" in str(client.append_many([(keys[0], FIELDS)], can_wait=True)[0])
+            for _ in range(3):
+                assert "does not answer" in str(client.append_many([(keys[0], FIELDS)], can_wait=True)[0])
+        finally:
+            for node in cluster.nodes:
+                node.thaw()
+
+
+# --- Nodes that refuse ------------------------------------------------------------------------
+
+
+def test_a_node_that_refuses_writes(
+    client: RedisClient, cluster: Cluster, keys: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is left out until it accepts one: an answer to a question is not enough."""
+    monkeypatch.setattr("lightbus_django.bus.cluster_node.PAUSE", 0.0)
+    master = cluster.master_of(keys[0])
+    ask(master, "CONFIG", "SET", "min-replicas-to-write", 5)
+    try:
+        with pytest.raises(NodeUnavailable, match=rf":{master.port}: NOREPLICAS"):
+            client.append(keys[0], FIELDS)
+        for _ in range(3):
+            assert client.execute(("XLEN", keys[0]), keys[0]) == 0
+            assert client.ping()
+            (problem,) = client.unreachable(keys).values()
+            assert isinstance(problem, NodeUnavailable)
+            assert problem.answers
+            assert "NOREPLICAS" in str(problem)
+    finally:
+        ask(master, "CONFIG", "SET", "min-replicas-to-write", 0)
+    eventually(lambda: not client.unreachable(keys))
+
+
+def test_a_node_that_does_not_know_the_user(cluster: Cluster, keys: list[str]) -> None:
+    for node in cluster.nodes:
+        if node is not cluster.master_of(keys[0]):
+            ask(node, "ACL", "SETUSER", "some", "on", ">secret", "~*", "+@all")
+    with closing(RedisClient(cluster.url_of("some", "secret"), timeout=1)) as client:
+        results = client.append_many([(key, FIELDS) for key in keys])
+        assert [isinstance(result, str) for result in results] == [False, True, True]
+        (problem,) = client.unreachable(keys).values()
+        assert isinstance(client.append_many([(keys[0], FIELDS)], can_wait=True)[0], NodeDown)
+        assert "invalid username-password pair" in str(problem)
+        assert isinstance(problem, NodeUnavailable)
+        assert problem.answers
+
+
+def test_a_slot_that_no_node_serves(client: RedisClient, cluster: Cluster, keys: list[str]) -> None:
+    master = cluster.master_of(keys[0])
+    slot = slot_of(keys[0])
+    client.append_many([(key, FIELDS) for key in keys])
+    other = next(key for number in range(9999) if master is cluster.master_of(key := f"other{number}.*:stream"))
+    for node in cluster.nodes[:]:
+        ask(node, "CLUSTER", "DELSLOTS", slot)
+    try:
+        with pytest.raises(NodeUnavailable, match="Hash slot not served"):
+            client.append(keys[0], FIELDS)
+        assert client.unreachable([*keys, other]).keys() == {keys[0]}
+        assert isinstance(client.append_many([(other, FIELDS)], can_wait=True)[0], str)
+    finally:
+        ask(master, "CLUSTER", "ADDSLOTS", slot)
+    eventually(lambda: not client.unreachable(keys))
+
+
+# --- Nodes that come and go -------------------------------------------------------------------
+
+
+def test_a_cluster_without_slots() -> None:
+    with Server("cluster-enabled yes", binary=redis_server()) as server:
+        url = server.url.replace("redis://", "redis+cluster://").removesuffix("/0")
+        with closing(RedisClient(url, timeout=1)) as client:
+            (reply,) = client.send([("PING",)])
+            assert "no node serves any slot" in str(client.handle_error(reply))
+
+
+def test_a_node_that_has_left_is_forgotten(client: RedisClient, cluster: Cluster, keys: list[str]) -> None:
+    client.append(keys[0], FIELDS)
+    servers = client.servers
+    assert isinstance(servers, Nodes)
+    left = servers.node(LOOPBACK, 1)
+    named = [servers.node(LOOPBACK, node.port) for node in cluster.nodes[:6]]
+    servers.changed()
+    eventually(lambda: client.append(keys[0], FIELDS) and servers.node(LOOPBACK, 1) is not left)
+    assert [servers.node(LOOPBACK, node.port) for node in cluster.nodes[:6]] == named
+
+
+def test_a_scan_while_a_node_is_down(client: RedisClient, frozen: Server, keys: list[str]) -> None:
+    with pytest.raises(NodeUnavailable, match=f":{frozen.port}"):
+        list(streams.find_streams(client))
+    assert not client.is_down
+    assert client.unreachable(keys).keys() == {keys[0]}
 
 
 # --- Errors -----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from django.db import DatabaseError, connection
 
-from lightbus_django.bus.client import PAUSE
+from lightbus_django.bus.server import PAUSE
 from lightbus_django.conf import Settings
 from tests.own_postgresql import OwnPostgreSQL
 from tests.proxies import Proxy

@@ -8,7 +8,8 @@ import pytest
 from django.db import transaction
 
 from lightbus_django import BusUnavailable, fire, on_commit
-from lightbus_django.bus.client import PAUSE, RedisClient, get_client
+from lightbus_django.bus.client import RedisClient, get_client
+from lightbus_django.bus.server import PAUSE
 from lightbus_django.conf import get_settings
 from tests.firing.helpers import KEY, waiting
 

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import pytest
 from django.core.management import call_command
@@ -18,12 +19,15 @@ from lightbus_django.bus.client import RedisClient, get_client
 from lightbus_django.bus.group_reads import Entry
 from lightbus_django.conf import get_settings
 from lightbus_django.exceptions import NodeUnavailable
+from lightbus_django.firing import relay as relay_module
 from lightbus_django.firing.relay import Relay, republish
 from lightbus_django.listening.delivery import Delivery
 from lightbus_django.listening.listener import Listener
 from lightbus_django.listening.registry import Registry, registry
+from lightbus_django.listening.state import State
 from lightbus_django.models import OutboxEvent, ProcessedEvent
 from lightbus_django.operating.catalogue import read_catalogue
+from lightbus_django.running.own_threads import stop_consumer
 from lightbus_django.running.worker import Worker
 from tests.app.models import Effect
 from tests.clusters import Cluster, ask, views
@@ -271,7 +275,7 @@ def test_users_have_the_rights_that_the_documentation_gives_them(
     apis: list[str], cluster: Cluster, lightbus: Callable[..., None]
 ) -> None:
     operations = (ROOT / "docs" / "operations.md").read_text()
-    (more,) = re.findall(r"rights as\nwell: `(.*?)`", operations)
+    (more,) = re.findall(r"rights as\s+well: `(.*?)`", operations)
     users = [line.split() for line in re.findall(r"^ACL SETUSER .+$", operations, re.MULTILINE)]
     for node in cluster.nodes:
         for user in users:
@@ -364,6 +368,67 @@ def test_the_relay_postpones_what_is_for_a_node_that_hangs(apis: list[str], froz
     assert not OutboxEvent.objects.exclude(due_at=None).exists()
 
 
+def test_the_relay_passes_what_is_for_a_node_that_hangs(
+    apis: list[str], frozen: Callable[[], Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much it is, one step publishes what is behind it."""
+    monkeypatch.setattr("lightbus_django.firing.relay.RELAY_SIZE", 2)
+    place(apis[1:2], 0)
+    with transaction.atomic():
+        for number in range(5):
+            on_commit(f"{apis[0]}.placed", number=number)
+        frozen()
+    OutboxEvent.objects.filter(event_name=f"{apis[0]}.placed").update(due_at="2000-01-01T00:00Z")
+    OutboxEvent.objects.filter(event_name=f"{apis[1]}.placed").update(due_at=timezone.now())
+    confirmations = f"{{{stream(apis[1])}}}:published:shop:default"
+    client().execute(("DEL", confirmations, f"{confirmations}:times"), confirmations)
+    assert Relay("default", client(), get_settings()).step(timezone.now()) == 1
+
+
+def test_the_relay_waits_for_confirmations_that_it_can_not_read(
+    apis: list[str], frozen: Callable[[], Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that is back when they are to be published gets no event twice."""
+    place(apis[:1], 0)
+    master, now = frozen(), timezone.now()
+    OutboxEvent.objects.update(due_at=now)
+    read = relay_module.mark_confirmed
+
+    def thaw_after(*args: Any) -> Any:
+        try:
+            return read(*args)
+        finally:
+            master.thaw()
+            eventually(lambda: not client().unreachable([stream(apis[0])]))
+
+    monkeypatch.setattr(relay_module, "mark_confirmed", thaw_after)
+    with pytest.raises(NodeUnavailable):
+        Relay("default", client(), get_settings()).step(now)
+    assert client().execute(("XLEN", stream(apis[0])), stream(apis[0])) == 1
+    assert OutboxEvent.objects.exclude(due_at=None).get().due_at > now
+
+
+def test_a_stop_releases_what_is_on_other_nodes(
+    apis: list[str], frozen: Callable[[], Server], logs: pytest.LogCaptureFixture
+) -> None:
+    listen(apis)
+    worker = Worker(registry, service_name="shop", process_name="worker", settings=get_settings())
+    (consumer,) = worker.consumers
+    consumer.step(block=0)
+    place(apis, 0)
+    keys = [stream(api) for api in apis]
+    consumer.intake.receive(consumer.group_consumer.read(keys, count=10, block=0, acknowledge={}))
+    assert len(consumer.in_flight.leased) == 3
+    frozen()
+    stop_consumer(consumer)
+    assert consumer.state is State.STOPPED
+    assert "could not be released" in logs.text
+    for key in keys[1:]:
+        ((_, _, idle, _),) = client().execute(("XPENDING", key, "shop-book", "-", "+", 10), key)
+        assert idle > 1000 * get_settings().acknowledgement_timeout
+    worker.client.close()
+
+
 def test_a_consumer_leaves_a_stream_out_and_comes_back(apis: list[str], frozen: Callable[[], Server]) -> None:
     listen(apis)
     worker = Worker(registry, service_name="shop", process_name="worker", settings=get_settings())
@@ -381,7 +446,7 @@ def test_a_consumer_leaves_a_stream_out_and_comes_back(apis: list[str], frozen: 
     consumer.step(block=0)
     assert lost not in {delivery.entry.stream for delivery in consumer.in_flight.leased}
     assert "1-1" not in consumer.in_flight.settled[lost]
-    assert consumer.group_consumer.unreachable == {lost}
+    assert consumer.group_consumer.unreachable.keys() == {lost}
     assert isinstance(consumer.problem, NodeUnavailable)
     assert lost in consumer.in_flight.settled
     master.thaw()
@@ -398,6 +463,44 @@ def test_a_consumer_leaves_a_stream_out_and_comes_back(apis: list[str], frozen: 
     assert numbers() == [0, 1, 2, 3, 4, 100]
     consumer.stop()
     worker.client.close()
+
+
+@pytest.fixture
+def refusing(cluster: Cluster, apis: list[str]) -> Iterator[Callable[[], Server]]:
+    """Let the master of the first API refuse writes."""
+    master = cluster.master_of(stream(apis[0]))
+
+    def refuse() -> Server:
+        ask(master, "CONFIG", "SET", "min-replicas-to-write", 5)
+        return master
+
+    yield refuse
+    ask(master, "CONFIG", "SET", "min-replicas-to-write", 0)
+
+
+def test_a_node_that_refuses_writes_needs_attention_and_the_others_flow(
+    apis: list[str],
+    run: Callable[..., Worker],
+    refusing: Callable[[], Server],
+    logs: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lightbus_django.running.health.PROBE_INTERVAL", 0.1)
+    monkeypatch.setattr("lightbus_django.running.health.GRACE_PERIOD", 1.0)
+    listen(apis)
+    run()
+    place(apis, 0)
+    eventually(lambda: numbers() == [0, 1, 2])
+    master = refusing()
+    reason = f"{master.port}: NOREPLICAS"
+    eventually(lambda: any("shop-book: needs attention" in text and reason in text for text in logs.messages))
+    for number in range(3, 6):
+        fire(f"{apis[1]}.placed", number=number)
+        eventually(lambda number=number: number in numbers())
+    assert sum("can't be read: " in text and reason in text for text in logs.messages) == 1
+    ask(master, "CONFIG", "SET", "min-replicas-to-write", 0)
+    fire(f"{apis[0]}.placed", number=6)
+    eventually(lambda: 6 in numbers())
 
 
 @pytest.mark.parametrize("threads", [8, 1])
@@ -438,5 +541,5 @@ def test_streams_of_a_node_that_hangs_wait_and_the_others_flow(
     OutboxEvent.objects.exclude(due_at=None).update(due_at=timezone.now(), claimed_until=None)
     eventually(lambda: set(range(18)) <= set(numbers()), 60)
     assert [number for number in numbers() if number < 100] == [*range(18), 19]
-    assert logs.text.count("because the nodes are down") == 1
+    assert logs.text.count("can't be read: ") == 1
     assert logs.text.count(f"shop-book: {stream(apis[0])} can be read again") == 1
