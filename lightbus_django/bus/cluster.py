@@ -66,7 +66,7 @@ class Cluster:
 
     def close(self) -> None:
         for node in self._nodes.values():
-            node.pool.disconnect()
+            node.pool.disconnect(inuse_connections=False)  # a thread may be asking over one of them
 
     # --- Who serves what ----------------------------------------------------------------------
 

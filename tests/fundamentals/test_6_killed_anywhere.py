@@ -156,7 +156,7 @@ def test_while_it_stops(manage, burst, effects, all_is_well, tmp_path):
 
 def retry_at_once():
     """Spare us the backoff, and the time for which a retry is the process's that claimed it."""
-    FailedEvent.objects.update(next_attempt_at=timezone.now())
+    FailedEvent.objects.update(next_attempt_at=timezone.now(), claimed_until=None)
 
 
 def test_when_a_failure_is_committed_and_not_acknowledged(killed, burst, effects, all_is_well, tmp_path):
