@@ -43,18 +43,20 @@ class Producer:
 
     def run(self) -> None:
         """Go on where the rows say that we are, until there are enough or it is time."""
-        while True:
+        while time.time() < self.until:
             try:
                 rows = Sent.objects.filter(producer=self.name)
                 left = self.events - rows.count()
+                if left <= 0:
+                    return
                 number = rows.aggregate(last=Max("number", default=0))["last"]
+                # If a savepoint cannot be rolled back, Django rolls back all without a word: then count again.
                 while left > 0 and time.time() < self.until:
                     number += 1
                     left -= self.transact(number, left)
                     if settings.CHAOS_CLUSTER and number % 5 == 0:
                         self.fire_alone()
                     time.sleep(self.random.expovariate(self.rate / 2.5))
-                return
             except DatabaseError as error:
                 # Whether the last transaction was committed is not known here; the rows tell.
                 print("meets a database error:", str(error).partition("\n")[0], flush=True)
