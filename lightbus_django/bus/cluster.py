@@ -4,7 +4,6 @@
 is elsewhere. Only the keys of some slots are concerned then: all others go on as before.
 """
 
-import math
 import random
 import threading
 import time
@@ -16,7 +15,7 @@ import redis
 
 from .cluster_node import ClusterNode, Exchange, execute
 from .errors import NodeError, Redirected
-from .server import scan
+from .server import PAUSE, scan
 from .slots import SLOTS, key_of, slot_of
 from .wire import Command, ask
 
@@ -136,7 +135,7 @@ class Cluster:
         elif self._is_stale and time.monotonic() >= self._refresh_at:
             candidates = self._candidates()
             if not at_once:
-                self._refresh_at = math.inf
+                self._refresh_at = time.monotonic() + PAUSE  # a fork may cut the question off
                 threading.Thread(target=self._refresh, args=[candidates], name="cluster slots", daemon=True).start()
             elif healthy := [node for node in candidates if not node.is_down]:
                 self._refresh(healthy)

@@ -245,6 +245,7 @@ class Consumer:
             if self._receive(self.reader.own_pending(), now):
                 return True
             self.state = State.READING
+            self.offsets_at = 0.0  # it may not have read for a while
         if self.state is State.READING and now >= self.reclaim_at:
             self.state = State.RECLAIMING
         if self.state is State.RECLAIMING:

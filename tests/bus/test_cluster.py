@@ -1,5 +1,6 @@
 """A Redis Cluster, as the client sees it: which node is asked for a key, and what if that is another one now."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -10,6 +11,7 @@ import pytest
 from lightbus_django import BusUnavailable, fire, fire_many, listens_to
 from lightbus_django.bus import heartbeats, streams
 from lightbus_django.bus.client import RedisClient
+from lightbus_django.bus.cluster import REFRESH_INTERVAL
 from lightbus_django.bus.cluster import Cluster as Nodes
 from lightbus_django.bus.connection import PipelinedConnection
 from lightbus_django.bus.consumer_group import GroupConsumer
@@ -394,6 +396,22 @@ def test_a_node_that_has_left_is_forgotten(client: RedisClient, cluster: Cluster
     servers.changed()
     eventually(lambda: client.append(keys[0], FIELDS) and servers.node(LOOPBACK, 1) is not left)
     assert [servers.node(LOOPBACK, node.port) for node in cluster.nodes[:6]] == named
+
+
+def test_a_question_that_a_fork_cuts_off_is_asked_again(
+    client: RedisClient, keys: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightbus_django.bus.cluster.PAUSE", 0.0)
+    client.append(keys[0], FIELDS)
+    servers = client.servers
+    assert isinstance(servers, Nodes)
+    left = servers.node(LOOPBACK, 1)
+    time.sleep(REFRESH_INTERVAL)
+    servers.changed()
+    with monkeypatch.context() as forked:
+        forked.setattr(threading.Thread, "start", lambda thread: None)
+        client.append(keys[0], FIELDS)
+    eventually(lambda: client.append(keys[0], FIELDS) and servers.node(LOOPBACK, 1) is not left)
 
 
 def test_a_scan_while_a_node_is_down(client: RedisClient, frozen: Server, keys: list[str]) -> None:

@@ -151,6 +151,27 @@ class TestLosses:
         assert consumer.offsets.lost == 9
         assert effects() == [0, 13, 14, 23, 24, 33, 34]
 
+    @pytest.mark.parametrize("after", ["an event", "a pause"])
+    def test_are_looked_for_soon(self, after, r, record, consume, lightbus):
+        """A listener that has nothing to do looks less often."""
+        lightbus(RECLAIM_INTERVAL=5)
+        consumer = consume()
+        fire("shop.order_placed", number=0)
+        drain(consumer)
+        consumer.step(now=1e6, block=0)
+        if after == "a pause":
+            consumer.pause.begin("ada")
+            consumer.step(now=1e6 + 1, block=0)
+            consumer.pause.end()
+        else:
+            fire("shop.order_placed", number=1)
+            consumer.step(now=1e6 + 1, block=0)
+        for number in range(2, 7):
+            fire("shop.order_placed", number=number)
+        r.xtrim(KEY, maxlen=2, approximate=False)
+        consumer.step(now=1e6 + 6, block=0)
+        assert consumer.offsets.lost == 3
+
     def test_what_is_trimmed_after_it_was_handled_is_none(self, r, record, consume, caplog):
         consumer = consume()
         for number in range(5):
