@@ -95,5 +95,5 @@ def _cluster(url: RedisUrl, options: dict[str, Any], retries: int) -> Cluster:
     hosts = [(each.pop("host", "localhost"), each.pop("port", 6379)) for each in of_hosts]
     # What is sent again may have to go to another node, so connections don't do that themselves.
     cluster = Cluster(url.address(), hosts, {**options, **of_hosts[0], "retry": Retry(NoBackoff(), 0)}, retries=retries)
-    _check(cluster.node(*hosts[0]).pool)
+    _check(cluster.topology.node(*hosts[0]).pool)
     return cluster

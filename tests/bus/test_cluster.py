@@ -11,13 +11,13 @@ import pytest
 from lightbus_django import BusUnavailable, fire, fire_many, listens_to
 from lightbus_django.bus import heartbeats, streams
 from lightbus_django.bus.client import RedisClient
-from lightbus_django.bus.cluster import REFRESH_INTERVAL
 from lightbus_django.bus.cluster import Cluster as Nodes
 from lightbus_django.bus.connection import PipelinedConnection
 from lightbus_django.bus.consumer_group import GroupConsumer
 from lightbus_django.bus.heartbeats import ProcessSign
 from lightbus_django.bus.slots import key_of, slot_of
 from lightbus_django.bus.stream_watch import StreamWatch
+from lightbus_django.bus.topology import REFRESH_INTERVAL
 from lightbus_django.conf import find_problems
 from lightbus_django.exceptions import BusForbidden, BusUnsupported, NodeDown, NodeUnavailable, SlotMoved
 from lightbus_django.operating.status import read_status
@@ -391,27 +391,27 @@ def test_a_node_that_has_left_is_forgotten(client: RedisClient, cluster: Cluster
     client.append(keys[0], FIELDS)
     servers = client.servers
     assert isinstance(servers, Nodes)
-    left = servers.node(LOOPBACK, 1)
-    named = [servers.node(LOOPBACK, node.port) for node in cluster.nodes[:6]]
-    servers.changed()
-    eventually(lambda: client.append(keys[0], FIELDS) and servers.node(LOOPBACK, 1) is not left)
-    assert [servers.node(LOOPBACK, node.port) for node in cluster.nodes[:6]] == named
+    left = servers.topology.node(LOOPBACK, 1)
+    named = [servers.topology.node(LOOPBACK, node.port) for node in cluster.nodes[:6]]
+    servers.topology.changed()
+    eventually(lambda: client.append(keys[0], FIELDS) and servers.topology.node(LOOPBACK, 1) is not left)
+    assert [servers.topology.node(LOOPBACK, node.port) for node in cluster.nodes[:6]] == named
 
 
 def test_a_question_that_a_fork_cuts_off_is_asked_again(
     client: RedisClient, keys: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightbus_django.bus.cluster.PAUSE", 0.0)
+    monkeypatch.setattr("lightbus_django.bus.topology.PAUSE", 0.0)
     client.append(keys[0], FIELDS)
     servers = client.servers
     assert isinstance(servers, Nodes)
-    left = servers.node(LOOPBACK, 1)
+    left = servers.topology.node(LOOPBACK, 1)
     time.sleep(REFRESH_INTERVAL)
-    servers.changed()
+    servers.topology.changed()
     with monkeypatch.context() as forked:
         forked.setattr(threading.Thread, "start", lambda thread: None)
         client.append(keys[0], FIELDS)
-    eventually(lambda: client.append(keys[0], FIELDS) and servers.node(LOOPBACK, 1) is not left)
+    eventually(lambda: client.append(keys[0], FIELDS) and servers.topology.node(LOOPBACK, 1) is not left)
 
 
 def test_a_scan_while_a_node_is_down(client: RedisClient, frozen: Server, keys: list[str]) -> None:
